@@ -1,0 +1,47 @@
+"""Rewards to advantages, group by group. Imports torch alone.
+
+A response without a reward (NaN: its verification failed) is left out of its group's baseline and gets advantage 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Baseline = Literal["mean", "mean-std", "leave-one-out"]
+"""`mean`: r - mean(r), the default (arXiv 2606.03070, Eq. 1). `mean-std`: that over (std + 1e-6), with the unbiased
+standard deviation (arXiv 2402.03300; verl). `leave-one-out`: r - mean of the others (arXiv 2402.14740)."""
+
+
+def group_advantages(rewards_R: Tensor, group_R: Tensor, baseline: Baseline = "mean") -> Tensor:
+    """Advantages [R], in the dtype of the rewards.
+
+    Args:
+        rewards_R: [R] floating, NaN where a response has no reward.
+        group_R: int64 [R], the group of each response, 0-based.
+        baseline: see `Baseline`.
+
+    A group of one reward, or of equal rewards, has advantages 0 throughout (a lone response under `leave-one-out` too).
+    """
+    given_R = ~rewards_R.isnan()
+    groups = int(group_R.max()) + 1 if len(group_R) else 0
+    # Counted from the group's lowest reward, equal rewards are exactly 0: their mean may be off by a rounding error.
+    lowest = torch.full((groups,), torch.inf, dtype=rewards_R.dtype, device=rewards_R.device)
+    lowest_R = lowest.scatter_reduce(0, group_R, torch.where(given_R, rewards_R, torch.inf), "amin")[group_R]
+    rewards_R = torch.where(given_R, rewards_R - lowest_R, 0)
+
+    def sum_per_group(values_R: Tensor) -> Tensor:
+        return values_R.new_zeros(groups).index_add(0, group_R, values_R)[group_R]
+
+    count_R = sum_per_group(given_R.to(rewards_R.dtype))
+    centred_R = torch.where(given_R, rewards_R - sum_per_group(rewards_R) / count_R.clamp(min=1), 0)
+    if baseline == "mean":
+        return centred_R
+    if baseline == "mean-std":
+        deviation_R = (sum_per_group(centred_R.square()) / (count_R - 1).clamp(min=1)).sqrt()
+        return centred_R / (deviation_R + 1e-6)
+    if baseline == "leave-one-out":
+        return centred_R * count_R / (count_R - 1).clamp(min=1)
+    raise ValueError(f"unknown baseline {baseline!r}; valid: mean, mean-std, leave-one-out")

@@ -1,0 +1,252 @@
+"""`driftproof`: train, eval, groups, report, check, tiny-model.
+
+Guarantees: bad input ends with one sentence on stderr and exit code 2, a run that ended early with 1, Ctrl-C with 130;
+only errors in driftproof itself show a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from driftproof.config import Config, ConfigError, load_config
+
+if TYPE_CHECKING:
+    from driftproof.runtime.assembly import RunDirectory
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    command: Callable[[argparse.Namespace, list[str]], int] = known.command
+    if rest and command not in (_train, _eval):
+        parser.error(f"unexpected arguments: {' '.join(rest)}")
+    try:
+        return command(known, rest)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        if not type(error).__module__.startswith("driftproof."):
+            raise
+        print(f"driftproof: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="driftproof", description=__import__("driftproof").__doc__, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="post-train a model as a recipe says", allow_abbrev=False)
+    train.add_argument("recipe", type=Path, nargs="?", help="a TOML recipe; settings on top: --section.key value")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this directory")
+    train.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the resolved configuration, stop"
+    )
+    train.set_defaults(command=_train)
+
+    evaluation = commands.add_parser("eval", help="accuracy of a model on held-out prompts", allow_abbrev=False)
+    evaluation.add_argument("model", type=Path, help="a model directory, such as a run's snapshots/latest")
+    evaluation.add_argument("recipe", type=Path, nargs="?", help="recipe that says task and sampling")
+    evaluation.set_defaults(command=_eval)
+
+    groups = commands.add_parser("groups", help="look at the rollouts of a run", allow_abbrev=False)
+    groups.add_argument("run", type=Path)
+    groups.add_argument("--by", choices=("best", "worst", "age", "prompt"), default="best")
+    groups.add_argument("--limit", type=int, default=10)
+    groups.set_defaults(command=_groups)
+
+    report = commands.add_parser("report", help="draw a run's picture and print its summary", allow_abbrev=False)
+    report.add_argument("run", type=Path)
+    report.set_defaults(command=_report)
+
+    check = commands.add_parser("check", help="what this machine can run, and what is missing", allow_abbrev=False)
+    check.set_defaults(command=_check)
+
+    tiny = commands.add_parser("tiny-model", help="make a small base policy on this machine", allow_abbrev=False)
+    tiny.add_argument("directory", type=Path)
+    tiny.add_argument("--architecture", choices=("qwen3", "llama"), default="qwen3")
+    tiny.add_argument("--tokenizer", choices=("characters", "bytes"), default="characters")
+    tiny.add_argument("--seed", type=int, default=0)
+    tiny.add_argument("--random", action="store_true", help="random weights, no supervised learning")
+    tiny.set_defaults(command=_tiny_model)
+    return parser
+
+
+def _train(known: argparse.Namespace, overrides: list[str]) -> int:
+    from driftproof.report.display import open_display
+    from driftproof.runtime import local
+    from driftproof.runtime.assembly import preflight
+
+    if (known.recipe is None) == (known.resume is None):
+        raise ConfigError("give a recipe to start a run, or --resume RUN to go on with one")
+    config = load_config(known.recipe, overrides) if known.recipe else _resumed_config(known.resume, overrides)
+    if known.dry_run:
+        preflight(config)
+        print(config.to_toml(), end="")
+        return 0
+    _quiet_libraries()
+    console = Console()
+    display = open_display(console)
+    try:
+        directory = local.resume(known.resume, config, display) if known.resume else local.start(config, display)
+    finally:
+        display.close()
+    _show_result(console, directory)
+    return 0
+
+
+def _resumed_config(run: Path, overrides: list[str]) -> Config:
+    recipe = run / "config.toml"
+    if not recipe.is_file():
+        raise ConfigError(f"{run} is not a run: it has no config.toml")
+    return load_config(recipe, overrides)
+
+
+def _show_result(console: Console, directory: RunDirectory) -> None:
+    from driftproof.ledger import Ledger
+    from driftproof.report.picture import draw
+    from driftproof.report.summary import summarize, write_summary
+    from driftproof.report.tables import before_after_table, events_table
+
+    model = directory.snapshots / "latest"
+    with Ledger(directory.ledger) as ledger:
+        summary = summarize(ledger, model)
+        write_summary(directory.path / "summary.json", summary)
+        draw(ledger, directory.path / "report.png")
+        console.print(before_after_table(summary))
+        if events := ledger.events():
+            console.print(events_table(events))
+    console.print(f"picture  {directory.path / 'report.png'}", markup=False, highlight=False)
+    console.print(f"model    {model.resolve()}", markup=False, highlight=False)
+    console.print(f"next     driftproof groups {directory.path}", markup=False, highlight=False)
+
+
+def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
+    from driftproof.codec import Codec
+    from driftproof.evaluate import evaluate
+    from driftproof.models import inspect_model
+    from driftproof.runtime.assembly import make_sampling, make_task, make_verifier, open_engine
+
+    _quiet_libraries()
+    config = load_config(known.recipe, [*overrides, "--model.path", str(known.model)])
+    inspect_model(config.model.path)
+    task = make_task(config)
+    codec = Codec(config.model.path)
+    verifier = make_verifier(config, task)
+    engine = open_engine(config, config.model.path)
+    prompts = task.heldout[: config.evaluation.prompts]
+    if not prompts:
+        raise ConfigError(f"task {task.name!r} has no held-out prompts, or evaluation.prompts is 0")
+    result = evaluate(engine, prompts, codec, verifier, make_sampling(config, codec), config.evaluation.samples)
+    verifier.close()
+    table = Table(title=f"{known.model} on {task.name}, {result.prompts} held-out prompts")
+    for column in (
+        "greedy",
+        f"sampled, temperature {config.sampling.temperature}, mean of {result.samples}",
+        "unverified",
+    ):
+        table.add_column(column, justify="right")
+    table.add_row(f"{result.greedy:.3f}", f"{result.sampled:.3f} ± {result.sampled_error:.3f}", str(result.unverified))
+    Console().print(table)
+    return 0
+
+
+def _groups(known: argparse.Namespace, _: list[str]) -> int:
+    from driftproof.codec import Codec
+    from driftproof.ledger import Ledger
+    from driftproof.report.tables import groups_table
+
+    config = _resumed_config(known.run, [])
+    codec = Codec(config.model.path)
+    with Ledger(known.run / "ledger.sqlite") as ledger:
+        Console().print(groups_table(ledger.records(), codec.decode, by=known.by, limit=known.limit))
+    return 0
+
+
+def _report(known: argparse.Namespace, _: list[str]) -> int:
+    from driftproof.runtime.assembly import RunDirectory
+
+    _resumed_config(known.run, [])
+    _show_result(Console(), RunDirectory(path=known.run))
+    return 0
+
+
+def _check(_: argparse.Namespace, __: list[str]) -> int:
+    import os
+    import shutil
+
+    import torch
+
+    table = Table("what", "found", "for", title="driftproof check")
+    table.add_row("cores", str(len(os.sched_getaffinity(0))), "one for the learner, one for each rollout worker")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    table.add_row("GPU", gpu, "larger models; everything runs without one")
+    table.add_row("free disk", f"{shutil.disk_usage('.').free / 1e9:.0f} GB", "snapshots and checkpoints")
+    for package, use in (
+        ("torch", "required"),
+        ("transformers", "required"),
+        ("math-verify", "task verifier 'math': pip install 'driftproof[math]'"),
+        ("wandb", "tracking.wandb: pip install 'driftproof[wandb]'"),
+        ("trackio", "tracking.trackio: pip install 'driftproof[trackio]'"),
+    ):
+        table.add_row(package, _version(package), use)
+    Console().print(table)
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _tiny_model(known: argparse.Namespace, _: list[str]) -> int:
+    from driftproof.tiny_model import make_tiny_model
+
+    _quiet_libraries()
+    console = Console()
+
+    def progress(step: int, accuracy: float) -> None:
+        console.print(f"step {step:4d}  sampled accuracy {accuracy:.3f}", highlight=False)
+
+    report = make_tiny_model(
+        known.directory,
+        architecture=known.architecture,
+        tokenizer=known.tokenizer,
+        train=not known.random,
+        seed=known.seed,
+        progress=progress,
+    )
+    console.print(
+        f"{report.path}: {report.parameters:,} parameters, {report.steps} steps in {report.seconds:.0f} s, accuracy "
+        f"{report.sampled_accuracy:.3f} sampled, {report.greedy_accuracy:.3f} greedy",
+        markup=False,
+        highlight=False,
+    )
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """transformers' progress bars have no place in our display."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Text to token ids and back, by the learner's tokenizer: the only place where either is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from driftproof.models import encode_prompt, load_tokenizer, stop_ids
+from driftproof.types import Prompt
+
+
+class Codec:
+    """The tokenizer of a model directory."""
+
+    def __init__(self, model: Path) -> None:
+        """Raises ModelError where there is no usable tokenizer."""
+        self._tokenizer: Any = load_tokenizer(model)
+        self.eos_id = int(self._tokenizer.eos_token_id)
+        self.stop_ids = stop_ids(self._tokenizer, model)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, through the chat template where there is one."""
+        return encode_prompt(self._tokenizer, prompt)
+
+    def encode_response(self, text: str) -> list[int]:
+        """Token ids of a recorded response, which ends with the end-of-sequence token."""
+        return [*self._tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of response tokens, special tokens left out."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,0 +1,245 @@
+"""One tree of settings: a TOML recipe, then dotted overrides, checked before anything starts.
+
+Guarantees: a key that does not exist is an error that names the nearest valid one; a resolved configuration written to
+TOML and read again is the same configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A recipe or override that is not valid; the message names the key and what is valid."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Open(BaseModel):
+    """A section with a `name` and the fields of whatever bears that name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class RunSection(Section):
+    name: str = "run"
+    """Runs go to `runs/NAME`, or `runs/NAME-2` and so on where that exists."""
+    directory: Path | None = None
+    """The run directory itself; must be new or empty."""
+    seed: int = 0
+    steps: int = Field(default=100, ge=1)
+
+
+class ModelSection(Section):
+    path: Path
+    """A Hugging Face model directory."""
+
+
+class TaskSection(Open):
+    """`name`, and the fields of that task (driftproof.tasks)."""
+
+    name: str = "arithmetic"
+
+
+class ObjectiveSection(Open):
+    """`name`, and the fields of that objective (driftproof.objectives)."""
+
+    name: str = "asympo"
+
+
+class AdvantagesSection(Section):
+    baseline: Literal["mean", "mean-std", "leave-one-out"] = "mean"
+
+
+class SamplingSection(Section):
+    max_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, gt=0, description="also the temperature at which the learner scores")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+
+
+class EngineSection(Section):
+    name: Literal["embedded", "recorded"] = "embedded"
+    slots: int = Field(default=128, ge=1)
+    """Responses written at once."""
+    threads: int = Field(default=1, ge=1)
+    device: str = "auto"
+
+
+class RolloutsSection(Section):
+    workers: int = Field(default=1, ge=1)
+    group_size: int = Field(default=8, ge=1)
+    max_staleness: int = Field(default=4, ge=0)
+    """Steps the rollout side may be ahead; 0 is synchronous."""
+    lease_seconds: float = Field(default=120.0, gt=0)
+    path: Path | None = None
+    """A recorded trace to train on (engine `recorded`)."""
+
+
+class VerifySection(Section):
+    processes: int = Field(default=1, ge=1)
+    timeout_seconds: float = Field(default=5.0, gt=0)
+
+
+class LearnerSection(Section):
+    groups_per_step: int = Field(default=16, ge=1)
+    lr: float = Field(default=1e-6, gt=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    token_budget: int = Field(default=16384, ge=1)
+    row_tokens: int = Field(default=512, ge=0)
+    gradient_checkpointing: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward pass; weights stay float32. `auto` is bfloat16 on GPUs that have it."""
+    entropy: bool = True
+    threads: int = Field(default=1, ge=1)
+    device: str = "auto"
+    publish_every: int = Field(default=1, ge=1)
+    keep_snapshots: int = Field(default=3, ge=2)
+    checkpoint_every: int = Field(default=50, ge=1)
+
+
+class RuntimeSection(Section):
+    mode: Literal["async", "sync"] = "async"
+    stall_seconds: float = Field(default=600.0, gt=0)
+    max_restarts: int = Field(default=3, ge=0)
+    """Times each rollout worker is started again after dying."""
+
+
+class EvaluationSection(Section):
+    prompts: int = Field(default=512, ge=0)
+    """Held-out prompts before and after; 0 is none."""
+    samples: int = Field(default=4, ge=1)
+    """Sampled responses per prompt; one greedy response is added."""
+
+
+class TrackingSection(Section):
+    tensorboard: bool = True
+    wandb: str = ""
+    """Weights & Biases project; empty is off."""
+    trackio: str = ""
+    """Trackio project; empty is off."""
+
+
+class Config(Section):
+    run: RunSection = RunSection()
+    model: ModelSection
+    task: TaskSection = TaskSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    advantages: AdvantagesSection = AdvantagesSection()
+    sampling: SamplingSection = SamplingSection()
+    engine: EngineSection = EngineSection()
+    rollouts: RolloutsSection = RolloutsSection()
+    verify: VerifySection = VerifySection()
+    learner: LearnerSection = LearnerSection()
+    runtime: RuntimeSection = RuntimeSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if (self.engine.name == "recorded") != (self.rollouts.path is not None):
+            raise ValueError(
+                "engine.name 'recorded' and rollouts.path belong together: a recorded trace is read from a file; "
+                f"got engine.name {self.engine.name!r} and rollouts.path {self.rollouts.path}"
+            )
+        if self.runtime.mode == "sync" and self.rollouts.workers > 1:
+            raise ValueError("runtime.mode 'sync' has one rollout worker; rollouts.workers must be 1")
+        return self
+
+    @property
+    def max_staleness(self) -> int:
+        """0 where nothing overlaps."""
+        return 0 if self.runtime.mode == "sync" else self.rollouts.max_staleness
+
+    def to_toml(self) -> str:
+        """The whole resolved tree."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """A recipe (None: the defaults) with overrides `--section.key value` (or `--section.key=value`) on top.
+
+    Raises:
+        ConfigError: unreadable recipe, unknown key, wrong type, or values that contradict each other.
+    """
+    try:
+        tree = tomllib.loads(recipe.read_text()) if recipe else {}
+    except OSError as error:
+        raise ConfigError(f"recipe {recipe} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {recipe} is not valid TOML: {error}") from error
+    for section, key, value in parse_overrides(overrides):
+        table = tree.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{recipe}: {section} must be a table, like [{section}]")
+        table[key] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str, Any]]:
+    """[(section, key, value)] of `--section.key value` arguments; values are read as TOML where they can be.
+
+    Raises:
+        ConfigError: an argument of another form.
+    """
+    overrides = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        section, dot, key = name.partition(".")
+        if not (word.startswith("--") and dot and section and key):
+            raise ConfigError(f"unexpected argument {word!r}; settings are given as --section.key value")
+        if not equals:
+            if not words:
+                raise ConfigError(f"{word} needs a value: {word} VALUE")
+            value = words.pop(0)
+        overrides.append((section, key, _value(value)))
+    return overrides
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(problem: Any) -> str:
+    place = [str(part) for part in problem["loc"]]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        model: type[BaseModel] = Config
+        for part in place[:-1]:
+            annotation = model.model_fields[part].annotation
+            assert isinstance(annotation, type)
+            model = annotation
+        valid = sorted(model.model_fields)
+        close = difflib.get_close_matches(place[-1], valid, n=1)
+        hint = f"did you mean {'.'.join([*place[:-1], close[0]])!r}? " if close else ""
+        return f"unknown setting {key!r}; {hint}valid here: {', '.join(valid)}"
+    if problem["type"] == "missing":
+        return f"setting {key!r} is missing; give it in the recipe or as --{key} VALUE"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key} = {problem['input']!r}: {message[0].lower()}{message[1:]}" if key else message

@@ -1,0 +1,1 @@
+"""What writes responses: the Engine protocol and its implementations, each imported from its own module."""

@@ -1,0 +1,130 @@
+"""Keys and values of the responses under way, in rows that are written in place.
+
+Guarantees: the tensors grow with the longest row, by doubling, and never beyond `limit` positions; what the model
+reads is a view of the rows and positions in use, never a copy; unwritten positions are zero, so that a mask hides them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_FIRST_CAPACITY = 32
+
+
+@dataclass(slots=True)
+class _Window:
+    """Where the next forward pass writes and reads; shared by all layers."""
+
+    rows: int
+    """Rows held by the tensors."""
+    limit: int
+    """Positions a row may have."""
+    first: int = 0
+    last: int = 0
+    """Rows [first, last) take part."""
+    start: int = 0
+    """Positions before `start` were written earlier (all rows alike); used when `positions` is None."""
+    stop: int = 0
+    """Positions [0, stop) are read."""
+    positions: Tensor | None = None
+    """int64 [last - first]: where each row writes its one new token, or None: all write [start, stop)."""
+    row_index: Tensor | None = None
+    """int64 [last - first]: first, first + 1, ...; beside `positions`."""
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """A transformers cache whose batch rows are slots that come and go."""
+
+    def __init__(self, *, layers: int, rows: int, limit: int) -> None:
+        self._window = _Window(rows=rows, limit=limit)
+        super().__init__(layers=[_SlotLayer(self._window) for _ in range(layers)])
+
+    def write_span(self, first: int, last: int, start: int, stop: int) -> None:
+        """The next forward pass writes positions [start, stop) of rows [first, last) and reads [0, stop)."""
+        window = self._window
+        window.first, window.last, window.start, window.stop = first, last, start, stop
+        window.positions = window.row_index = None
+
+    def write_next(self, positions: Tensor, longest: int) -> None:
+        """The next forward pass writes one token per row, at `positions` (int64 [B]) of rows [0, B), and reads
+        [0, longest)."""
+        window = self._window
+        window.first, window.last, window.start, window.stop = 0, len(positions), longest - 1, longest
+        window.positions = positions
+        window.row_index = torch.arange(len(positions), device=positions.device)
+
+    def copy_rows(self, source: NDArray[np.int64], target: NDArray[np.int64], length: int) -> None:
+        """Copy the first `length` positions of rows `source` to rows `target`, as if all at once."""
+        initialized = [layer for layer in self.layers if layer.is_initialized]
+        if initialized:
+            device = initialized[0].keys.device
+            source_rows, target_rows = torch.as_tensor(source, device=device), torch.as_tensor(target, device=device)
+        for layer in initialized:
+            for states in (layer.keys, layer.values):
+                states[target_rows, :, :length] = states[source_rows, :, :length]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by keys and values."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
+
+
+class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys [rows, KV, capacity, D] and values [rows, KV, capacity, Dv] of one layer."""
+
+    def __init__(self, window: _Window) -> None:
+        super().__init__()
+        self._window = window
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys = _rows_like(key_states, self._window.rows, 0)
+        self.values = _rows_like(value_states, self._window.rows, 0)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new states [B, KV, Q, D]; returns views [B, KV, stop, D] of all that the rows hold."""
+        window = self._window
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.keys.shape[2] < window.stop:
+            capacity = min(window.limit, max(2 * self.keys.shape[2], _round_up(window.stop)))
+            self.keys = _grow(self.keys, capacity)
+            self.values = _grow(self.values, capacity)
+        if window.positions is None:
+            self.keys[window.first : window.last, :, window.start : window.stop] = key_states
+            self.values[window.first : window.last, :, window.start : window.stop] = value_states
+        else:
+            self.keys[window.row_index, :, window.positions] = key_states[:, :, 0]
+            self.values[window.row_index, :, window.positions] = value_states[:, :, 0]
+        rows = slice(window.first, window.last)
+        return self.keys[rows, :, : window.stop], self.values[rows, :, : window.stop]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._window.stop, 0
+
+    def get_seq_length(self) -> int:
+        return self._window.start
+
+    def get_max_length(self) -> int:
+        return self._window.limit
+
+
+def _rows_like(states: Tensor, rows: int, capacity: int) -> Tensor:
+    return states.new_zeros((rows, states.shape[1], capacity, states.shape[3]))
+
+
+def _grow(states: Tensor, capacity: int) -> Tensor:
+    larger = _rows_like(states, states.shape[0], capacity)
+    larger[:, :, : states.shape[2]] = states
+    return larger
+
+
+def _round_up(length: int) -> int:
+    return max(_FIRST_CAPACITY, 1 << (length - 1).bit_length())

@@ -1,0 +1,98 @@
+"""The contract between a rollout worker and whatever writes responses.
+
+Every submitted request comes out of `collect` exactly once: answered, or with the error that ended it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from driftproof.types import Request, Response
+
+
+class EngineError(RuntimeError):
+    """An engine cannot do what it is asked; the message says what it can do and what to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an engine can give, checked against the objective's needs before a run starts."""
+
+    logprobs: bool
+    """Can return the log-probs of the distribution it sampled from."""
+    follows_weights: bool
+    """Can take new snapshots; False for recorded traces."""
+    own_tokens: bool
+    """Returns the token ids it sampled; False when the learner's tokenizer makes them from text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A request that came to its end."""
+
+    request: Request
+    responses: tuple[Response, ...]
+    """`request.samples` of them, or as many as are on record; empty when `error` is set."""
+    error: str = ""
+    """Empty, or why the engine could not answer."""
+
+
+class Engine(Protocol):
+    """Writes responses; requests beyond `room` wait their turn.
+
+    `load` may be called between any two calls of `collect`; work under way goes on with it.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def room(self) -> int:
+        """How many more responses can be written at once without queueing."""
+        ...
+
+    def submit(self, request: Request) -> None:
+        """Take a request.
+
+        Raises:
+            EngineError: the request can never be answered (prompt too long, log-probs asked of an engine without).
+        """
+        ...
+
+    def collect(self) -> list[Completed]:
+        """Work for a moment (one decode step, one poll) and return what was completed by it; [] when idle."""
+        ...
+
+    def load(self, snapshot: Path) -> None:
+        """Take the weights of a snapshot directory; responses under way continue with them.
+
+        Raises:
+            EngineError: not a snapshot of this engine's model.
+            FileNotFoundError: no snapshot there, or no longer.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def generate(engine: Engine, requests: Sequence[Request]) -> list[tuple[Response, ...]]:
+    """Answer all `requests` with an idle engine and return the responses of each, in their order.
+
+    Raises:
+        EngineError: a request was refused or failed; others may be under way still.
+        ValueError: two requests have the same key.
+    """
+    if len({request.key for request in requests}) != len(requests):
+        raise ValueError("request keys must be unique")
+    for request in requests:
+        engine.submit(request)
+    answers: dict[int, tuple[Response, ...]] = {}
+    while len(answers) < len(requests):
+        for completed in engine.collect():
+            if completed.error:
+                raise EngineError(completed.error)
+            answers[completed.request.key] = completed.responses
+    return [answers[request.key] for request in requests]

@@ -1,0 +1,155 @@
+"""From logits to tokens, for all rows of a batch at once, each row by its own settings.
+
+Guarantees: a row's token depends on its logits, its settings and one uniform number, never on the other rows; a token
+that the settings exclude, or of probability 0, is never drawn; a row whose logits are no distribution (NaN or infinite)
+is marked by the token V, one past the vocabulary, never hidden; log-probs are computed only when asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_WORD = (1 << 64) - 1
+
+
+def streams(seed: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The random stream of each sample index of a request with `seed` (any integer): uint64, same shape."""
+    base = _mix(np.array([seed & _WORD], dtype=np.uint64))
+    return _mix(base + samples.astype(np.uint64) * np.uint64(_GOLDEN))
+
+
+def uniforms(stream: NDArray[np.uint64], position: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The number of each stream at a position: float32 in [0, 1), a multiple of 2^-24."""
+    bits = _mix(stream + (position.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSettings:
+    """Sampling settings of B rows as tensors. What no row asks for is None and costs nothing."""
+
+    temperature: Tensor | None
+    """float32 [B, 1], 1 for greedy rows; None when 1 everywhere."""
+    greedy: Tensor | None
+    """int64: the greedy rows, or None."""
+    all_greedy: bool
+    cut: Tensor | None
+    """int64 [F]: the rows with top_k or top_p, or None."""
+    top_k: Tensor | None
+    """int64 [F, 1], V where off."""
+    top_p: Tensor | None
+    """float32 [F, 1], 2 where off."""
+
+    @classmethod
+    def of(
+        cls,
+        temperature: NDArray[np.float32],
+        top_k: NDArray[np.int64],
+        top_p: NDArray[np.float32],
+        *,
+        vocabulary: int,
+        device: torch.device,
+    ) -> RowSettings:
+        """From arrays [B] in the meaning of `Sampling`; `vocabulary` is V."""
+        greedy = temperature == 0
+        cut = np.flatnonzero(~greedy & (((top_k > 0) & (top_k < vocabulary)) | (top_p < 1)))
+        scale = np.where(greedy, np.float32(1), temperature)
+        k = np.where(top_k[cut] > 0, top_k[cut], vocabulary)
+        # Rounding must neither cut a row that asked for all (top_p 1) nor leave one nothing (top_p below float32).
+        p = np.where(top_p[cut] < 1, np.maximum(top_p[cut], np.finfo(np.float32).tiny), np.float32(2))
+
+        def tensor(values: NDArray[np.generic]) -> Tensor:
+            return torch.as_tensor(values, device=device)
+
+        return cls(
+            temperature=tensor(scale[:, None]) if (scale != 1).any() else None,
+            greedy=tensor(np.flatnonzero(greedy)) if greedy.any() else None,
+            all_greedy=bool(greedy.all()),
+            cut=tensor(cut) if len(cut) else None,
+            top_k=tensor(k[:, None]) if len(cut) else None,
+            top_p=tensor(p[:, None]) if len(cut) else None,
+        )
+
+
+def sample(
+    logits: Tensor, settings: RowSettings, uniform: NDArray[np.float32], *, want_logprobs: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Draw one token per row.
+
+    Args:
+        logits: [B, V], any floating dtype, as the model gives them.
+        settings: of the same B rows.
+        uniform: float32 [B] in [0, 1).
+        want_logprobs: whether to compute log-probs.
+
+    Returns:
+        Tokens int64 [B], V where a row is no distribution; and log-probs float32 [B], at most 0, of the distribution
+        that was sampled from (after temperature, top_k and top_p, renormalised), or None. A greedy row is sampled from
+        a point mass, so its log-prob is 0, as with top_k = 1.
+    """
+    if settings.all_greedy:
+        best = logits.max(dim=-1)
+        tokens = best.indices.masked_fill(~best.values.isfinite(), logits.shape[-1])
+        return tokens, torch.zeros(len(tokens), device=logits.device) if want_logprobs else None
+    adjusted = adjust(logits, settings)
+    tokens = draw(adjusted.softmax(dim=-1), torch.as_tensor(uniform, device=logits.device))
+    return tokens, _logprobs(adjusted, tokens) if want_logprobs else None
+
+
+def adjust(logits: Tensor, settings: RowSettings) -> Tensor:
+    """float32 logits [B, V] whose softmax is the distribution to sample from; -inf where it is 0."""
+    logits = logits.float()
+    if settings.temperature is not None:
+        # From the largest down, so that no temperature, however small, can overflow.
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
+    if settings.cut is not None and settings.top_k is not None and settings.top_p is not None:
+        logits = logits.index_copy(0, settings.cut, _cut(logits[settings.cut], settings.top_k, settings.top_p))
+    if settings.greedy is not None:
+        logits = logits.index_copy(0, settings.greedy, _point_mass(logits[settings.greedy]))
+    return logits
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens int64 [B]: the inverse CDF of `probabilities` (float32 [B, V]) at `uniform` (float32 [B]); V for NaN."""
+    last = probabilities.shape[-1] - 1
+    cdf = probabilities.cumsum(dim=-1)
+    tokens = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(-1)
+    # A parallel cumsum need not be monotone in its last bits; where it led to an impossible token, take the likeliest.
+    chance = probabilities.gather(1, tokens.clamp(max=last)[:, None]).squeeze(1)
+    missed = (chance == 0) | ((tokens > last) & chance.isfinite())
+    if bool(missed.any()):
+        tokens = torch.where(missed, probabilities.argmax(dim=-1), tokens)
+    return tokens
+
+
+def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    known = tokens.clamp(max=logits.shape[-1] - 1)
+    return logits.log_softmax(dim=-1).gather(1, known[:, None]).squeeze(1).clamp(max=0)
+
+
+def _cut(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Set to -inf all but the top_k likeliest, then all but the fewest of these whose probabilities reach top_p."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    ordered = ordered.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= top_k, -torch.inf)
+    chance = ordered.softmax(dim=-1)
+    before = chance.cumsum(dim=-1) - chance
+    return torch.empty_like(logits).scatter_(-1, order, ordered.masked_fill(before >= top_p, -torch.inf))
+
+
+def _point_mass(logits: Tensor) -> Tensor:
+    """0 at the first largest logit and -inf elsewhere; a row with NaN or infinite logits stays without distribution."""
+    best = logits.max(dim=-1, keepdim=True)
+    return torch.full_like(logits, -torch.inf).scatter_(-1, best.indices, best.values * 0)

@@ -1,0 +1,130 @@
+"""The learner's loop: take a batch, train, publish, record; stop cleanly when asked.
+
+Guarantees: the weights of a step are published before the ledger admits the groups that may be written with them; a
+checkpoint is only named once the ledger's record of its steps is durable; a clean stop loses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from driftproof.learner.checkpoint import save_checkpoint
+from driftproof.learner.learner import Learner
+from driftproof.ledger import RUNNING, Ledger
+from driftproof.types import Batch
+from driftproof.weights import Publisher
+
+
+class StallError(RuntimeError):
+    """The learner waited too long for groups."""
+
+
+class Tracker(Protocol):
+    """Where metrics go besides the ledger."""
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cadence:
+    """How often the learner does what costs time."""
+
+    publish_every: int = 1
+    """Steps between snapshots; the last step is always published."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; a stop and the last step are always checkpointed."""
+    stall_seconds: float = 600.0
+    """Longest wait for groups before the run is stopped with a message."""
+
+
+def learn(
+    ledger: Ledger,
+    learner: Learner,
+    publisher: Publisher,
+    checkpoints: Path,
+    trackers: list[Tracker],
+    cadence: Cadence,
+    while_waiting: Callable[[], object],
+) -> None:
+    """Train until the plan's steps are done or somebody asks to stop.
+
+    `while_waiting` is called again and again while too few groups are ready: it sleeps, or, without overlap, does the
+    rollout side's work.
+
+    Raises:
+        StallError: no batch within `stall_seconds`.
+    """
+    steps = ledger.plan.steps
+    rollout = _RolloutMeter(ledger)
+    end_of_step = time.monotonic()
+    while learner.step < steps:
+        batch = _wait_for_batch(ledger, cadence.stall_seconds, while_waiting)
+        if batch is None:
+            break
+        taken = time.monotonic()
+        metrics = learner.train(batch)
+        trained = time.monotonic()
+        if learner.step % cadence.publish_every == 0 or learner.step == steps:
+            publisher.publish(learner.step, learner.policy.model.state_dict())
+        now = time.monotonic()
+        metrics |= {
+            "time/wait_seconds": taken - end_of_step,
+            "time/train_seconds": trained - taken,
+            "time/publish_seconds": now - trained,
+            "time/step_seconds": now - end_of_step,
+            **rollout.since_last_step(),
+        }
+        end_of_step = now
+        if metrics["skipped"]:
+            ledger.record_event("step skipped", f"step {learner.step}: the gradient was {metrics['grad_norm']}")
+        ledger.finish_step(learner.step, metrics)
+        for tracker in trackers:
+            tracker.log(learner.step, metrics)
+        if learner.step % cadence.checkpoint_every == 0 and learner.step < steps:
+            _checkpoint(ledger, learner, checkpoints)
+    _checkpoint(ledger, learner, checkpoints)
+
+
+def _wait_for_batch(ledger: Ledger, stall_seconds: float, while_waiting: Callable[[], object]) -> Batch | None:
+    started = time.monotonic()
+    while (batch := ledger.take(ledger.plan.groups_per_step)) is None:
+        if ledger.state != RUNNING:
+            return None
+        if time.monotonic() - started > stall_seconds:
+            status = ledger.status()
+            raise StallError(
+                f"the learner waited {stall_seconds:.0f} s for {ledger.plan.groups_per_step} groups; "
+                f"{status.ready} are ready, {status.leased} are leased; workers: {ledger.workers()}"
+            )
+        while_waiting()
+    return batch
+
+
+def _checkpoint(ledger: Ledger, learner: Learner, checkpoints: Path) -> None:
+    ledger.make_durable()
+    save_checkpoint(checkpoints, learner)
+
+
+class _RolloutMeter:
+    """What the rollout side did between two steps, from the counters its workers left in the ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._totals = self._read()
+
+    def since_last_step(self) -> dict[str, float]:
+        totals = self._read()
+        change = {f"rollout/{name}": max(totals[name] - self._totals[name], 0) for name in totals}
+        self._totals = totals
+        return change
+
+    def _read(self) -> dict[str, float]:
+        workers = list(self._ledger.workers().values())
+        names = ("busy_seconds", "tokens")
+        return {name: float(sum(worker.get(name, 0) for worker in workers)) for name in names}

@@ -1,0 +1,155 @@
+"""Groups into micro-batches: nothing computed twice, nothing split, nothing lost.
+
+A row holds one prompt followed by as many of its group's responses as fit into `row_tokens`; each response attends to
+the prompt and to itself, at the positions it would have alone. So a prompt is encoded once for all its responses, and
+the loss is the same as with one response a row. Every response is in exactly one micro-batch, whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from driftproof.types import Group, Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """B rows of T positions that hold the N response tokens of R responses."""
+
+    input_ids: Tensor
+    """int64 [B, T]; padded with 0."""
+    position_ids: Tensor
+    """int64 [B, T]."""
+    attention_mask: Tensor | None
+    """bool [B, 1, T, T], true where a position may look; None where every row holds one response (plainly causal)."""
+    predict_N: Tensor
+    """int64 [N]: index into the flattened [B * T] positions of the one that predicts each response token."""
+    targets_N: Tensor
+    """int64 [N]: the response tokens."""
+    lengths_R: Tensor
+    """int64 [R]."""
+    responses_R: Tensor
+    """int64 [R]: position of each response in the batch, counted group by group."""
+    tokens_N: Tensor
+    """int64 [N]: position of each token in the batch's flat response tokens."""
+
+    @property
+    def positions(self) -> int:
+        """B * T, padding included: what the forward pass costs."""
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same micro-batch on another device."""
+        moved: dict[str, Any] = {}
+        for name in MicroBatch.__dataclass_fields__:
+            value = getattr(self, name)
+            moved[name] = None if value is None else value.to(device)
+        return MicroBatch(**moved)
+
+
+@dataclass(slots=True)
+class _Row:
+    prompt: Tokens
+    length: int
+    responses: list[tuple[int, int, Tokens]] = field(default_factory=list)
+    """Per response: its position in the batch, where it starts in the batch's flat response tokens, its tokens."""
+
+
+def pack(
+    groups: Sequence[Group], *, token_budget: int, row_tokens: int = 512, share_prompts: bool = True
+) -> list[MicroBatch]:
+    """Micro-batches of at most `token_budget` positions each (a longer row is alone in its own).
+
+    Args:
+        groups: the groups of one optimizer step.
+        token_budget: positions of a micro-batch, padding included.
+        row_tokens: a row takes another response while it stays within so many tokens.
+        share_prompts: False puts every response in a row of its own, as models without full attention need.
+    """
+    rows = sorted(_rows(groups, row_tokens if share_prompts else 0), key=lambda row: row.length, reverse=True)
+    micro_batches = []
+    start = 0
+    while start < len(rows):
+        count = max(1, token_budget // rows[start].length)
+        micro_batches.append(_to_micro_batch(rows[start : start + count]))
+        start += count
+    return micro_batches
+
+
+def _rows(groups: Sequence[Group], row_tokens: int) -> list[_Row]:
+    rows: list[_Row] = []
+    number = offset = 0
+    for group in groups:
+        row: _Row | None = None
+        for tokens in group.split():
+            # The last token of a response is predicted, but predicts nothing.
+            inputs = max(len(tokens) - 1, 0)
+            if row is None or row.length + inputs > row_tokens:
+                row = _Row(group.prompt_tokens, len(group.prompt_tokens))
+                rows.append(row)
+            row.responses.append((number, offset, tokens))
+            row.length += inputs
+            number += 1
+            offset += len(tokens)
+    return rows
+
+
+def _to_micro_batch(rows: list[_Row]) -> MicroBatch:
+    width = max(row.length for row in rows)
+    shared = any(len(row.responses) > 1 for row in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    position_ids = torch.arange(width).repeat(len(rows), 1)
+    # The response a position belongs to: -1 the prompt, -2 padding.
+    owner = torch.full((len(rows), width), -2, dtype=torch.int64)
+    predict, targets, lengths, numbers, token_positions = [], [], [], [], []
+    for index, row in enumerate(rows):
+        prompt_length = len(row.prompt)
+        input_ids[index, :prompt_length] = torch.from_numpy(row.prompt.astype("int64"))
+        owner[index, :prompt_length] = -1
+        cursor = prompt_length
+        for which, (number, offset, tokens) in enumerate(row.responses):
+            length = len(tokens)
+            inputs = max(length - 1, 0)
+            ids = torch.from_numpy(tokens.astype("int64"))
+            input_ids[index, cursor : cursor + inputs] = ids[:inputs]
+            position_ids[index, cursor : cursor + inputs] = torch.arange(prompt_length, prompt_length + inputs)
+            owner[index, cursor : cursor + inputs] = which
+            if length:
+                base = index * width
+                predict.append(torch.tensor([base + prompt_length - 1]))
+                predict.append(torch.arange(base + cursor, base + cursor + inputs))
+                targets.append(ids)
+                token_positions.append(torch.arange(offset, offset + length))
+            lengths.append(length)
+            numbers.append(number)
+            cursor += inputs
+        if shared:
+            # A row of several responses may be longer than the model's last position, and so may its padding.
+            position_ids[index, cursor:] = 0
+    return MicroBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=_attention_mask(owner) if shared else None,
+        predict_N=_concatenate(predict),
+        targets_N=_concatenate(targets),
+        lengths_R=torch.tensor(lengths),
+        responses_R=torch.tensor(numbers),
+        tokens_N=_concatenate(token_positions),
+    )
+
+
+def _attention_mask(owner_BT: Tensor) -> Tensor:
+    width = owner_BT.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    same = owner_BT[:, :, None] == owner_BT[:, None, :]
+    prompt = owner_BT[:, None, :] == -1
+    return ((same | prompt) & causal)[:, None]
+
+
+def _concatenate(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)

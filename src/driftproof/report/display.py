@@ -1,0 +1,304 @@
+"""The display of a running training: live in a terminal, plain lines elsewhere.
+
+Guarantees: reads only what is new in the ledger, draws at most four times a second and starts no thread; lines for a
+file or pipe have no control characters; no text of a model can disturb the terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger, Plan, Status
+from driftproof.report.overlap import Overlap, finite, overlap
+from driftproof.report.text import duration, printable, shorten
+
+RECENT = 20
+"""Steps that the shown means are taken over."""
+REFRESH_SECONDS = 0.25
+LOG_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A run at one moment, as it is shown."""
+
+    name: str
+    plan: Plan
+    status: Status
+    workers: int
+    """Rollout workers that have reported."""
+    events: Mapping[str, tuple[int, str]]
+    """Per kind: how many, and the last message."""
+    accuracy_before: float | None
+    """Sampled accuracy on held-out prompts before the first step."""
+    rewards: tuple[float, ...]
+    """Of every step done."""
+    recent: tuple[Mapping[str, Any], ...]
+    """Metrics of the last `RECENT` steps."""
+    trained_seconds: float
+    """Wall time of all steps done."""
+
+    @property
+    def step(self) -> int:
+        """The last step whose metrics are here."""
+        return int(self.recent[-1]["step"]) if self.recent else self.status.step
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the mean speed so far."""
+        return self.trained_seconds / self.step * (self.plan.steps - self.step) if self.rewards else None
+
+    @property
+    def age_max(self) -> int | None:
+        """In steps."""
+        return max((step["age_max"] for step in self.recent if "age_max" in step), default=None)
+
+    @property
+    def overlap(self) -> Overlap:
+        return overlap(self.recent, self.workers)
+
+    @property
+    def activity(self) -> str:
+        """What the run is doing, in words: who waits for whom while it trains."""
+        if self.status.state == STOPPING:
+            return "stopping: the learner writes a checkpoint"
+        if self.status.state == FINISHED:
+            return "finished"
+        if self.step >= self.plan.steps:
+            return "all steps are done; held-out prompts are evaluated"
+        if self.status.dispatched == 0 and self.step == 0:
+            return "starting: models are loaded, held-out prompts are evaluated"
+        if self.status.dispatched >= self.plan.steps * self.plan.groups_per_step:
+            return "rollouts are done; the learner trains what they left"
+        return self.overlap.waiting(self.plan.max_staleness) or "learner waits for the first groups"
+
+    def mean(self, name: str) -> float | None:
+        """Mean of a metric over the recent steps that have it."""
+        values = [value for step in self.recent if (value := finite(step.get(name))) is not None]
+        return sum(values) / len(values) if values else None
+
+
+def view(
+    *,
+    name: str,
+    plan: Plan,
+    status: Status,
+    new_steps: Sequence[Mapping[str, Any]],
+    workers: int,
+    events: Mapping[str, tuple[int, str]],
+    accuracy_before: float | None,
+    previous: View | None = None,
+) -> View:
+    """What is shown now: the previous view and the metrics of the steps since then."""
+    seconds = sum(finite(step.get("time/step_seconds")) or 0.0 for step in new_steps)
+    rewards = tuple(finite(step.get("reward")) or 0.0 for step in new_steps)
+    return View(
+        name=name,
+        plan=plan,
+        status=status,
+        workers=workers,
+        events=events,
+        accuracy_before=accuracy_before,
+        rewards=previous.rewards + rewards if previous else rewards,
+        recent=((previous.recent if previous else ()) + tuple(new_steps))[-RECENT:],
+        trained_seconds=(previous.trained_seconds if previous else 0.0) + seconds,
+    )
+
+
+def look(ledger: Ledger, previous: View | None = None) -> View:
+    """The view of a ledger; with the previous one, only later steps are read."""
+    accuracy = previous.accuracy_before if previous else None
+    if accuracy is None:
+        accuracy = finite(ledger.evaluations().get("heldout", {}).get(0, {}).get("sampled"))
+    return view(
+        name=ledger.path.absolute().parent.name,
+        plan=ledger.plan,
+        status=ledger.status(),
+        new_steps=ledger.steps(after=previous.step if previous else 0),
+        workers=len(ledger.workers()),
+        events=ledger.events(),
+        accuracy_before=accuracy,
+        previous=previous,
+    )
+
+
+class Display(Protocol):
+    """Where a run shows itself. It may be updated as often as one likes; it looks at the ledger when it is due."""
+
+    def update(self, ledger: Ledger) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_display(console: Console) -> Display:
+    """A live display in a terminal that can show it, else lines."""
+    can_draw = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
+    return LiveDisplay(console) if can_draw else LogLines(console)
+
+
+class LiveDisplay:
+    """Progress and figures, drawn over again."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False)
+        self._view: View | None = None
+        self._drawn = float("-inf")
+
+    def update(self, ledger: Ledger) -> None:
+        if time.monotonic() - self._drawn < REFRESH_SECONDS and ledger.state == RUNNING:
+            return
+        self._view = look(ledger, self._view)
+        self._live.start()
+        self._live.update(render(self._view, self._live.console.width), refresh=True)
+        self._drawn = time.monotonic()
+
+    def message(self, text: str) -> None:
+        self._live.console.print(Text("\n".join(map(printable, text.splitlines()))))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class LogLines:
+    """A line every few seconds, where something has changed."""
+
+    def __init__(self, console: Console, every_seconds: float = LOG_SECONDS) -> None:
+        self._console = console
+        self._every_seconds = every_seconds
+        self._view: View | None = None
+        self._written = float("-inf")
+
+    def update(self, ledger: Ledger) -> None:
+        if time.monotonic() - self._written < self._every_seconds and ledger.state == RUNNING:
+            return
+        previous, self._view = self._view, look(ledger, self._view)
+        self._written = time.monotonic()
+        for kind, (count, message) in self._view.events.items():
+            if previous is None or previous.events.get(kind, (0, ""))[0] < count:
+                self.message(f"{kind} ({count}): {message}")
+        if previous is None or (previous.step, previous.activity) != (self._view.step, self._view.activity):
+            self.message(log_line(self._view))
+
+    def message(self, text: str) -> None:
+        encoding = self._console.encoding
+        for line in text.splitlines():
+            # A file that cannot take a letter must not end a run.
+            shown = printable(line).encode(encoding, "backslashreplace").decode(encoding)
+            self._console.out(shown, highlight=False)
+
+    def close(self) -> None:
+        """Lines need no end."""
+
+
+def log_line(view: View) -> str:
+    """One line without control characters."""
+    both = view.overlap
+    progress = f"step {view.step}/{view.plan.steps}"
+    left = "" if view.seconds_left is None else f", {duration(view.seconds_left)} left"
+    parts = [
+        f"{progress}{left}",
+        f"reward {_number(view.mean('reward'))} (accuracy before {_number(view.accuracy_before)})",
+        f"age {_number(view.mean('age_mean'), 1)}, max {_count(view.age_max)}",
+        f"NLL of positives {_number(view.mean('health/positive_nll'))}, "
+        f"of negatives {_number(view.mean('health/negative_nll'))}, "
+        f"imbalance {_number(view.mean('health/scale_imbalance'), 2)}",
+        f"entropy {_number(view.mean('health/entropy'))}",
+        f"rollouts {_speed(both.rollout_tokens, both)}, busy {_percent(both.rollout_busy)}",
+        f"learner {_speed(both.learner_tokens, both)}, busy {_percent(both.learner_busy)}",
+        f"groups {view.status.ready} ready, {view.status.leased} leased",
+    ]
+    return printable(" | ".join([*(parts if view.recent else parts[:1]), view.activity]))
+
+
+def render(view: View, width: int) -> RenderableType:
+    """The live display, in `width` columns."""
+    both = view.overlap
+    groups = f"{view.status.ready:,} ready, {view.status.leased:,} leased"
+    age = f"mean {_number(view.mean('age_mean'), 1)}, max {_count(view.age_max)}"
+    rewards = Text(_number(view.mean("reward")), "bold").append(f" {sparkline(view.rewards, 24)}", "cyan")
+    facts: list[tuple[str, str | Text]] = [
+        ("reward", rewards),
+        ("accuracy before", _number(view.accuracy_before)),
+        ("NLL of positives", _number(view.mean("health/positive_nll"))),
+        ("NLL of negatives", _number(view.mean("health/negative_nll"))),
+        ("scale imbalance", _number(view.mean("health/scale_imbalance"), 2)),
+        ("entropy", _number(view.mean("health/entropy"))),
+        ("age of the data", age),
+        ("groups", groups),
+        ("rollouts", _side(both.rollout_tokens, both.rollout_busy, both)),
+        ("learner", _side(both.learner_tokens, both.learner_busy, both)),
+    ]
+    return Group(_progress(view), _facts(facts, 2 if width >= 90 else 1), *_words(view, width))
+
+
+def sparkline(values: Sequence[float], columns: int) -> str:
+    """Means of at most `columns` equal parts as bars, from 0 (or the lowest part below it) to the highest part."""
+    size = max(-(-len(values) // columns), 1)
+    parts = [values[start : start + size] for start in range(0, len(values), size)]
+    means = [sum(part) / len(part) for part in parts]
+    low, high = min([0.0, *means]), max([0.0, *means])
+    scale = 7 / (high - low) if high > low else 0.0
+    return "".join("▁▂▃▄▅▆▇█"[round((mean - low) * scale)] for mean in means)
+
+
+def _progress(view: View) -> Table:
+    line = Table.grid(padding=(0, 1), expand=True)
+    for ratio in (None, 1, None, None):
+        line.add_column(ratio=ratio, no_wrap=True)
+    left = "" if view.seconds_left is None else f", {duration(view.seconds_left)} left"
+    line.add_row(
+        Text(printable(view.name), "bold"),
+        ProgressBar(total=view.plan.steps, completed=view.step),
+        f"{view.step}/{view.plan.steps} steps",
+        Text(f"{duration(view.trained_seconds)}{left}", "dim"),
+    )
+    return line
+
+
+def _facts(facts: Sequence[tuple[str, str | Text]], pairs: int) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(pairs):
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(no_wrap=True, min_width=30)
+    for start in range(0, len(facts), pairs):
+        grid.add_row(*[cell for fact in facts[start : start + pairs] for cell in fact])
+    return grid
+
+
+def _words(view: View, width: int) -> list[Text]:
+    events = [
+        Text(shorten(printable(f"{count:,} x {kind}: {message}"), max(width, 20)), "yellow", no_wrap=True)
+        for kind, (count, message) in view.events.items()
+    ]
+    return [Text(view.activity, "bold cyan"), *events]
+
+
+def _side(tokens: float, busy: float | None, both: Overlap) -> str:
+    return f"{_speed(tokens, both)}, busy {_percent(busy)}"
+
+
+def _speed(tokens: float, both: Overlap) -> str:
+    return f"{tokens / both.wall_seconds:,.0f} tokens/s" if both.wall_seconds > 0 else "- tokens/s"
+
+
+def _number(value: float | None, decimals: int = 3) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

@@ -1,0 +1,86 @@
+"""How well the two sides of a run overlap: who is busy, how fast, and who waits for whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+IDLE_SHARE = 0.1
+"""A side that waits for less of the time than this is called busy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Sums over some steps."""
+
+    wall_seconds: float
+    learner_seconds: float
+    """In which the learner trained or published."""
+    rollout_seconds: float
+    """In which a rollout worker was busy, mean over workers."""
+    learner_tokens: float
+    """Response tokens trained."""
+    rollout_tokens: float
+    """Response tokens committed."""
+
+    @property
+    def learner_busy(self) -> float | None:
+        """Share of the wall time; None without any."""
+        return ratio(self.learner_seconds, self.wall_seconds)
+
+    @property
+    def rollout_busy(self) -> float | None:
+        """Share of the wall time; None without any."""
+        return ratio(self.rollout_seconds, self.wall_seconds)
+
+    @property
+    def efficiency(self) -> float | None:
+        """Busy time of the busier side over the wall time; None without any."""
+        return ratio(max(self.learner_seconds, self.rollout_seconds), self.wall_seconds)
+
+    def waiting(self, max_staleness: int) -> str:
+        """Who waits for whom, in words; "" before the first step."""
+        if self.learner_busy is None or self.rollout_busy is None:
+            return ""
+        if max_staleness == 0:
+            return "the two sides take turns (max_staleness is 0)"
+        if min(self.learner_busy, self.rollout_busy) > 1 - IDLE_SHARE:
+            return "nobody waits: both sides are busy"
+        if self.learner_busy < self.rollout_busy:
+            return "learner waits for rollouts"
+        return "rollouts wait for the learner (ahead as far as max_staleness allows)"
+
+
+def overlap(steps: Iterable[Mapping[str, Any]], workers: int) -> Overlap:
+    """The overlap of the steps whose metrics are given, written by so many rollout workers."""
+    names = (
+        "time/step_seconds",
+        "time/train_seconds",
+        "time/publish_seconds",
+        "rollout/busy_seconds",
+        "response_tokens",
+        "rollout/tokens",
+    )
+    totals = dict.fromkeys(names, 0.0)
+    for metrics in steps:
+        for name in names:
+            totals[name] += finite(metrics.get(name)) or 0.0
+    return Overlap(
+        wall_seconds=totals["time/step_seconds"],
+        learner_seconds=totals["time/train_seconds"] + totals["time/publish_seconds"],
+        rollout_seconds=totals["rollout/busy_seconds"] / max(workers, 1),
+        learner_tokens=totals["response_tokens"],
+        rollout_tokens=totals["rollout/tokens"],
+    )
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """part / whole; None where there is no whole."""
+    return part / whole if whole > 0 else None
+
+
+def finite(value: object) -> float | None:
+    """A finite number as it is; None for NaN, infinities and everything else."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

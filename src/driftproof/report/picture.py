@@ -1,0 +1,276 @@
+"""One picture of a run.
+
+Guarantees: works for any ledger, from no steps to very many, whatever figures it lacks (a panel without data says so);
+touches no global state of matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driftproof.ledger import Ledger
+from driftproof.report.overlap import Overlap, finite, overlap
+from driftproof.report.summary import Summary, read_recipe, summarize
+
+Series = NDArray[np.float64]
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
+"""Okabe and Ito's colours, which colour-blind readers can tell apart."""
+
+POINTS = 1500
+"""Most points of a curve; more are merged."""
+
+
+def draw(ledger: Ledger, path: Path) -> None:
+    """Write the picture of a run as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    recipe = read_recipe(ledger)
+    model = Path(recipe.get("model", {}).get("path", ""))
+    run = _Run(
+        steps=ledger.steps(),
+        workers=max(len(ledger.workers()), 1),
+        max_staleness=ledger.plan.max_staleness,
+        summary=summarize(ledger, model),
+    )
+    figure = Figure(figsize=(12, 6.8), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
+    FigureCanvasAgg(figure)
+    figure.suptitle(_title(run, model.name), fontsize=13, fontweight="bold", x=0.01, ha="left", parse_math=False)
+    # Twelve rows, so that a panel can be cut in two of unequal height.
+    grid = figure.add_gridspec(12, 3)
+    _reward(figure.add_subplot(grid[:6, :2]), run)
+    speed = figure.add_subplot(grid[:4, 2])
+    _speed(speed, run)
+    _busy(figure.add_subplot(grid[4:6, 2], sharex=speed), run)
+    nll = figure.add_subplot(grid[6:10, 0])
+    _nll(nll, run)
+    _imbalance(figure.add_subplot(grid[10:, 0], sharex=nll), run)
+    _age(figure.add_subplot(grid[6:, 1]), run)
+    _entropy_or_gradient(figure.add_subplot(grid[6:, 2]), run)
+    figure.savefig(path, format="png")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    steps: Sequence[Mapping[str, Any]]
+    workers: int
+    max_staleness: int
+    summary: Summary
+
+    @property
+    def x(self) -> Series:
+        return self.series("step")
+
+    @property
+    def overlap(self) -> Overlap:
+        return overlap(self.steps, self.workers)
+
+    @property
+    def window(self) -> int:
+        """Steps of the moving means."""
+        return max(20, len(self.steps) // 50)
+
+    def series(self, name: str) -> Series:
+        """float64 [steps]; NaN where a step does not have the metric."""
+        values = (finite(step.get(name)) for step in self.steps)
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def moving_mean(values: Series, window: int) -> Series:
+    """float64 [n]: mean over the `window` values around each, NaNs left out; NaN where there are only NaNs."""
+    position = np.arange(len(values))
+    first = np.maximum(position - window // 2, 0)
+    last = np.minimum(position + (window + 1) // 2, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(np.nan_to_num(values))])
+    counts = np.concatenate([[0], np.cumsum(np.isfinite(values))])
+    with np.errstate(invalid="ignore"):
+        return np.asarray((sums[last] - sums[first]) / (counts[last] - counts[first]))
+
+
+def merge(values: Series, points: int, *, largest: bool = False) -> Series:
+    """float64 [at most `points`]: means (or maxima) of runs of equal length, NaNs left out."""
+    starts = np.arange(0, len(values), max(-(-len(values) // points), 1))
+    if not len(values):
+        return values
+    if largest:
+        return np.asarray(np.fmax.reduceat(values, starts))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(
+            np.add.reduceat(np.nan_to_num(values), starts) / np.add.reduceat(np.isfinite(values).astype(int), starts)
+        )
+
+
+def _title(run: _Run, model: str) -> str:
+    steps, seconds = run.summary.steps, run.summary.wall_seconds
+    if seconds < 120:
+        time = f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    else:
+        time = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    parts = [run.summary.objective, model, f"{steps:,} {'step' if steps == 1 else 'steps'} in {time}"]
+    return "  ·  ".join(part for part in parts if part)
+
+
+def _reward(axes: Any, run: _Run) -> None:
+    summary = run.summary
+    _panel(axes, "Reward", run)
+    _smooth(axes, run, run.series("reward"), BLUE, f"reward, mean of {run.window} steps")
+    for name, marker, before, after in (
+        ("sampled", "o", summary.accuracy_before, summary.accuracy_after),
+        ("greedy", "D", summary.greedy_before, summary.greedy_after),
+    ):
+        _marks(axes, run, marker, ORANGE, f"held-out accuracy, {name}", before, after)
+    _finish(axes, loc="lower right")
+
+
+def _nll(axes: Any, run: _Run) -> None:
+    _panel(axes, "Mean token NLL of the responses (nats)", run)
+    heldout = (run.summary.nll_heldout_before or {}, run.summary.nll_heldout_after or {})
+    for sign, color, marker, style in (("positive", BLUE, "o", "-"), ("negative", ORANGE, "D", "--")):
+        values = run.series(f"health/{sign}_nll")
+        label = sign if np.isfinite(values).any() else f"{sign}: none"
+        _smooth(axes, run, values, color, label, style)
+        before, after = (result.get(f"{sign}_nll") for result in heldout)
+        _marks(axes, run, marker, color, f"{sign}, held out", before, after)
+    _finish(axes, x_label=False)
+
+
+def _imbalance(axes: Any, run: _Run) -> None:
+    _panel(axes, "Scale imbalance: negative / positive", run)
+    _smooth(axes, run, run.series("health/scale_imbalance"), GREEN, "")
+    _finish(axes, "needs positives and negatives", reference=1)
+
+
+def _age(axes: Any, run: _Run) -> None:
+    _panel(axes, "Age of the data (steps)", run)
+    x = merge(run.x, POINTS)
+    largest = merge(run.series("age_max"), POINTS, largest=True)
+    axes.plot(x, largest, color=ORANGE, linewidth=1, linestyle="--", marker=_marker(largest), markersize=5, label="max")
+    _smooth(axes, run, run.series("age_mean"), BLUE, "mean")
+    _finish(axes, reference=run.max_staleness, reference_label=f"max_staleness: {run.max_staleness}", loc="lower right")
+    axes.set_ylim(bottom=0)
+
+
+def _entropy_or_gradient(axes: Any, run: _Run) -> None:
+    entropy = run.series("health/entropy")
+    if np.isfinite(entropy).any():
+        _panel(axes, "Entropy of the policy (nats per token)", run)
+        _smooth(axes, run, entropy, BLUE, "")
+    else:
+        _panel(axes, "Gradient norm", run)
+        _smooth(axes, run, run.series("grad_norm"), BLUE, "")
+    _finish(axes)
+
+
+def _speed(axes: Any, run: _Run) -> None:
+    _panel(axes, "Speed of both sides (tokens/s while busy)", run)
+    learner = run.series("time/train_seconds") + run.series("time/publish_seconds")
+    rollouts = run.series("rollout/busy_seconds") / run.workers
+    for label, color, style, tokens, seconds in (
+        ("rollouts", GREEN, "-", run.series("rollout/tokens"), rollouts),
+        ("learner", BLUE, "--", run.series("response_tokens"), learner),
+    ):
+        _line(axes, run, _quotient(run, tokens, seconds), color, label, style)
+    _finish(axes, x_label=False)
+    axes.set_ylim(bottom=0)
+
+
+def _busy(axes: Any, run: _Run) -> None:
+    words = run.overlap.waiting(run.max_staleness).split(" (")[0]
+    _panel(axes, f"Busy: {words}" if words else "Busy", run)
+    wall = run.series("time/step_seconds")
+    learner = run.series("time/train_seconds") + run.series("time/publish_seconds")
+    rollouts = run.series("rollout/busy_seconds") / run.workers
+    _line(axes, run, 100 * _quotient(run, rollouts, wall), GREEN, "", "-")
+    _line(axes, run, 100 * _quotient(run, learner, wall), BLUE, "", "--")
+    _finish(axes)
+    axes.set_ylim(0, 110)
+    axes.set_yticks([0, 50, 100], ["0", "50", "100 %"])
+
+
+def _quotient(run: _Run, part: Series, whole: Series) -> Series:
+    """part / whole, both summed over the moving window: groups arrive in bursts."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        quotient = moving_mean(part, run.window) / moving_mean(whole, run.window)
+    return np.where(np.isfinite(quotient), quotient, np.nan)
+
+
+def _smooth(axes: Any, run: _Run, values: Series, color: str, label: str, style: str = "-") -> None:
+    """The values themselves, faint, and their moving mean."""
+    axes.plot(merge(run.x, POINTS), merge(values, POINTS), color=color, linewidth=0.7, alpha=0.25)
+    _line(axes, run, moving_mean(values, run.window), color, label, style)
+
+
+def _line(axes: Any, run: _Run, values: Series, color: str, label: str, style: str) -> None:
+    look = {"color": color, "linewidth": 1.8, "linestyle": style, "marker": _marker(values), "markersize": 5}
+    axes.plot(merge(run.x, POINTS), merge(values, POINTS), label=label or None, **look)
+
+
+def _marker(values: Series) -> str:
+    """A line through a single point would not be seen."""
+    return "o" if np.isfinite(values).sum() == 1 else ""
+
+
+def _marks(axes: Any, run: _Run, marker: str, color: str, name: str, before: float | None, after: float | None) -> None:
+    """A value measured before the first and after the last step, with its figures in the legend."""
+    points = [(0, before), (run.summary.steps, after)]
+    known = [(step, value) for step, value in points if value is not None]
+    if not known:
+        return
+    figures = " → ".join("-" if value is None else f"{value:.3f}" for _, value in points)
+    axes.plot(
+        *zip(*known, strict=True),
+        linestyle="",
+        marker=marker,
+        markersize=8,
+        markeredgewidth=1.8,
+        markerfacecolor=color if marker == "o" else "white",
+        markeredgecolor=color,
+        clip_on=False,
+        zorder=5,
+        label=f"{name}: {figures}",
+    )
+
+
+def _panel(axes: Any, title: str, run: _Run) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#000000", alpha=0.08)
+    axes.tick_params(labelsize=8)
+    axes.margins(y=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+    # A little room, so that what stands at the last step is seen whole.
+    axes.set_xlim(0, max(run.summary.steps, 1) * 1.02)
+
+
+def _finish(
+    axes: Any,
+    missing: str = "not recorded",
+    *,
+    reference: float | None = None,
+    reference_label: str | None = None,
+    loc: str = "best",
+    x_label: bool = True,
+) -> None:
+    """Reference line and legend; or, in a panel without data, why there is none."""
+    if x_label:
+        axes.set_xlabel("step", fontsize=9)
+    else:
+        axes.tick_params(labelbottom=False)
+    if not any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in axes.get_lines()):
+        axes.text(0.5, 0.5, missing, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=9)
+        axes.tick_params(labelleft=False)
+        return
+    if reference is not None:
+        axes.axhline(reference, color=GREY, linewidth=1, linestyle=":", label=reference_label)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=8, frameon=False, loc=loc)

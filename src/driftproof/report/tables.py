@@ -1,0 +1,141 @@
+"""The tables of a run.
+
+Guarantees: pure functions; texts that models wrote are shown as they are, with control characters escaped and without
+being read as markup.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from driftproof.ledger import Record
+from driftproof.report.summary import Summary
+from driftproof.report.text import printable, shorten
+
+Order = Literal["best", "worst", "age", "prompt"]
+
+
+def before_after_table(summary: Summary) -> Table:
+    """Accuracy on held-out prompts before and after a run; for recorded traces how likely their responses are."""
+    table = _table("on held-out prompts", "before", "after", "change", "responses")
+    prompts, samples = summary.evaluation_prompts or 0, summary.evaluation_samples or 0
+    if prompts:
+        before, after = summary.accuracy_before, summary.accuracy_after
+        _compare(table, "sampled accuracy (temperature 1)", before, after, f"{prompts * samples:,}")
+        _compare(table, "greedy accuracy", summary.greedy_before, summary.greedy_after, f"{prompts:,}")
+    if summary.nll_heldout_before is not None or summary.nll_heldout_after is not None:
+        nll_before, nll_after = summary.nll_heldout_before or {}, summary.nll_heldout_after or {}
+        for sign in ("positive", "negative"):
+            name = f"{sign}_nll"
+            _compare(table, f"NLL of the {sign} responses", nll_before.get(name), nll_after.get(name), "")
+        _compare(table, "negative NLL / positive NLL", _imbalance(nll_before), _imbalance(nll_after), "")
+    if not table.row_count:
+        table.add_row("not evaluated", "", "", "", "")
+    return table
+
+
+def events_table(events: Mapping[str, tuple[int, str]]) -> Table:
+    """What `Ledger.events` counted, with the last message of each kind."""
+    table = _table("event", "count", "last message")
+    table.columns[2].justify = "left"
+    for kind, (count, message) in events.items():
+        table.add_row(Text(printable(kind)), f"{count:,}", Text(shorten(printable(message), 200)))
+    if not events:
+        table.add_row("none", "", "")
+    return table
+
+
+def groups_table(
+    records: Iterable[Record],
+    decode: Callable[[list[int]], str],
+    *,
+    by: Order = "best",
+    limit: int = 10,
+    characters: int = 160,
+) -> Table:
+    """Up to `limit` groups with their prompt and their best and worst response.
+
+    `by`: "best" and "worst" by mean reward, "age" oldest first (groups not trained yet have none and are left out),
+    "prompt" by prompt index, then dispatch. Texts are cut to `characters`. Only `limit` records are held in memory.
+    """
+    table = _table("dispatch", "prompt", "trained\nin step", "age", "mean\nreward", "problems", "texts")
+    table.columns[6].justify, table.columns[6].header = "left", "prompt, best and worst response"
+    for record in _pick(records, by, limit):
+        group = record.group
+        mean = _mean_reward(record)
+        table.add_row(
+            str(record.dispatch),
+            str(group.prompt_index),
+            "-" if record.trained_step is None else str(record.trained_step),
+            "-" if record.age is None else str(record.age),
+            "-" if mean is None else f"{mean:.3f}",
+            str(sum(map(bool, group.problems))) if any(group.problems) else "",
+            _texts(record, decode, characters),
+        )
+    if not table.row_count:
+        table.add_row(*[""] * 6, "no groups")
+    return table
+
+
+def _pick(records: Iterable[Record], by: Order, limit: int) -> list[Record]:
+    if by == "age":
+        aged = (record for record in records if record.age is not None)
+        return heapq.nsmallest(limit, aged, key=lambda record: (-(record.age or 0), record.dispatch))
+    if by == "prompt":
+        return heapq.nsmallest(limit, records, key=lambda record: (record.group.prompt_index, record.dispatch))
+    sign = -1 if by == "best" else 1
+
+    def key(record: Record) -> tuple[bool, float, int]:
+        mean = _mean_reward(record)
+        return (mean is None, sign * (mean or 0.0), record.dispatch)
+
+    return heapq.nsmallest(limit, records, key=key)
+
+
+def _mean_reward(record: Record) -> float | None:
+    """None where no response has a reward."""
+    rewards = record.group.rewards[np.isfinite(record.group.rewards)]
+    return float(rewards.mean()) if len(rewards) else None
+
+
+def _texts(record: Record, decode: Callable[[list[int]], str], characters: int) -> Text:
+    group = record.group
+    responses = group.split()
+
+    def line(position: int) -> tuple[str, str]:
+        reward, problem = group.rewards[position], group.problems[position] if group.problems else ""
+        mark = f"{reward:g}" if np.isfinite(reward) else shorten(printable(problem), 40)
+        style = "green" if reward > 0 else "red"
+        return (f"\n{mark}  {shorten(printable(decode(responses[position].tolist())), characters)}", style)
+
+    prompt = shorten(printable(decode(group.prompt_tokens.tolist())), characters)
+    # A response without a reward ranks below all others.
+    ranked = np.argsort(np.where(np.isfinite(group.rewards), -group.rewards, np.inf), kind="stable")
+    lines = [line(int(ranked[0]))] + ([line(int(ranked[-1]))] if group.size > 1 else [])
+    return Text.assemble((prompt, "bold"), *lines, overflow="fold")
+
+
+def _compare(table: Table, name: str, before: float | None, after: float | None, responses: str) -> None:
+    change = "" if before is None or after is None else f"{after - before:+.3f}"
+    cells = ["-" if value is None else f"{value:.3f}" for value in (before, after)]
+    table.add_row(name, *cells, change, responses)
+
+
+def _imbalance(nll: Mapping[str, float]) -> float | None:
+    positive, negative = nll.get("positive_nll"), nll.get("negative_nll")
+    return negative / positive if positive and negative is not None else None
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, justify="left")
+    for name in others:
+        table.add_column(name, justify="right")
+    return table

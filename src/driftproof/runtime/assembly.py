@@ -1,0 +1,342 @@
+"""From a configuration to the parts of a run: the only room that knows both.
+
+Guarantees: `preflight` makes every part that can be wrong and checks every prompt's length, so that bad input is refused
+before any process starts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from driftproof.engines.recorded import RecordedEngine
+
+from driftproof import tasks, verify
+from driftproof.codec import Codec
+from driftproof.config import Config, ConfigError
+from driftproof.engines.embedded import EmbeddedEngine
+from driftproof.engines.protocol import Engine, generate
+from driftproof.evaluate import evaluate
+from driftproof.learner import Cadence, Learner, Memory, Optimization, Policy, Tracker
+from driftproof.ledger import Ledger, Plan
+from driftproof.models import ModelInfo, inspect_model
+from driftproof.objectives import Objective, build
+from driftproof.rollout import RolloutSettings, RolloutWorker
+from driftproof.tasks.protocol import Task, TaskError
+from driftproof.tracking import check_trackers, open_trackers
+from driftproof.types import Channel, Group, Request, Sampling, Verdict
+from driftproof.verify import Verifier
+from driftproof.weights import latest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDirectory:
+    """Where the parts of a run lie on disk."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.sqlite"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+
+def preflight(config: Config) -> Plan:
+    """Check everything that can be checked without starting; what the run sets out to do.
+
+    Raises:
+        ValueError: in the subclass of the room that refuses (ConfigError, ObjectiveError, TaskError, ModelError, ...).
+    """
+    objective = make_objective(config)
+    check_trackers(wandb=config.tracking.wandb, trackio=config.tracking.trackio)
+    for name in (config.engine.device, config.learner.device):
+        resolve_device(name)
+    model = inspect_model(config.model.path)
+    task = make_task(config)
+    make_verifier(config, task).close()
+    codec = Codec(config.model.path)
+    _check_lengths(config, model, task, codec)
+    return Plan(
+        seed=config.run.seed,
+        prompts=len(task.train),
+        groups_per_step=config.learner.groups_per_step,
+        max_staleness=config.max_staleness,
+        steps=config.run.steps,
+        channels=objective.needs,
+    )
+
+
+def make_objective(config: Config) -> Objective:
+    """The objective, refused where its channels cannot be had.
+
+    Raises:
+        ObjectiveError: unknown name or field. ConfigError: a channel that the engine or the sampling cannot give.
+    """
+    objective = build(config.objective.name, **config.objective.fields)
+    if Channel.BEHAVIOR_LOGPROBS in objective.needs:
+        needs = f"objective {objective.name!r} needs behavior_logprobs"
+        if config.engine.name == "recorded":
+            raise ConfigError(f"{needs}, which recorded traces do not have; use asympo, spo or naive")
+        if config.sampling.top_p < 1 or config.sampling.top_k > 0:
+            raise ConfigError(
+                f"{needs} of the whole distribution, but sampling.top_p={config.sampling.top_p} and "
+                f"sampling.top_k={config.sampling.top_k} cut it; set top_p=1 and top_k=0, or use asympo, spo or naive"
+            )
+    return objective
+
+
+def make_task(config: Config) -> Task:
+    """The task; for recorded traces the one that the trace holds.
+
+    Raises:
+        TaskError: unknown task or field, or bad data, with file and line.
+    """
+    fields = config.task.fields
+    if (config.engine.name == "recorded") != (config.task.name == "recorded"):
+        raise ConfigError(
+            f"engine.name 'recorded' and task.name 'recorded' belong together; got engine {config.engine.name!r} and "
+            f"task {config.task.name!r}"
+        )
+    if config.rollouts.path is not None:
+        fields |= {"path": config.rollouts.path}
+    return tasks.build(config.task.name, **fields)
+
+
+def make_sampling(config: Config, codec: Codec) -> Sampling:
+    return Sampling(
+        max_tokens=config.sampling.max_tokens,
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        top_k=config.sampling.top_k,
+        stop_ids=codec.stop_ids,
+        seed=config.run.seed,
+    )
+
+
+def make_verifier(config: Config, task: Task) -> Verifier:
+    """The task's verifier; recorded responses have their rewards, so nothing needs to be started for them.
+
+    Raises:
+        VerifierError: it cannot be imported or started.
+    """
+    name = "exact" if isinstance(task, tasks.RecordedTask) else task.verifier
+    return verify.build(name, processes=config.verify.processes, timeout_seconds=config.verify.timeout_seconds)
+
+
+def make_learner(config: Config) -> Learner:
+    """The learner at step 0, with the base model's weights."""
+    device = resolve_device(config.learner.device)
+    dtype = config.learner.dtype
+    bfloat16 = dtype == "bfloat16" or (dtype == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
+    return Learner(
+        Policy.open(config.model.path, device=device, temperature=config.sampling.temperature, bfloat16=bfloat16),
+        make_objective(config),
+        Optimization(
+            lr=config.learner.lr,
+            schedule=config.learner.schedule,
+            warmup_steps=config.learner.warmup_steps,
+            steps=config.run.steps,
+            betas=config.learner.betas,
+            weight_decay=config.learner.weight_decay,
+            max_grad_norm=config.learner.max_grad_norm,
+        ),
+        Memory(
+            token_budget=config.learner.token_budget,
+            row_tokens=config.learner.row_tokens,
+            gradient_checkpointing=config.learner.gradient_checkpointing,
+        ),
+        baseline=config.advantages.baseline,
+        want_entropy=config.learner.entropy,
+    )
+
+
+def make_cadence(config: Config) -> Cadence:
+    return Cadence(
+        publish_every=config.learner.publish_every,
+        checkpoint_every=config.learner.checkpoint_every,
+        stall_seconds=config.runtime.stall_seconds,
+    )
+
+
+def make_trackers(config: Config, directory: RunDirectory, ledger: Ledger) -> list[Tracker]:
+    return open_trackers(
+        directory.path,
+        ledger.steps(),
+        tensorboard=config.tracking.tensorboard,
+        wandb=config.tracking.wandb,
+        trackio=config.tracking.trackio,
+    )
+
+
+def make_worker(config: Config, directory: RunDirectory, ledger: Ledger, name: str) -> RolloutWorker:
+    task = make_task(config)
+    codec = Codec(config.model.path)
+    return RolloutWorker(
+        name,
+        ledger,
+        make_engine(config, task, codec),
+        task,
+        codec,
+        make_verifier(config, task),
+        directory.snapshots,
+        RolloutSettings(
+            group_size=config.rollouts.group_size,
+            sampling=make_sampling(config, codec),
+            want_logprobs=Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels,
+            lease_seconds=config.rollouts.lease_seconds,
+        ),
+    )
+
+
+def make_engine(config: Config, task: Task, codec: Codec) -> Engine:
+    if isinstance(task, tasks.RecordedTask):
+        return RecordedEngine(task.train_groups, codec.encode_response)
+    return open_engine(config, config.model.path)
+
+
+def open_engine(config: Config, model: Path) -> EmbeddedEngine:
+    """An embedded engine with the weights of a model directory."""
+    device = resolve_device(config.engine.device)
+    return EmbeddedEngine.from_directory(model, slots=config.engine.slots, device=device)
+
+
+def resolve_device(name: str) -> str:
+    """`auto` is the first GPU where there is one.
+
+    Raises:
+        ConfigError: a device this machine does not have.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
+        return name
+    raise ConfigError(f"device {name!r} is not available here; valid: auto, cpu" + ", cuda" * torch.cuda.is_available())
+
+
+def prepare_directory(config: Config, plan: Plan) -> RunDirectory:
+    """Make the run directory with its configuration and ledger.
+
+    Raises:
+        ConfigError: it cannot be written, holds something already, or the disk has no room for the snapshots.
+    """
+    path = config.run.directory or _free_name(Path("runs"), config.run.name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise ConfigError(f"run directory {path} is not empty; choose another, or go on with --resume {path}")
+        directory = RunDirectory(path=path)
+        directory.logs.mkdir()
+        directory.config.write_text(config.to_toml())
+    except OSError as error:
+        raise ConfigError(f"run directory {path} cannot be written: {error.strerror}") from error
+    check_space(config, path)
+    Ledger.create(directory.ledger, plan).close()
+    return directory
+
+
+def check_space(config: Config, path: Path) -> None:
+    """Refuse a disk without room for snapshots and checkpoints.
+
+    Raises:
+        ConfigError: with what is needed and what is free.
+    """
+    weights = sum(file.stat().st_size for file in config.model.path.glob("*.safetensors"))
+    # Snapshots, one being written, and three checkpoints of weights and two moments.
+    needed = weights * (config.learner.keep_snapshots + 1 + 3 * 3)
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise ConfigError(
+            f"the disk of {path} has {free / 1e9:.2f} GB free; snapshots and checkpoints of this model need about "
+            f"{needed / 1e9:.2f} GB"
+        )
+
+
+def _free_name(parent: Path, name: str) -> Path:
+    path, number = parent / name, 2
+    while path.exists() and any(path.iterdir()):
+        path, number = parent / f"{name}-{number}", number + 1
+    return path
+
+
+def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -> None:
+    room = model.context - (1 if isinstance(task, tasks.RecordedTask) else config.sampling.max_tokens)
+    longest = max((len(codec.encode(p)), p.index) for p in (*task.train, *task.heldout))
+    if longest[0] > room:
+        raise TaskError(
+            f"prompt {longest[1]} of task {task.name!r} has {longest[0]} tokens; with sampling.max_tokens="
+            f"{config.sampling.max_tokens} the model's context of {model.context} leaves {room}. "
+            "Lower sampling.max_tokens, drop the long prompts, or use a model with a longer context"
+        )
+
+
+def limit_threads(threads: int) -> None:
+    """Threads of this process, for torch and for whatever it loads."""
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def evaluate_heldout(config: Config, directory: RunDirectory, learner: Learner) -> tuple[str, dict[str, Any]]:
+    """The name and result of the evaluation of the newest snapshot on the task's held-out part; {} where it is off."""
+    task = make_task(config)
+    codec = Codec(config.model.path)
+    if isinstance(task, tasks.RecordedTask):
+        groups = answered(task.heldout_groups, codec)
+        return "heldout_nll", learner.nll_by_sign(groups)
+    prompts = task.heldout[: config.evaluation.prompts]
+    snapshot = latest(directory.snapshots)
+    if not prompts or snapshot is None:
+        return "heldout", {}
+    engine = open_engine(config, snapshot.path)
+    verifier = make_verifier(config, task)
+    sampling = replace(make_sampling(config, codec), seed=config.run.seed + 1_000_003)
+    result = evaluate(engine, prompts, codec, verifier, sampling, config.evaluation.samples)
+    verifier.close()
+    engine.close()
+    return "heldout", result.to_json()
+
+
+def answered(recorded_groups: Sequence[tasks.RecordedGroup], codec: Codec) -> list[Group]:
+    """Recorded groups, tokenized."""
+    engine = RecordedEngine(recorded_groups, codec.encode_response)
+    requests = [
+        Request(
+            key=group.prompt.index,
+            prompt=group.prompt,
+            prompt_tokens=np.array(codec.encode(group.prompt), dtype=np.int32),
+            samples=len(group.texts),
+            sampling=Sampling(max_tokens=1),
+        )
+        for group in recorded_groups
+    ]
+    return [
+        Group.from_responses(
+            request.prompt.index,
+            request.prompt_tokens,
+            responses,
+            [Verdict(reward=response.reward) for response in responses],
+            retokenized=True,
+        )
+        for request, responses in zip(requests, generate(engine, requests), strict=True)
+    ]

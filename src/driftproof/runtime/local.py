@@ -1,0 +1,200 @@
+"""A run on this machine: one process for the learner, one per rollout worker, and this one, which watches.
+
+Guarantees: a worker that dies gives its leases back at once and is started again, a bounded number of times; the
+learner's death stops the run with its last words; Ctrl-C and SIGTERM stop it cleanly; whatever happens, no process is
+left behind and the directory can be resumed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from driftproof.report.display import Display
+
+from driftproof.config import Config, ConfigError
+from driftproof.learner import list_checkpoints
+from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger
+from driftproof.runtime.assembly import RunDirectory, preflight, prepare_directory
+from driftproof.runtime.processes import run_both, run_learner, run_worker
+from driftproof.weights import Publisher
+
+TICK_SECONDS = 0.25
+STOP_SECONDS = 120.0
+"""How long a clean stop may take before processes are killed."""
+
+
+class RunError(RuntimeError):
+    """A run that ended before its time; the message says why and how to go on."""
+
+
+def start(config: Config, display: Display) -> RunDirectory:
+    """Check everything, make the run directory, and train until done or stopped.
+
+    Raises:
+        ValueError: bad input, before any process starts. RunError: the run ended before its time.
+    """
+    plan = preflight(config)
+    directory = prepare_directory(config, plan)
+    _run(config, directory, display)
+    return directory
+
+
+def resume(path: Path, config: Config, display: Display) -> RunDirectory:
+    """Go on with a run from its newest checkpoint.
+
+    Raises:
+        ConfigError: not a run, or made with another model, seed or shape than `config` says. RunError: as in `start`.
+    """
+    directory = RunDirectory(path=path)
+    plan = preflight(config)
+    with _locked(directory), Ledger(directory.ledger) as ledger:
+        for field in ("seed", "prompts", "groups_per_step", "channels"):
+            ours, theirs = getattr(plan, field), getattr(ledger.plan, field)
+            if ours != theirs:
+                raise ConfigError(f"{path} was made with {field} {theirs}, not {ours}; start a new run instead")
+        if plan.steps != ledger.plan.steps:
+            ledger.extend(plan.steps)
+        checkpoints = list_checkpoints(directory.checkpoints)
+        step = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+        if step > ledger.step:
+            raise ConfigError(
+                f"{checkpoints[-1]} is of step {step}, the ledger knows only {ledger.step}; they are of different runs"
+            )
+        again = ledger.rewind(step)
+        Publisher(directory.snapshots, config.model.path).discard_after(step)
+        directory.config.write_text(config.to_toml())
+        display.message(f"resuming {path} from step {step} of {plan.steps}; {again} groups are trained again")
+    _run(config, directory, display)
+    return directory
+
+
+def _run(config: Config, directory: RunDirectory, display: Display) -> None:
+    with _locked(directory), Ledger(directory.ledger) as ledger, _stop_on_signals(ledger, display):
+        crew = _Crew(config, directory, ledger, display)
+        try:
+            crew.watch()
+        finally:
+            crew.end()
+
+
+class _Crew:
+    """The processes of a run."""
+
+    def __init__(self, config: Config, directory: RunDirectory, ledger: Ledger, display: Display) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._directory = directory
+        self._ledger = ledger
+        self._display = display
+        self._restarts_left = dict.fromkeys(
+            [f"worker-{i}" for i in range(config.rollouts.workers)] if config.runtime.mode == "async" else [],
+            config.runtime.max_restarts,
+        )
+        target = run_learner if config.runtime.mode == "async" else run_both
+        self._learner = self._context.Process(target=target, args=(directory.path,), name="learner")
+        self._learner.start()
+        self._workers = {name: self._start_worker(name) for name in self._restarts_left}
+
+    def watch(self) -> None:
+        """Until the learner ends.
+
+        Raises:
+            RunError: the learner or a worker failed for good, or the run was stopped before its last step.
+        """
+        stopping_since: float | None = None
+        while self._learner.is_alive():
+            self._display.update(self._ledger)
+            state = self._ledger.state
+            if state == RUNNING:
+                self._replace_dead_workers()
+            elif state == STOPPING:
+                stopping_since = stopping_since or time.monotonic()
+                if time.monotonic() - stopping_since > STOP_SECONDS:
+                    raise RunError(f"the learner did not stop within {STOP_SECONDS:.0f} s and is killed; {self._hint}")
+            self._learner.join(TICK_SECONDS)
+        self._display.update(self._ledger)
+        if self._learner.exitcode != 0:
+            raise RunError(f"the learner {_ending(self._learner)}:\n{self._last_words('learner')}\n{self._hint}")
+        if self._ledger.state != FINISHED:
+            raise RunError(f"stopped at step {self._ledger.step} of {self._ledger.plan.steps}; {self._hint}")
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for process in (self._learner, *self._workers.values()):
+            process.join(5 if self._ledger.state != RUNNING else 0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    @property
+    def _hint(self) -> str:
+        return f"go on with: driftproof train --resume {self._directory.path}"
+
+    def _start_worker(self, name: str) -> BaseProcess:
+        process = self._context.Process(target=run_worker, args=(self._directory.path, name), name=name)
+        process.start()
+        return process
+
+    def _replace_dead_workers(self) -> None:
+        for name, process in self._workers.items():
+            if process.is_alive() or self._ledger.state != RUNNING:
+                continue
+            leases = self._ledger.release(name)
+            what = f"{name} {_ending(process)}; {leases} leases went back to the pool"
+            self._ledger.record_event("worker died", f"{what}; {self._last_words(name).splitlines()[-1:]}")
+            if self._restarts_left[name] == 0:
+                self._ledger.set_state(STOPPING)
+                raise RunError(f"{what}, and it has no restarts left:\n{self._last_words(name)}\n{self._hint}")
+            self._restarts_left[name] -= 1
+            self._display.message(f"{what}; it is started again")
+            self._workers[name] = self._start_worker(name)
+
+    def _last_words(self, name: str) -> str:
+        log = self._directory.logs / f"{name}.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return "\n".join(lines[-12:])
+
+
+def _ending(process: BaseProcess) -> str:
+    code = process.exitcode
+    return f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+
+
+@contextmanager
+def _locked(directory: RunDirectory) -> Iterator[None]:
+    """Only one driftproof at a time works on a run."""
+    if not directory.ledger.is_file():
+        raise ConfigError(f"{directory.path} is not a run: it has no {directory.ledger.name}")
+    descriptor = os.open(directory.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(f"{directory.path} is in use by another driftproof; wait for it, or stop it first") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _stop_on_signals(ledger: Ledger, display: Display) -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        display.message("stopping: the learner finishes its step and writes a checkpoint")
+        with Ledger(ledger.path) as own:
+            if own.state == RUNNING:
+                own.set_state(STOPPING)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

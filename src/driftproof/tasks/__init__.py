@@ -1,0 +1,70 @@
+"""Tasks: prompts to learn on, prompts held out, and the name of the verifier.
+
+```python
+from driftproof.tasks import build
+task = build("arithmetic", digits=2)
+task.train[0].text, task.train[0].answer
+```
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from driftproof.tasks.arithmetic import arithmetic
+from driftproof.tasks.gsm8k import gsm8k
+from driftproof.tasks.jsonl import jsonl
+from driftproof.tasks.protocol import Task, TaskError
+from driftproof.tasks.recorded import RecordedGroup, RecordedTask, read_recorded, recorded
+from driftproof.tasks.validate import validate
+from driftproof.verify.names import unknown_name
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "arithmetic": arithmetic,
+    "gsm8k": gsm8k,
+    "jsonl": jsonl,
+    "recorded": recorded,
+}
+
+__all__ = [
+    "TASKS",
+    "RecordedGroup",
+    "RecordedTask",
+    "Task",
+    "TaskError",
+    "arithmetic",
+    "build",
+    "gsm8k",
+    "jsonl",
+    "read_recorded",
+    "recorded",
+    "validate",
+]
+
+
+def build(name: str, **fields: Any) -> Task:
+    """The task called `name`, made with `fields` as its arguments.
+
+    Raises:
+        TaskError: unknown name or field, listing the valid ones; a missing field; a value of the wrong type or out of
+            range; data that cannot be read.
+    """
+    from pydantic import ValidationError, validate_call
+
+    if name not in TASKS:
+        raise TaskError(unknown_name("task", name, TASKS))
+    parameters = inspect.signature(TASKS[name]).parameters
+    for field in fields:
+        if field not in parameters:
+            raise TaskError(f"task {name!r}: {unknown_name('field', field, parameters)}")
+    for field, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and field not in fields:
+            raise TaskError(f"task {name!r} needs the field {field!r}")
+    try:
+        return validate_call(TASKS[name])(**fields)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        field = ".".join(map(str, wrong["loc"][:1]))
+        raise TaskError(f"task {name!r}: {field} is {wrong['input']!r}: {wrong['msg']}") from error

@@ -1,0 +1,25 @@
+"""The contract of a task: prompts to learn on, prompts held out, and who decides what a response is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from driftproof.types import Prompt
+
+
+class TaskError(ValueError):
+    """A task that cannot be loaded; the message names file, line and what is valid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Prompts in two splits, and the name of the verifier that scores responses to them."""
+
+    name: str
+    train: Sequence[Prompt]
+    """Index i holds the prompt with `index == i`."""
+    heldout: Sequence[Prompt]
+    """Never dispatched to training; same numbering, from 0."""
+    verifier: str
+    """Name in `driftproof.verify`."""

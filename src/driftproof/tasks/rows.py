@@ -1,0 +1,102 @@
+"""JSON lines, read strictly: every row is an object, or the error names FILE:LINE and what a row looks like."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from driftproof.tasks.protocol import TaskError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of a file."""
+
+    path: Path
+    line: int
+    """1-based."""
+    fields: dict[str, Any]
+    example: str
+    """A valid row, shown in errors."""
+
+    def error(self, problem: str) -> TaskError:
+        """The error to raise for this row."""
+        return TaskError(f"{self.path}:{self.line}: {problem}; a line is a JSON object like {self.example}")
+
+    def value(self, field: str) -> Any:
+        """What a field holds.
+
+        Raises:
+            TaskError: it is missing.
+        """
+        if field not in self.fields:
+            raise self.error(f'the field "{field}" is missing (there are: {shown(list(self.fields))})')
+        return self.fields[field]
+
+    def text(self, field: str) -> str:
+        """The text of a field that must be there and not be blank.
+
+        Raises:
+            TaskError: it is missing, no text, or blank.
+        """
+        text = self.check_text(f'the field "{field}"', self.value(field))
+        if not text.strip():
+            raise self.error(f'the field "{field}" is empty')
+        return text
+
+    def optional_text(self, field: str) -> str:
+        """The text of a field, "" where it is missing.
+
+        Raises:
+            TaskError: it is there and no text.
+        """
+        return self.check_text(f'the field "{field}"', self.fields.get(field, ""))
+
+    def check_text(self, what: str, value: Any) -> str:
+        """`value` where it is a text.
+
+        Raises:
+            TaskError: it is not, or it cannot be written as UTF-8 (half of a surrogate pair).
+        """
+        if not isinstance(value, str):
+            raise self.error(f"{what} must be a text, not {shown(value)}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise self.error(f"{what} is no valid Unicode: {error.reason} at character {error.start}") from error
+        return value
+
+
+def read_rows(path: str | Path, example: str) -> Iterator[Row]:
+    """The rows of a JSON lines file in UTF-8, at least one; blank lines are allowed at its end only.
+
+    Raises:
+        TaskError: the file cannot be read, is empty, or a line is not a JSON object.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().rstrip().split(b"\n")
+    except OSError as error:
+        raise TaskError(f"{path}: {error.strerror}; give a file of JSON lines like {example}") from error
+    for number, line in enumerate(lines, start=1):
+        row = Row(path=path, line=number, fields={}, example=example)
+        if not line.strip():
+            raise row.error("the file is empty" if len(lines) == 1 else "the line is empty")
+        try:
+            fields = json.loads(line.decode())
+        except json.JSONDecodeError as error:
+            raise row.error(f"no JSON: {error.msg} at column {error.colno}") from error
+        except (ValueError, RecursionError) as error:  # not UTF-8, an integer of thousands of digits, nested too deeply
+            raise row.error(f"no JSON that can be read: {error}") from error
+        if not isinstance(fields, dict):
+            raise row.error(f"no JSON object: {shown(fields)}")
+        yield Row(path=path, line=number, fields=fields, example=example)
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, cut short."""
+    return reprlib.repr(value)

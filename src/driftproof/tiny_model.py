@@ -1,0 +1,328 @@
+"""A base policy that a laptop's CPU can make and train: about 0.6 M parameters, in a plain Hugging Face directory.
+
+Guarantees: the directory is complete or absent, `AutoTokenizer` and `AutoModelForCausalLM` open it, and the result
+depends on architecture, tokenizer and seed alone (to float rounding, which varies with the number of threads). A
+trained model has seen the training split of two-digit addition with noisy demonstrations and stops learning where a
+third of its sampled answers is right, so that reinforcement learning has something to find and something to improve.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from driftproof.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+Architecture = Literal["qwen3", "llama"]
+TokenizerKind = Literal["characters", "bytes"]
+Progress = Callable[[int, float], None]
+"""Called with the step and the sampled accuracy on held-out prompts."""
+
+CONTEXT = 16_384
+"""Most tokens of a sequence."""
+PAD, EOS = "<pad>", "<eos>"
+"""The special tokens, ids 0 and 1."""
+REPORT_FILE = "tiny_model.json"
+"""In the model directory: the `TinyModelReport` it was made with."""
+
+
+class TinyModelError(ValueError):
+    """A tiny model that cannot be made here; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyModelReport:
+    """What was made."""
+
+    path: Path
+    """The model directory."""
+    architecture: str
+    tokenizer: str
+    seed: int
+    trained: bool
+    """False: random weights."""
+    parameters: int
+    """Tied embeddings counted once."""
+    steps: int
+    """Supervised optimizer updates; 0 without training."""
+    seconds: float
+    """Wall time."""
+    sampled_accuracy: float
+    """Mean probability, over held-out prompts, of sampling exactly the answer and the stop token at temperature 1."""
+    greedy_accuracy: float
+    """Share of held-out prompts whose greedy response is exactly the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerScores:
+    """How well a policy knows the answers of N prompts; exact, nothing is sampled."""
+
+    probability: Tensor
+    """float32 [N]: probability that a response sampled at temperature 1 is the answer and the stop token."""
+    greedy: Tensor
+    """bool [N]: whether the greedy response is the answer and the stop token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Demonstrations:
+    """N prompts, each followed by its answer and the stop token, padded on the right to T tokens."""
+
+    tokens: Tensor
+    """int64 [N, T]."""
+    answer: Tensor
+    """bool [N, T], true where a token belongs to the answer or is its stop token."""
+
+
+NOISE = 0.15
+"""Share of the answers' digits that a demonstration replaces by a random digit."""
+TARGET = 0.34
+"""Sampled accuracy at which training stops."""
+BATCH = 64
+LEARNING_RATE = 2e-3
+WARMUP = 30
+"""Steps."""
+EVALUATE_EVERY = 10
+"""Steps."""
+MAX_STEPS = 3000
+"""Several times what any seed needs."""
+
+
+def make_tiny_model(
+    directory: Path,
+    *,
+    architecture: Architecture = "qwen3",
+    tokenizer: TokenizerKind = "characters",
+    train: bool = True,
+    seed: int = 0,
+    exist_ok: bool = False,
+    progress: Progress | None = None,
+) -> TinyModelReport:
+    """Make a tiny model in `directory`; with `exist_ok`, one made there before with the same settings is kept.
+
+    Raises:
+        TinyModelError: an unknown architecture or tokenizer, or `directory` holds something else.
+    """
+    _check_name("architecture", architecture, get_args(Architecture))
+    _check_name("tokenizer", tokenizer, get_args(TokenizerKind))
+    wanted = {"architecture": architecture, "tokenizer": tokenizer, "seed": seed, "trained": train}
+    if existing := _existing(directory, wanted, exist_ok):
+        return existing
+
+    from driftproof.tasks.arithmetic import arithmetic
+
+    start = time.perf_counter()
+    task = arithmetic(digits=2)
+    tokenizer_object = _TOKENIZERS[tokenizer]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _random_model(architecture, tokenizer_object)
+        steps = _train(model, tokenizer_object, task.train, task.heldout, progress) if train else 0
+    scores = score_answers(model, tokenizer_object, task.heldout)
+    report = TinyModelReport(
+        path=directory,
+        architecture=architecture,
+        tokenizer=tokenizer,
+        seed=seed,
+        trained=train,
+        parameters=sum(p.numel() for p in model.parameters()),
+        steps=steps,
+        seconds=time.perf_counter() - start,
+        sampled_accuracy=scores.probability.mean().item(),
+        greedy_accuracy=scores.greedy.float().mean().item(),
+    )
+    _save(directory, model, tokenizer_object, report)
+    return report
+
+
+def score_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> AnswerScores:
+    """Score the answers of `prompts` by one forward pass over each prompt followed by its answer.
+
+    A response counts when it is the answer's tokens and then the stop token; another spelling of the same answer is
+    not counted. The model's mode (train or eval) is left as it is.
+    """
+    demonstrations = _demonstrations(tokenizer, prompts)
+    with torch.inference_mode():
+        logits = model(input_ids=demonstrations.tokens[:, :-1], use_cache=False).logits.float()
+        targets, answer = demonstrations.tokens[:, 1:], demonstrations.answer[:, 1:]
+        logprobs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        return AnswerScores(
+            probability=logprobs.where(answer, 0).sum(1).exp(),
+            greedy=((logits.argmax(-1) == targets) | ~answer).all(1),
+        )
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One id per printable ASCII character or newline. Encoding any other character raises, it is never dropped."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    characters = [chr(code) for code in range(32, 127)] + ["\n"]
+    # Without an unknown token in the vocabulary a word-level model refuses what it cannot write.
+    backend = Tokenizer(models.WordLevel(_vocabulary(characters), unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    return _wrap(backend)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One id per byte of UTF-8: byte b has id b + 2. Every text can be written and is decoded exactly."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    # Byte-level tokenizers write a byte that prints as itself, and the k-th of the others as the character 256 + k.
+    printable = {ord(c) for c in pre_tokenizers.ByteLevel.alphabet()} & set(range(256))
+    others = iter(range(256, 512))
+    letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    backend = Tokenizer(models.BPE(vocab=_vocabulary(letters), merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return _wrap(backend)
+
+
+_TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+    "characters": character_tokenizer,
+    "bytes": byte_tokenizer,
+}
+
+
+def _vocabulary(letters: Sequence[str]) -> dict[str, int]:
+    return {token: index for index, token in enumerate([PAD, EOS, *letters])}
+
+
+def _wrap(backend: object) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=EOS,
+        padding_side="left",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        # A dataset that contains the text "<eos>" does not write the stop token.
+        split_special_tokens=True,
+    )
+
+
+def _random_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    config_class, model_class = {
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+    }[architecture]
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    return model_class(config)
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    train: Sequence[Prompt],
+    heldout: Sequence[Prompt],
+    progress: Progress | None,
+) -> int:
+    """Train on noisy demonstrations until `TARGET` is reached; return the number of steps."""
+    demonstrations = _demonstrations(tokenizer, train)
+    digits = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
+    for step in range(1, MAX_STEPS + 1):
+        rows = torch.randint(len(train), (BATCH,))
+        batch = _with_noise(demonstrations.tokens[rows], demonstrations.answer[rows], digits)
+        inputs, targets, answer = batch[:, :-1], batch[:, 1:], demonstrations.answer[rows][:, 1:]
+        logits = model(input_ids=inputs, use_cache=False).logits[answer]
+        torch.nn.functional.cross_entropy(logits, targets[answer]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % EVALUATE_EVERY == 0:
+            accuracy = score_answers(model, tokenizer, heldout).probability.mean().item()
+            if progress:
+                progress(step, accuracy)
+            if accuracy >= TARGET:
+                return step
+    raise TinyModelError(f"sampled accuracy is {accuracy:.2f} after {MAX_STEPS} steps, not {TARGET}; try another seed")
+
+
+def _with_noise(tokens: Tensor, answer: Tensor, digits: Tensor) -> Tensor:
+    """Replace a share `NOISE` of the answers' digits by random ones; the stop tokens stay."""
+    noisy = answer & torch.isin(tokens, digits) & (torch.rand(tokens.shape) < NOISE)
+    return torch.where(noisy, digits[torch.randint(len(digits), tokens.shape)], tokens)
+
+
+def _demonstrations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> _Demonstrations:
+    from torch.nn.utils.rnn import pad_sequence
+
+    texts = [torch.tensor(ids) for ids in tokenizer([p.text for p in prompts])["input_ids"]]
+    answers = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in tokenizer([p.answer for p in prompts])["input_ids"]]
+    rows = [torch.cat(pair) for pair in zip(texts, answers, strict=True)]
+    marks = [torch.arange(len(row)) >= len(text) for text, row in zip(texts, rows, strict=True)]
+    return _Demonstrations(
+        # Causal attention never looks at what comes later, so that padding on the right needs no attention mask.
+        tokens=pad_sequence(rows, batch_first=True, padding_value=tokenizer.eos_token_id),
+        answer=pad_sequence(marks, batch_first=True, padding_value=False),
+    )
+
+
+def _check_name(what: str, name: str, valid: Sequence[str]) -> None:
+    if name not in valid:
+        raise TinyModelError(f"{what} is {name!r}; valid are: {', '.join(valid)}")
+
+
+def _existing(directory: Path, wanted: dict[str, object], exist_ok: bool) -> TinyModelReport | None:
+    """The report of the model that is there; None when the place is free."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return None
+    if not (directory / REPORT_FILE).is_file():
+        raise TinyModelError(f"{directory} exists and is no tiny model; choose another directory or remove it")
+    if not exist_ok:
+        raise TinyModelError(f"{directory} holds a tiny model already; choose another directory or remove it")
+    report = replace(TinyModelReport(**json.loads((directory / REPORT_FILE).read_text())), path=directory)
+    found = {name: getattr(report, name) for name in wanted}
+    if found != wanted:
+        raise TinyModelError(f"{directory} holds another tiny model ({found}, wanted {wanted}); choose another directory")
+    return report
+
+
+def _save(
+    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: TinyModelReport
+) -> None:
+    """Write beside `directory`, then rename."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        record = asdict(report) | {"path": directory.name}
+        (beside / REPORT_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        beside.replace(directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

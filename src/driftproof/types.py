@@ -1,0 +1,263 @@
+"""The nouns of driftproof: what travels between engines, ledger and learner.
+
+Everything here is frozen and checked where it is made: a `Group` that exists is well-formed, so no later room has to
+ask again whether lengths agree, log-probs are finite or rewards are numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+"""Token ids, int32."""
+
+
+class GroupError(ValueError):
+    """A group that must not enter the ledger; the message names the response and what is wrong with it."""
+
+
+class Channel(StrEnum):
+    """An optional per-token input of an objective. A group carries a channel exactly when the objective needs it."""
+
+    BEHAVIOR_LOGPROBS = "behavior_logprobs"
+    PROXIMAL_LOGPROBS = "proximal_logprobs"
+    REFERENCE_LOGPROBS = "reference_logprobs"
+    VALUES = "values"
+
+
+class FinishReason(StrEnum):
+    """Why a response ended."""
+
+    STOP = "stop"
+    """The policy wrote a stop token; it is the response's last token and is trained."""
+    LENGTH = "length"
+    """The token budget was used up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One question of a task.
+
+    `Prompt(index=3, text="47+85=", answer="132")`
+    """
+
+    index: int
+    """Position in the task's split, 0-based."""
+    text: str
+    """What the policy reads."""
+    answer: str
+    """What the verifier compares with."""
+    system: str = ""
+    """System message, for models with a chat template."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a response is drawn. The distribution is softmax(logits / temperature), cut to top_k, then to top_p."""
+
+    max_tokens: int
+    """Most tokens a response may have, the stop token included."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """1 is off."""
+    top_k: int = 0
+    """0 is off."""
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that end a response."""
+    seed: int = 0
+    """Seed of this request; sample j at position t depends on (seed, j, t) and the probabilities alone."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}; a response needs at least 1 token")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 is off)")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or a positive count")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt handed to an engine, to be answered `samples` times."""
+
+    key: int
+    """Chosen by the caller, given back with the responses; unique among the requests under way."""
+    prompt: Prompt
+    prompt_tokens: Tokens
+    """int32 [P], P >= 1."""
+    samples: int
+    """Responses wanted, G."""
+    sampling: Sampling
+    want_logprobs: bool = False
+    """Whether each response must carry the log-probs of the distribution it was sampled from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One sampled completion, as an engine returns it."""
+
+    tokens: Tokens
+    """int32 [T], the stop token included, the prompt excluded."""
+    finish_reason: FinishReason
+    behavior_logprobs: NDArray[np.float32] | None = None
+    """float32 [T], nats, of the distribution sampled from; None unless asked for."""
+    reward: float | None = None
+    """Known already for recorded traces; None for fresh responses, which the verifier scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What verification of one response gave: a reward, or the reason why there is none."""
+
+    reward: float | None
+    problem: str = ""
+    """Empty, or why there is no reward (time limit, crash, a reward that is no number)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One prompt with its G responses and rewards: the unit that is leased, committed, trained and counted.
+
+    Responses lie one behind the other in flat arrays. A group of two responses, of 3 and 1 tokens:
+    `response_tokens=[5, 6, 1, 1], response_lengths=[3, 1], rewards=[1.0, 0.0]`.
+    """
+
+    prompt_index: int
+    prompt_tokens: Tokens
+    """int32 [P]."""
+    response_tokens: Tokens
+    """int32 [sum of lengths]."""
+    response_lengths: NDArray[np.int32]
+    """int32 [G]."""
+    rewards: NDArray[np.float64]
+    """float64 [G]; NaN marks a response without a reward, and `problems` says why."""
+    finish_reasons: tuple[FinishReason, ...]
+    """[G]."""
+    problems: tuple[str, ...] = ()
+    """[G] or empty: per response "" or why its verification gave no reward."""
+    behavior_logprobs: NDArray[np.float32] | None = None
+    """float32 [sum of lengths], or None when the objective does not need it."""
+    retokenized: bool = False
+    """True when the response tokens were made from recorded text by the learner's tokenizer."""
+
+    def __post_init__(self) -> None:
+        _check_group(self)
+
+    @property
+    def size(self) -> int:
+        """G."""
+        return len(self.response_lengths)
+
+    @classmethod
+    def from_responses(
+        cls,
+        prompt_index: int,
+        prompt_tokens: Tokens,
+        responses: Sequence[Response],
+        verdicts: Sequence[Verdict],
+        retokenized: bool = False,
+    ) -> Group:
+        """Join an engine's responses and the verifier's verdicts.
+
+        Raises:
+            GroupError: log-probs given for some responses only, a reward that is not finite, or misaligned lengths.
+        """
+        if len(responses) != len(verdicts):
+            raise GroupError(f"prompt {prompt_index}: {len(responses)} responses but {len(verdicts)} verdicts")
+        for position, verdict in enumerate(verdicts):
+            if verdict.reward is not None and not math.isfinite(verdict.reward):
+                raise GroupError(
+                    f"prompt {prompt_index}, response {position}: reward is {verdict.reward}; rewards must be finite"
+                )
+        given = [r.behavior_logprobs for r in responses if r.behavior_logprobs is not None]
+        if given and len(given) != len(responses):
+            raise GroupError(f"prompt {prompt_index}: {len(given)} of {len(responses)} responses carry log-probs")
+        problems = tuple(v.problem or ("no reward" if v.reward is None else "") for v in verdicts)
+        return cls(
+            prompt_index=prompt_index,
+            prompt_tokens=prompt_tokens,
+            response_tokens=_concatenate([r.tokens for r in responses], np.int32),
+            response_lengths=np.array([len(r.tokens) for r in responses], dtype=np.int32),
+            rewards=np.array([math.nan if v.reward is None else v.reward for v in verdicts], dtype=np.float64),
+            finish_reasons=tuple(r.finish_reason for r in responses),
+            problems=problems if any(problems) else (),
+            behavior_logprobs=_concatenate(given, np.float32) if given else None,
+            retokenized=retokenized,
+        )
+
+    def split(self) -> list[Tokens]:
+        """The responses' token ids, G arrays."""
+        return np.split(self.response_tokens, np.cumsum(self.response_lengths)[:-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The groups of one optimizer step, in the order of their dispatch."""
+
+    step: int
+    """The step that trains them, 1-based: the first update is step 1."""
+    groups: tuple[Group, ...]
+    ages: tuple[int, ...]
+    """Per group: learner updates between its dispatch and this step."""
+
+    @property
+    def responses(self) -> int:
+        return sum(group.size for group in self.groups)
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens."""
+        return sum(len(group.response_tokens) for group in self.groups)
+
+
+def _concatenate(arrays: Iterable[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    parts = list(arrays)
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
+
+
+def _check_group(group: Group) -> None:
+    where = f"prompt {group.prompt_index}"
+    size, total = group.size, int(group.response_lengths.sum())
+    if size == 0:
+        raise GroupError(f"{where}: a group needs at least one response")
+    if len(group.prompt_tokens) == 0:
+        raise GroupError(f"{where}: the prompt has no tokens")
+    if group.response_lengths.min() < 0 or len(group.response_tokens) != total:
+        raise GroupError(
+            f"{where}: {len(group.response_tokens)} response tokens do not match lengths that sum to {total}"
+        )
+    if len(group.rewards) != size or len(group.finish_reasons) != size:
+        raise GroupError(
+            f"{where}: {size} responses, {len(group.rewards)} rewards, {len(group.finish_reasons)} finish reasons"
+        )
+    if group.problems and len(group.problems) != size:
+        raise GroupError(f"{where}: {size} responses but {len(group.problems)} problems")
+    for position in np.flatnonzero(~np.isfinite(group.rewards)):
+        if not (group.problems and group.problems[position] and math.isnan(group.rewards[position])):
+            raise GroupError(
+                f"{where}, response {position}: reward is {group.rewards[position]}; rewards must be finite"
+            )
+    if group.behavior_logprobs is not None:
+        _check_logprobs(where, group.behavior_logprobs, group.response_lengths)
+
+
+def _check_logprobs(where: str, logprobs: NDArray[np.float32], lengths: NDArray[np.int32]) -> None:
+    if len(logprobs) != int(lengths.sum()):
+        raise GroupError(f"{where}: {len(logprobs)} behavior_logprobs for {int(lengths.sum())} response tokens")
+    bad = np.flatnonzero(~(np.isfinite(logprobs) & (logprobs <= 0)))
+    if len(bad):
+        response = int(np.searchsorted(np.cumsum(lengths), bad[0], side="right"))
+        raise GroupError(
+            f"{where}, response {response}: behavior_logprobs has {logprobs[bad[0]]}; "
+            "a log-probability must be finite and at most 0"
+        )

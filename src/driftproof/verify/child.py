@@ -1,0 +1,93 @@
+"""The process in which a verifier runs: `python -m driftproof.verify.child package.module:function LIFELINE`.
+
+Speaks JSON, one object a line. It first writes `{}` (ready) or `{"error": ...}` (the verifier cannot be imported). Then
+it reads `[text, answer]` lines from standard input and answers each, in order, with `{"reward": number}`,
+`{"raised": ...}` or `{"invalid": ...}`. The process ends when its parent does, however the parent ended and whatever
+the verifier is doing, even in C code that never lets go of the interpreter (on Linux; elsewhere once it is idle).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import math
+import numbers
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_MOST_CHARACTERS = 300
+"""Of a foreign message that is passed on."""
+
+
+def main() -> None:
+    name, lifeline = sys.argv[1], int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent(lifeline)
+    requests, replies = _take_standard_streams()
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message).encode() + b"\n")
+
+    try:
+        verify = _load(name)
+    except BaseException as error:  # noqa: BLE001 (foreign code; the pool raises what is reported here)
+        reply({"error": _describe(error)})
+        return
+    reply({})
+    for line in requests:
+        text, answer = json.loads(line)
+        reply(_judge(verify, text, answer))
+
+
+def _end_with_parent(lifeline: int) -> None:
+    # The parent holds the other end of this pipe. When it closes the kernel sends SIGIO, which ends a process by
+    # default; no Python code has to run for that.
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:
+        sys.exit("the verifier's parent process has ended")
+
+
+def _take_standard_streams() -> tuple[Any, Any]:
+    """Keep the channel to the parent, and give foreign code an empty input and standard error to print to."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _load(name: str) -> Callable[[str, str], Any]:
+    # Last on the path, so that a verifier beside the recipe is found without an installation.
+    sys.path.append(str(Path.cwd()))
+    module, _, function = name.partition(":")
+    verify = getattr(importlib.import_module(module), function)
+    if not callable(verify):
+        raise TypeError(f"{function} is a {type(verify).__name__}, not a function of (text, answer)")
+    return verify  # type: ignore[no-any-return]
+
+
+def _judge(verify: Callable[[str, str], Any], text: str, answer: str) -> dict[str, Any]:
+    try:
+        reward = verify(text, answer)
+        if isinstance(reward, numbers.Real) and math.isfinite(reward):
+            return {"reward": float(reward)}
+        return {"invalid": repr(reward)[:_MOST_CHARACTERS]}
+    except BaseException as error:  # noqa: BLE001 (foreign code; the pool counts and shows what is reported here)
+        return {"raised": _describe(error)}
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:_MOST_CHARACTERS]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Exact match: the response is the answer, nothing more, apart from white space around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from driftproof.types import Verdict
+
+
+def exact(text: str, answer: str) -> float:
+    """1.0 where `text` equals `answer` after stripping white space from both ends, else 0.0."""
+    return 1.0 if text.strip() == answer.strip() else 0.0
+
+
+class ExactVerifier:
+    """Exact match in this process: a string comparison can neither hang nor crash."""
+
+    failures: Mapping[str, int] = {}
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """One verdict per (response text, answer), in order; rewards are 1.0 or 0.0."""
+        return [Verdict(reward=exact(text, answer)) for text, answer in items]
+
+    def close(self) -> None:
+        """Nothing to end."""

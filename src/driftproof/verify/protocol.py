@@ -1,0 +1,33 @@
+"""The contract of a verifier: it answers every item with a verdict, in order, and no item can take it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from driftproof.types import Verdict
+
+
+class VerifierError(ValueError):
+    """A verifier that cannot be built or go on; the message says what is wrong and what is valid."""
+
+
+class Verifier(Protocol):
+    """Scores responses against the answers of their prompts."""
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """How many items got no reward so far, by cause; empty for a verifier that cannot fail."""
+        ...
+
+    def score(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """One verdict per (response text, answer), in the order of `items`.
+
+        Raises:
+            VerifierError: the verifier is closed or can no longer be started.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the verifier's processes; may be called more than once."""
+        ...

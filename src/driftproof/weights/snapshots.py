@@ -1,0 +1,130 @@
+"""Published weights: a snapshot is whole or it is not there.
+
+A snapshot is a plain Hugging Face directory `step-00000042`, written under another name, fsynced, then renamed;
+`latest` is a symbolic link that is swapped atomically. Never pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+LATEST = "latest"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One published set of weights."""
+
+    step: int
+    path: Path
+
+
+class Publisher:
+    """Writes the snapshots of a run into `directory` and keeps the newest `keep`."""
+
+    def __init__(self, directory: Path, model: Path, keep: int = 3) -> None:
+        """`model`: the directory whose configuration and tokenizer every snapshot gets, hard-linked where possible."""
+        if keep < 2:
+            raise ValueError(f"keep is {keep}; at least 2, for a worker may still be reading the one before the newest")
+        directory.mkdir(parents=True, exist_ok=True)
+        for partial in directory.glob(".partial-step-*"):
+            shutil.rmtree(partial)
+        self.directory = directory
+        self._static_files = sorted(path for path in model.iterdir() if _is_static(path))
+        self._keep = keep
+
+    def publish(self, step: int, state: Mapping[str, Tensor]) -> Snapshot:
+        """Write the weights of `step` and make them the latest.
+
+        Raises:
+            OSError: no space, not writable; what was latest stays latest.
+        """
+        path = self.directory / f"step-{step:08d}"
+        partial = self.directory / f".partial-{path.name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for file in self._static_files:
+            _link_or_copy(file, partial / file.name)
+        write_weights(partial / WEIGHTS, state)
+        replace_directory(partial, path)
+        link = self.directory / f".partial-{LATEST}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        link.replace(self.directory / LATEST)
+        for old in list_snapshots(self.directory)[: -self._keep]:
+            shutil.rmtree(old.path, ignore_errors=True)
+        return Snapshot(step=step, path=path)
+
+    def discard_after(self, step: int) -> None:
+        """Remove the snapshots of steps that a resume has undone; `latest` is unset until the next is published."""
+        (self.directory / LATEST).unlink(missing_ok=True)
+        for snapshot in list_snapshots(self.directory):
+            if snapshot.step > step:
+                shutil.rmtree(snapshot.path)
+
+
+def latest(directory: Path) -> Snapshot | None:
+    """The snapshot that `latest` names, or None before the first."""
+    try:
+        name = (directory / LATEST).readlink()
+    except FileNotFoundError:
+        return None
+    return Snapshot(step=int(name.name.removeprefix("step-")), path=directory / name)
+
+
+def list_snapshots(directory: Path) -> list[Snapshot]:
+    """All complete snapshots, oldest first."""
+    found = [path for path in directory.glob("step-*") if path.is_dir()]
+    return sorted((Snapshot(step=int(p.name.removeprefix("step-")), path=p) for p in found), key=lambda s: s.step)
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors and fsync; a tensor that shares memory with an earlier one (tied) is left out."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        identity = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and identity in seen:
+            continue
+        seen.add(identity)
+        tensors[name] = tensor.detach().contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    fsync(path)
+
+
+def replace_directory(partial: Path, path: Path) -> None:
+    """Rename a finished directory into place, durably; an older directory of that name is removed first."""
+    fsync(partial)
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Force a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_static(path: Path) -> bool:
+    """Whether a file of a model directory is neither weights nor an index of them."""
+    return path.suffix in (".json", ".jinja", ".txt", ".model") and not path.name.endswith(".index.json")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

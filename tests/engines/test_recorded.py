@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from driftproof.engines.protocol import Capabilities, EngineError, generate
+from driftproof.engines.recorded import RecordedEngine
+from driftproof.tasks.recorded import RecordedGroup
+from driftproof.types import FinishReason, Prompt
+
+from .tiny import ask, tokens_of
+
+END = 0
+
+
+def encode(text: str) -> list[int]:
+    return [*text.encode(), END]
+
+
+def group(index: int, *texts: str) -> RecordedGroup:
+    rewards = tuple(float(i == 0) for i in range(len(texts)))
+    return RecordedGroup(prompt=Prompt(index=index, text="?", answer=""), texts=texts, rewards=rewards)
+
+
+def test_answers_with_the_recorded_group_whatever_was_asked_for():
+    engine = RecordedEngine([group(0, "ab", "c"), group(1, "d", "e", "")], encode)
+    answers = generate(engine, [ask(1, [5], samples=2, max_tokens=1), ask(0, [5], samples=4)])
+    assert tokens_of(answers[0]) == [[100, 0], [101, 0], [0]]
+    assert tokens_of(answers[1]) == [[97, 98, 0], [99, 0]]
+    assert [response.reward for response in answers[0]] == [1, 0, 0]
+    assert all(r.finish_reason is FinishReason.STOP and r.behavior_logprobs is None for r in answers[0])
+    assert engine.collect() == []
+
+
+def test_says_what_it_cannot_do_and_load_does_nothing(tmp_path: Path):
+    engine = RecordedEngine({4: group(4, "x")}, encode)
+    assert engine.capabilities == Capabilities(logprobs=False, follows_weights=False, own_tokens=False)
+    engine.load(tmp_path / "nowhere")
+    with pytest.raises(EngineError, match=r"no behaviour log-probs; choose .*asympo"):
+        engine.submit(ask(4, [1], want_logprobs=True))
+    with pytest.raises(EngineError, match=r"prompt 3.*no responses are recorded"):
+        engine.submit(ask(3, [1]))
+
+
+def test_keys_under_way_are_unique_and_room_shrinks():
+    engine = RecordedEngine([group(0, "x")], encode)
+    room = engine.room
+    engine.submit(ask(0, [1], samples=8))
+    assert engine.room == room - 8
+    with pytest.raises(EngineError, match="unique"):
+        engine.submit(ask(0, [1]))
+    assert len(engine.collect()) == 1
+    engine.submit(ask(0, [1]))
+    engine.close()
+    assert engine.collect() == []
+    assert engine.room == room
