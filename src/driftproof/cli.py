@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from driftproof.config import Config, ConfigError, load_config
 
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    words, settings = split_settings(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
+    known = parser.parse_args(words)
     command: Callable[[argparse.Namespace, list[str]], int] = known.command
-    if rest and command not in (_train, _eval):
-        parser.error(f"unexpected arguments: {' '.join(rest)}")
+    if settings and command not in (_train, _eval):
+        parser.error(f"settings belong to train and eval: {' '.join(settings)}")
     try:
-        return command(known, rest)
+        return command(known, settings)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -40,6 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"driftproof: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of the command, and the `--section.key value` settings among them."""
+    words: list[str] = []
+    settings: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        if not (name.startswith("--") and "." in name):
+            words.append(word)
+            continue
+        settings.append(word)
+        if not equals and rest:
+            settings.append(rest.pop(0))
+    return words, settings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,9 +147,14 @@ def _show_result(console: Console, directory: RunDirectory) -> None:
         console.print(before_after_table(summary))
         if events := ledger.events():
             console.print(events_table(events))
-    console.print(f"picture  {directory.path / 'report.png'}", markup=False, highlight=False)
-    console.print(f"model    {model.resolve()}", markup=False, highlight=False)
-    console.print(f"next     driftproof groups {directory.path}", markup=False, highlight=False)
+    for line in (
+        f"groups   {summary.groups_committed} committed, {summary.groups_trained} trained; "
+        f"{summary.groups_of_equal_reward} of {summary.groups_trained} groups had equal rewards",
+        f"picture  {directory.path / 'report.png'}",
+        f"model    {model.resolve()}",
+        f"next     driftproof groups {directory.path}",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -190,10 +214,14 @@ def _check(_: argparse.Namespace, __: list[str]) -> int:
     import torch
 
     table = Table("what", "found", "for", title="driftproof check")
-    table.add_row("cores", str(len(os.sched_getaffinity(0))), "one for the learner, one for each rollout worker")
+
+    def add(what: str, found: str, use: str) -> None:
+        table.add_row(what, Text(found), Text(use))
+
+    add("cores", str(len(os.sched_getaffinity(0))), "one for the learner, one for each rollout worker")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    table.add_row("GPU", gpu, "larger models; everything runs without one")
-    table.add_row("free disk", f"{shutil.disk_usage('.').free / 1e9:.0f} GB", "snapshots and checkpoints")
+    add("GPU", gpu, "larger models; everything runs without one")
+    add("free disk", f"{shutil.disk_usage('.').free / 1e9:.0f} GB", "snapshots and checkpoints")
     for package, use in (
         ("torch", "required"),
         ("transformers", "required"),
@@ -201,7 +229,7 @@ def _check(_: argparse.Namespace, __: list[str]) -> int:
         ("wandb", "tracking.wandb: pip install 'driftproof[wandb]'"),
         ("trackio", "tracking.trackio: pip install 'driftproof[trackio]'"),
     ):
-        table.add_row(package, _version(package), use)
+        add(package, _version(package), use)
     Console().print(table)
     return 0
 
@@ -240,12 +268,11 @@ def _tiny_model(known: argparse.Namespace, _: list[str]) -> int:
 
 
 def _quiet_libraries() -> None:
-    """transformers' progress bars have no place in our display."""
-    import os
+    """transformers' progress bars have no place in our display; what it has to say of errors stays."""
+    from transformers.utils import logging
 
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Without "constants" an infinite field of an objective would be written as no value at all.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class Open(BaseModel):
@@ -192,7 +193,7 @@ def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{recipe}: {section} must be a table, like [{section}]")
         table[key] = value
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate({"model": {}, **tree})
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from error
 
@@ -212,7 +213,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str, Any]]:
         if not (word.startswith("--") and dot and section and key):
             raise ConfigError(f"unexpected argument {word!r}; settings are given as --section.key value")
         if not equals:
-            if not words:
+            if not words or words[0].startswith("--"):
                 raise ConfigError(f"{word} needs a value: {word} VALUE")
             value = words.pop(0)
         overrides.append((section, key, _value(value)))

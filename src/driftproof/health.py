@@ -7,7 +7,7 @@
 | `health/nll` | mean over responses of S, the mean token NLL under the current policy (nats) |
 | `health/positive_nll` | S of the responses with A > 0, weighted by A (paper: S_P) |
 | `health/negative_nll` | S of the responses with A < 0, weighted by abs A (paper: S_N) |
-| `health/scale_imbalance` | negative_nll / positive_nll; 1 is balance, a drift upwards precedes a naive run's collapse |
+| `health/scale_imbalance` | negative_nll / positive_nll; it rises before a naive run collapses |
 | `health/balance` | sum of A S over responses, over their number: the naive loss |
 | `health/positive_share`, `health/negative_share` | share of responses with A > 0, with A < 0 |
 | `health/largest_inverse_nll` | largest 1/S among responses that train: ASymPO's largest weight before its floor |

@@ -68,7 +68,13 @@ class RolloutWorker:
         self._verifying: list[Future[dict[int, Group]]] = []
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="verify")
         self._renewed = time.monotonic()
-        self._totals: dict[str, Any] = {"busy_seconds": 0.0, "waiting_seconds": 0.0, "tokens": 0, "groups": 0}
+        self._totals: dict[str, Any] = {
+            "busy_seconds": 0.0,
+            "waiting_seconds": 0.0,
+            "tokens": 0,
+            "groups": 0,
+            "requests_with_logprobs": 0,
+        }
 
     def work(self) -> bool:
         """One moment of work: take leases, follow the weights, one engine step, commit what is verified.
@@ -80,6 +86,7 @@ class RolloutWorker:
         self._follow_weights()
         for request in requests:
             self.engine.submit(request)
+            self._totals["requests_with_logprobs"] += request.want_logprobs
         self._under_way += len(requests)
         completed = self.engine.collect() if self._under_way else []
         if completed:
@@ -132,17 +139,18 @@ class RolloutWorker:
     def _follow_weights(self) -> None:
         if not self.engine.capabilities.follows_weights:
             return
-        for _ in range(ATTEMPTS):
-            snapshot = latest(self.snapshots)
-            if snapshot is None or snapshot.step == self.loaded_step:
-                return
+        snapshot = latest(self.snapshots)
+        while snapshot is not None and snapshot.step != self.loaded_step:
             try:
                 self.engine.load(snapshot.path)
             except FileNotFoundError:
+                newer = latest(self.snapshots)
+                if newer == snapshot:
+                    raise
                 # Pruned between our look and our read: there is a newer one.
-                continue
-            self.loaded_step = snapshot.step
-            return
+                snapshot = newer
+            else:
+                self.loaded_step = snapshot.step
 
     def _verify(self, completed: list[Completed]) -> None:
         answered = []

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import LambdaLR
 
 from driftproof.types import Prompt
 
@@ -87,15 +90,18 @@ class _Demonstrations:
 
 NOISE = 0.15
 """Share of the answers' digits that a demonstration replaces by a random digit."""
-TARGET = 0.34
-"""Sampled accuracy at which training stops."""
-BATCH = 64
-LEARNING_RATE = 2e-3
+TARGET = 0.33
+"""Training stops at the first measurement of sampled accuracy that is at least this."""
+BATCH = 128
+MATRIX_RATE = 8e-3
+"""Learning rate of the matrices within the layers, root mean square per weight 0.2 of it."""
+REST_RATE = 4e-3
+"""Learning rate of the embeddings and the norms."""
 WARMUP = 30
 """Steps."""
-EVALUATE_EVERY = 10
+MEASURE_EVERY = 5
 """Steps."""
-MAX_STEPS = 3000
+MAX_STEPS = 2000
 """Several times what any seed needs."""
 
 
@@ -116,7 +122,7 @@ def make_tiny_model(
     """
     _check_name("architecture", architecture, get_args(Architecture))
     _check_name("tokenizer", tokenizer, get_args(TokenizerKind))
-    wanted = {"architecture": architecture, "tokenizer": tokenizer, "seed": seed, "trained": train}
+    wanted: dict[str, object] = {"architecture": architecture, "tokenizer": tokenizer, "seed": seed, "trained": train}
     if existing := _existing(directory, wanted, exist_ok):
         return existing
 
@@ -251,25 +257,81 @@ def _train(
     """Train on noisy demonstrations until `TARGET` is reached; return the number of steps."""
     demonstrations = _demonstrations(tokenizer, train)
     digits = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
+    optimizers = _optimizers(model)
+    schedules = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP)) for optimizer in optimizers]
+    accuracy = 0.0
     for step in range(1, MAX_STEPS + 1):
         rows = torch.randint(len(train), (BATCH,))
-        batch = _with_noise(demonstrations.tokens[rows], demonstrations.answer[rows], digits)
-        inputs, targets, answer = batch[:, :-1], batch[:, 1:], demonstrations.answer[rows][:, 1:]
-        logits = model(input_ids=inputs, use_cache=False).logits[answer]
-        torch.nn.functional.cross_entropy(logits, targets[answer]).backward()
+        answer = demonstrations.answer[rows]
+        tokens = _with_noise(demonstrations.tokens[rows], answer, digits)
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        functional.cross_entropy(logits[answer[:, 1:]], tokens[answer]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % EVALUATE_EVERY == 0:
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        if step % MEASURE_EVERY == 0:
             accuracy = score_answers(model, tokenizer, heldout).probability.mean().item()
             if progress:
                 progress(step, accuracy)
             if accuracy >= TARGET:
                 return step
     raise TinyModelError(f"sampled accuracy is {accuracy:.2f} after {MAX_STEPS} steps, not {TARGET}; try another seed")
+
+
+def _optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    """Orthogonal momentum for the matrices within the layers, AdamW for the rest.
+
+    AdamW alone takes two to four times the demonstrations, and on some seeds stays for long where it knows all but
+    the units.
+    """
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    return [
+        _OrthogonalMomentum(matrices, MATRIX_RATE),
+        torch.optim.AdamW(rest, lr=REST_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+class _OrthogonalMomentum(torch.optim.Optimizer):
+    """Muon: Nesterov momentum, each matrix' update replaced by the nearest orthogonal matrix.
+
+    In float32, matrices of equal shape together: `torch.optim.Muon` computes in bfloat16, which a processor without
+    instructions for it emulates, an order of magnitude slower.
+    """
+
+    def __init__(self, matrices: Sequence[Tensor], lr: float, momentum: float = 0.95) -> None:
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for matrix in matrices:
+            by_shape.setdefault(matrix.shape, []).append(matrix)
+        super().__init__([{"params": group} for group in by_shape.values()], {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            matrices, momentum = group["params"], group["momentum"]
+            gradients = torch.stack([matrix.grad for matrix in matrices])
+            average = self.state[matrices[0]].setdefault("average", torch.zeros_like(gradients))
+            average.lerp_(gradients, 1 - momentum)
+            updates = _orthogonal(gradients.lerp(average, momentum))
+            # An orthogonal matrix has root mean square 1/sqrt(longer side); 0.2 is what AdamW's updates have.
+            scale = 0.2 * max(gradients.shape[1:]) ** 0.5
+            for matrix, update in zip(matrices, updates, strict=True):
+                matrix.sub_(update, alpha=group["lr"] * scale)
+
+
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """About the nearest orthogonal matrix of each of `matrices` [K, M, N]: singular values between 0.7 and 1.2.
+
+    Five steps of a Newton-Schulz iteration; its coefficients, from Muon's authors, trade accuracy for speed.
+    """
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x if wide is matrices else x.mT
 
 
 def _with_noise(tokens: Tensor, answer: Tensor, digits: Tensor) -> Tensor:
@@ -279,10 +341,10 @@ def _with_noise(tokens: Tensor, answer: Tensor, digits: Tensor) -> Tensor:
 
 
 def _demonstrations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> _Demonstrations:
-    from torch.nn.utils.rnn import pad_sequence
-
     texts = [torch.tensor(ids) for ids in tokenizer([p.text for p in prompts])["input_ids"]]
-    answers = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in tokenizer([p.answer for p in prompts])["input_ids"]]
+    answers = [
+        torch.tensor([*ids, tokenizer.eos_token_id]) for ids in tokenizer([p.answer for p in prompts])["input_ids"]
+    ]
     rows = [torch.cat(pair) for pair in zip(texts, answers, strict=True)]
     marks = [torch.arange(len(row)) >= len(text) for text, row in zip(texts, rows, strict=True)]
     return _Demonstrations(
@@ -308,13 +370,13 @@ def _existing(directory: Path, wanted: dict[str, object], exist_ok: bool) -> Tin
     report = replace(TinyModelReport(**json.loads((directory / REPORT_FILE).read_text())), path=directory)
     found = {name: getattr(report, name) for name in wanted}
     if found != wanted:
-        raise TinyModelError(f"{directory} holds another tiny model ({found}, wanted {wanted}); choose another directory")
+        raise TinyModelError(
+            f"{directory} holds another tiny model ({found}, wanted {wanted}); choose another directory"
+        )
     return report
 
 
-def _save(
-    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: TinyModelReport
-) -> None:
+def _save(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: TinyModelReport) -> None:
     """Write beside `directory`, then rename."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))

@@ -236,6 +236,9 @@ def _check_group(group: Group) -> None:
         raise GroupError(
             f"{where}: {len(group.response_tokens)} response tokens do not match lengths that sum to {total}"
         )
+    lowest = min(int(tokens.min(initial=0)) for tokens in (group.prompt_tokens, group.response_tokens))
+    if lowest < 0:
+        raise GroupError(f"{where}: a token id is {lowest}; ids start at 0")
     if len(group.rewards) != size or len(group.finish_reasons) != size:
         raise GroupError(
             f"{where}: {size} responses, {len(group.rewards)} rewards, {len(group.finish_reasons)} finish reasons"

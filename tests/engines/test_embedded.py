@@ -254,8 +254,8 @@ def test_stop_ids_end_a_response_and_belong_to_it():
     oracle = tiny_model()
     (prompt,) = random_prompts([5])
     greedy = greedy_oracle(oracle, prompt, 20)
-    stop = greedy[6]
-    assert stop not in greedy[:6]
+    length = next(n for n in range(3, 20) if greedy[n - 1] not in greedy[: n - 1])
+    stop = greedy[length - 1]
     engine = EmbeddedEngine(copy.deepcopy(oracle), slots=4)
     missing = next(token for token in range(VOCABULARY) if token not in greedy)
     answers = generate(
@@ -264,14 +264,56 @@ def test_stop_ids_end_a_response_and_belong_to_it():
             ask(0, prompt, max_tokens=20, temperature=0, stop_ids=(missing, stop)),
             ask(1, prompt, max_tokens=20, temperature=0, stop_ids=(missing,)),
             ask(2, prompt, max_tokens=20, temperature=0),
-            ask(3, prompt, max_tokens=7, temperature=0, stop_ids=(stop,)),
+            ask(3, prompt, max_tokens=length, temperature=0, stop_ids=(stop,)),
             ask(4, prompt, max_tokens=20, temperature=0, stop_ids=(greedy[0],)),
         ],
     )
-    assert [r[0].tokens.tolist() for r in answers] == [greedy[:7], greedy, greedy, greedy[:7], greedy[:1]]
+    assert [r[0].tokens.tolist() for r in answers] == [greedy[:length], greedy, greedy, greedy[:length], greedy[:1]]
     reasons = [r[0].finish_reason for r in answers]
-    stopped, length = FinishReason.STOP, FinishReason.LENGTH
-    assert reasons == [stopped, length, length, stopped, stopped]
+    stopped, used_up = FinishReason.STOP, FinishReason.LENGTH
+    assert reasons == [stopped, used_up, used_up, stopped, stopped]
+
+
+def test_each_request_keeps_its_own_stop_ids_while_rows_move_and_slots_are_reused():
+    oracle = tiny_model()
+    engine = EmbeddedEngine(copy.deepcopy(oracle), slots=3)
+    prompts = random_prompts([3 + i % 5 for i in range(14)], seed=7)
+    greedy = [greedy_oracle(oracle, prompt, 12) for prompt in prompts]
+    stops = [(tokens[3 + i % 6],) if i % 3 else () for i, tokens in enumerate(greedy)]
+    answers = generate(
+        engine,
+        [
+            ask(i, prompt, max_tokens=12, temperature=0, stop_ids=stop)
+            for i, (prompt, stop) in enumerate(zip(prompts, stops, strict=True))
+        ],
+    )
+    for tokens, stop, (response,) in zip(greedy, stops, answers, strict=True):
+        assert response.tokens.tolist() == (tokens[: tokens.index(stop[0]) + 1] if stop else tokens)
+
+
+def test_requests_that_join_a_running_batch_keep_their_settings():
+    requests = [
+        ask(i, prompt, samples=2, max_tokens=9, temperature=temperature, top_k=top_k, seed=i)
+        for i, prompt in enumerate(random_prompts([5, 3, 8], seed=3))
+        for temperature, top_k in [((1.0, 0), (0.0, 0), (1.4, 4))[i]]
+    ]
+    engine = EmbeddedEngine(tiny_model(), slots=16)
+    completed = []
+    for request in requests:
+        engine.submit(request)
+        completed += engine.collect()
+    completed += drain(engine)
+    for item in completed:
+        alone = generate(EmbeddedEngine(tiny_model(), slots=16), [item.request])[0]
+        assert tokens_of(item.responses) == tokens_of(alone)
+
+
+def test_freed_slots_are_refilled_while_others_go_on():
+    engine = EmbeddedEngine(tiny_model(), slots=8)
+    watch = Watch(engine._model)
+    lengths = [60] + [4] * 70
+    generate(engine, [ask(i, [i % VOCABULARY], max_tokens=length) for i, length in enumerate(lengths)])
+    assert len(watch.decoded) <= 60
 
 
 def test_the_context_ends_a_response():

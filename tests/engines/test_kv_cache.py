@@ -5,7 +5,7 @@ from driftproof.engines.kv_cache import SlotCache
 
 
 def states(rows: int, queries: int, value: float) -> torch.Tensor:
-    return torch.full((rows, 2, queries, 3), value)
+    return torch.full((rows, 2, queries, 3), value, dtype=torch.float32)
 
 
 def test_grows_by_doubling_up_to_the_limit_and_keeps_what_was_written():
@@ -19,7 +19,7 @@ def test_grows_by_doubling_up_to_the_limit_and_keeps_what_was_written():
         sizes.append(cache.nbytes)
     assert keys[1, 0, :, 0].tolist() == list(range(1, 101))
     assert values[0, 1, :, 2].tolist() == list(range(-1, -101, -1))
-    position = 2 * 4 * 2 * 3 * 4
+    position = 2 * 4 * 2 * 3 * 4  # keys and values, rows, heads, dimensions, bytes
     assert sorted(set(sizes)) == [32 * position, 64 * position, 100 * position]
 
 
@@ -34,7 +34,7 @@ def test_single_tokens_go_to_each_rows_own_position_and_nothing_is_copied():
 
 def test_rows_are_copied_as_if_all_at_once():
     cache = SlotCache(layers=1, rows=4, limit=8)
-    cache.copy_rows(np.array([0]), np.array([1]), 4)
+    cache.copy_rows(np.array([], np.int64), np.array([], np.int64), 4)
     cache.write_span(0, 4, 0, 2)
     cache.update(torch.arange(4.0)[:, None, None, None].expand(4, 2, 2, 3), states(4, 2, 1), 0)
     cache.copy_rows(np.array([0, 0, 1]), np.array([1, 2, 3]), 1)

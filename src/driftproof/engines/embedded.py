@@ -102,7 +102,7 @@ class EmbeddedEngine:
         if slots < 1 or prefill_tokens < 1:
             raise EngineError(f"slots is {slots} and prefill_tokens {prefill_tokens}; both must be at least 1")
         config = model.config.get_text_config()
-        self._check_model(model, config)
+        _check_model(model, config)
         self.slots = slots
         self.max_length = _check_length(config, max_length)
         self.tokens_generated = 0
@@ -283,7 +283,8 @@ class EmbeddedEngine:
         if partial is not None:
             kept = first + next(i for i, (job, _) in enumerate(fresh) if job is partial)
             self._cache.copy_rows(np.array([kept]), np.array([self.slots]), len(partial.request.prompt_tokens))
-        self._cache.copy_rows(first + source, targets, len(prompts[0]))
+        elsewhere = first + source != targets
+        self._cache.copy_rows(first + source[elsewhere], targets[elsewhere], len(prompts[0]))
         self._accept(first, logits[torch.as_tensor(source, device=self._device)])
 
     def _prefill_batches(self, prompts: list[NDArray[np.int32]]) -> Iterator[tuple[int, int]]:
@@ -421,12 +422,9 @@ class EmbeddedEngine:
         survives[ended] = False
         source = remaining + np.flatnonzero(survives[remaining:])
         target = np.flatnonzero(~survives[:remaining])
-        if len(source):
-            self._rows[target] = self._rows[source]
-            self._tokens[target] = self._tokens[source]
-            self._logprobs[target] = self._logprobs[source]
-            self._stop_ids[target] = self._stop_ids[source]
-            self._cache.copy_rows(source, target, int(self._rows["length"][target].max()))
+        for per_row in (self._rows, self._tokens, self._logprobs, self._stop_ids):
+            per_row[target] = per_row[source]
+        self._cache.copy_rows(source, target, int(self._rows["length"][target].max(initial=0)))
         self._rows["job"][remaining : self._active] = None
         self._active = remaining
         self._settings = None
@@ -434,22 +432,23 @@ class EmbeddedEngine:
     def _tensor(self, values: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(values.copy()).to(self._device)
 
-    @staticmethod
-    def _check_model(model: PreTrainedModel, config: Any) -> None:
-        name = type(model).__name__
-        if "position_ids" not in inspect.signature(model.forward).parameters:
-            raise EngineError(f"{name} takes no position_ids; this engine decodes rows of unequal length by them")
-        if getattr(config, "attn_logit_softcapping", None) is not None or not model._supports_sdpa:
-            raise EngineError(
-                f"{name} needs an attention that torch's scaled_dot_product_attention does not compute; "
-                "serve it with vLLM or SGLang"
-            )
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-        if kinds:
-            raise EngineError(
-                f"{name} has {', '.join(sorted(kinds))} layers; this engine decodes full attention only, "
-                "serve it with vLLM or SGLang"
-            )
+
+def _check_model(model: PreTrainedModel, config: Any) -> None:
+    """Refuse what would be decoded wrongly."""
+    name = type(model).__name__
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise EngineError(f"{name} takes no position_ids; this engine decodes rows of unequal length by them")
+    if getattr(config, "attn_logit_softcapping", None) is not None or not model._supports_sdpa:
+        raise EngineError(
+            f"{name} needs an attention that torch's scaled_dot_product_attention does not compute; "
+            "serve it with vLLM or SGLang"
+        )
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise EngineError(
+            f"{name} has {', '.join(sorted(kinds))} layers; this engine decodes full attention only, "
+            "serve it with vLLM or SGLang"
+        )
 
 
 def _check_length(config: Any, wanted: int | None) -> int:

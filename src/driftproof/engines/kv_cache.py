@@ -62,18 +62,21 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def copy_rows(self, source: NDArray[np.int64], target: NDArray[np.int64], length: int) -> None:
         """Copy the first `length` positions of rows `source` to rows `target`, as if all at once."""
-        initialized = [layer for layer in self.layers if layer.is_initialized]
-        if initialized:
-            device = initialized[0].keys.device
-            source_rows, target_rows = torch.as_tensor(source, device=device), torch.as_tensor(target, device=device)
-        for layer in initialized:
-            for states in (layer.keys, layer.values):
-                states[target_rows, :, :length] = states[source_rows, :, :length]
+        if len(source) == 0 or length == 0:
+            return
+        for states in self._states:
+            rows = torch.as_tensor(source, device=states.device)
+            states[torch.as_tensor(target, device=states.device), :, :length] = states[rows, :, :length]
 
     @property
     def nbytes(self) -> int:
         """Bytes held by keys and values."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
+        return sum(states.nbytes for states in self._states)
+
+    @property
+    def _states(self) -> list[Tensor]:
+        """Keys and values of all layers that the model writes."""
+        return [states for layer in self.layers if layer.is_initialized for states in (layer.keys, layer.values)]
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]

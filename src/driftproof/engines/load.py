@@ -25,8 +25,8 @@ _INDEX = "model.safetensors.index.json"
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
     """Copy the weights of a Hugging Face model directory into the parameters of `model`, in place.
 
-    Reads `model.safetensors` or the shards named in `model.safetensors.index.json`. Of tied weights one name is enough.
-    Names and shapes are checked before the first copy.
+    Reads `model.safetensors` or the shards named in `model.safetensors.index.json`. Tensors must have the names of the
+    model's `state_dict`; of tied weights one name is enough. Names and shapes are checked before the first copy.
 
     Raises:
         EngineError: a file that cannot be read, a tensor that is missing, unknown or of another shape.
@@ -51,7 +51,7 @@ def _weight_files(directory: Path) -> list[Path]:
         raise FileNotFoundError(f"{directory} has neither {_SINGLE} nor {_INDEX}; give a Hugging Face model directory")
     try:
         shards = sorted(set(json.loads((directory / _INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{directory / _INDEX} is not an index of shards: {error}") from error
     return [directory / shard for shard in shards]
 

@@ -1,4 +1,4 @@
-"""The learner's whole state on disk: weights, optimizer, step, random state. Whole or not there; never pickle.
+"""The learner's whole state on disk: weights, optimizer, step. Whole or not there; never pickle.
 
 `checkpoints/step-00000042` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. It is written under
 another name, fsynced and renamed; the newest two are kept.
@@ -11,11 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from driftproof.learner.learner import Learner
-from driftproof.weights import WEIGHTS, fsync, replace_directory, write_weights
+from driftproof.weights import WEIGHTS, fsync, remove_at_once, rename_durably, write_weights
 
 FORMAT_VERSION = 1
 KEPT = 2
@@ -26,26 +27,27 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(directory: Path, learner: Learner) -> Path:
-    """Write the learner's state after its current step.
+    """Write the learner's state after its current step; one of that step that is there already is kept.
 
     Raises:
         OSError: no space, not writable; earlier checkpoints are untouched.
     """
     path = directory / f"step-{learner.step:08d}"
+    if path.exists():
+        return path
+    for left_behind in directory.glob(".partial-*"):
+        shutil.rmtree(left_behind)
     partial = directory / f".partial-{path.name}"
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write_weights(partial / WEIGHTS, learner.policy.model.state_dict())
     optimizer = learner.optimizer.state_dict()["state"]
     tensors = {f"{index}.{name}": value for index, state in optimizer.items() for name, value in state.items()}
-    tensors["random_state"] = torch.get_rng_state()
-    save_file(tensors, partial / "optimizer.safetensors")
-    fsync(partial / "optimizer.safetensors")
+    write_weights(partial / "optimizer.safetensors", tensors)
     (partial / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "step": learner.step}))
     fsync(partial / "state.json")
-    replace_directory(partial, path)
+    rename_durably(partial, path)
     for old in list_checkpoints(directory)[:-KEPT]:
-        shutil.rmtree(old)
+        remove_at_once(old)
     return path
 
 
@@ -58,25 +60,37 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     """Bring a learner, made from the same configuration, to the checkpoint's state.
 
     Raises:
-        CheckpointError: another format, or tensors that are not this model's.
+        CheckpointError: a file missing or broken, another format, or tensors that are not this model's.
     """
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        weights, moments = load_file(path / WEIGHTS), load_file(path / "optimizer.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
     if state.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has checkpoint format {state.get('format_version')}; this driftproof reads {FORMAT_VERSION}"
         )
-    missing, unexpected = learner.policy.model.load_state_dict(load_file(path / WEIGHTS), strict=False)
-    tied = set(learner.policy.model.state_dict()) - {name for name, _ in learner.policy.model.named_parameters()}
-    if unexpected or set(missing) - tied:
+    model = learner.policy.model
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    own = {
+        name: tensor.shape for name, tensor in model.state_dict().items() if name in found or name not in _tied(model)
+    }
+    different = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
+    if different:
         raise CheckpointError(
-            f"{path} is of another model: missing {sorted(set(missing) - tied)[:3]}, unexpected {unexpected[:3]}"
+            f"{path} is of another model: {different[:3]} are missing, not known, or of another shape"
         )
-    tensors = load_file(path / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("random_state"))
-    optimizer: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
+    model.load_state_dict(weights, strict=False)
+    optimizer: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
         index, name = key.split(".", 1)
         optimizer.setdefault(int(index), {})[name] = value
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
     learner.step = state["step"]
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Names of the state that share memory with a parameter of another name; they are not saved."""
+    return set(model.state_dict()) - {name for name, _ in model.named_parameters()}

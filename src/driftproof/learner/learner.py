@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from driftproof.health import HealthSums, add_sums, health_metrics, health_sums
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy
 from driftproof.objectives import Objective, Responses
-from driftproof.types import Batch, Group
+from driftproof.types import Batch, Group, GroupError
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -31,7 +32,7 @@ class Optimization:
     lr: float
     """Peak learning rate."""
     schedule: Schedule = "constant"
-    """After the warm-up: stay, or fall to 0 at `steps` along a cosine or a line."""
+    """After the warm-up: stay, or fall along a cosine or a line, which reach 0 one step after `steps`."""
     warmup_steps: int = 0
     steps: int
     """Steps of the whole run."""
@@ -45,7 +46,7 @@ class Optimization:
             return self.lr * step / self.warmup_steps
         if self.schedule == "constant":
             return self.lr
-        progress = (step - 1 - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        progress = min((step - 1 - self.warmup_steps) / max(self.steps - self.warmup_steps, 1), 1.0)
         return self.lr * (0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress)
 
 
@@ -86,9 +87,12 @@ class Learner:
             weight_decay=optimization.weight_decay,
             fused=True,
         )
-        policy.model.train()
         if memory.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+            for module in policy.model.modules():
+                # A layer recomputes in train mode only; what is inside it stays in eval mode, without dropout.
+                if getattr(module, "gradient_checkpointing", False):
+                    module.training = True
 
     def train(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; its metrics.
@@ -121,7 +125,7 @@ class Learner:
         flat = FlatBatch.of(batch.groups, self.baseline, self.policy.device)
         loss = 0.0
         metrics: dict[str, Tensor] = {}
-        health: HealthSums | None = None
+        health: list[HealthSums] = []
         for micro_batch in self.pack(batch.groups):
             scored = self.policy.score(micro_batch, want_entropy=self.want_entropy)
             responses = flat.part(micro_batch, scored.logprobs_N)
@@ -129,21 +133,18 @@ class Learner:
             output.loss.backward()
             loss += float(output.loss.detach())
             metrics = {name: metrics.get(name, 0) + value for name, value in output.metrics.items()}
-            sums = health_sums(responses, scored.entropy_N)
-            health = sums if health is None else add_sums(health, sums)
-        assert health is not None
-        return loss, {name: float(value) for name, value in metrics.items()}, health_metrics(health)
+            health.append(health_sums(responses, scored.entropy_N))
+        return loss, {name: float(value) for name, value in metrics.items()}, health_metrics(reduce(add_sums, health))
 
     @torch.no_grad()
     def nll_by_sign(self, groups: Iterable[Group]) -> dict[str, float]:
-        """Mean token NLL of the positive and negative responses (by advantage) of `groups`: the health metrics, untrained."""
+        """The health metrics of `groups`, untrained: mean token NLL of positive and negative responses; {} for none."""
         groups = list(groups)
+        if not groups:
+            return {}
         flat = FlatBatch.of(groups, self.baseline, self.policy.device)
-        health: HealthSums | None = None
-        for micro_batch in self.pack(groups):
-            sums = health_sums(flat.part(micro_batch, self.policy.score(micro_batch).logprobs_N))
-            health = sums if health is None else add_sums(health, sums)
-        return {} if health is None else health_metrics(health)
+        parts = [flat.part(micro_batch, self.policy.score(micro_batch).logprobs_N) for micro_batch in self.pack(groups)]
+        return health_metrics(reduce(add_sums, map(health_sums, parts)))
 
     def pack(self, groups: Iterable[Group]) -> list[MicroBatch]:
         """The micro-batches of groups, on the policy's device."""
@@ -151,7 +152,7 @@ class Learner:
             list(groups),
             token_budget=self.memory.token_budget,
             row_tokens=self.memory.row_tokens,
-            share_prompts=self.policy.full_attention,
+            share_prompts=self.policy.share_prompts,
         )
         return [micro_batch.to(self.policy.device) for micro_batch in packed]
 
@@ -172,6 +173,8 @@ class FlatBatch:
         rewards_R = torch.cat([torch.from_numpy(group.rewards.copy()) for group in groups])
         group_R = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.size for group in groups]))
         logprobs = [torch.from_numpy(g.behavior_logprobs.copy()) for g in groups if g.behavior_logprobs is not None]
+        if len(logprobs) not in (0, len(groups)):
+            raise GroupError(f"{len(logprobs)} of the step's {len(groups)} groups carry behavior_logprobs")
         return cls(
             advantages_R=group_advantages(rewards_R, group_R, baseline).float().to(device),
             group_R=group_R.to(device),

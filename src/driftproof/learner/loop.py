@@ -64,6 +64,7 @@ def learn(
     rollout = _RolloutMeter(ledger)
     end_of_step = time.monotonic()
     while learner.step < steps:
+        recorded = time.monotonic()
         batch = _wait_for_batch(ledger, cadence.stall_seconds, while_waiting)
         if batch is None:
             break
@@ -74,7 +75,8 @@ def learn(
             publisher.publish(learner.step, learner.policy.model.state_dict())
         now = time.monotonic()
         metrics |= {
-            "time/wait_seconds": taken - end_of_step,
+            "time/record_seconds": recorded - end_of_step,
+            "time/wait_seconds": taken - recorded,
             "time/train_seconds": trained - taken,
             "time/publish_seconds": now - trained,
             "time/step_seconds": now - end_of_step,
@@ -93,9 +95,10 @@ def learn(
 
 def _wait_for_batch(ledger: Ledger, stall_seconds: float, while_waiting: Callable[[], object]) -> Batch | None:
     started = time.monotonic()
-    while (batch := ledger.take(ledger.plan.groups_per_step)) is None:
-        if ledger.state != RUNNING:
-            return None
+    while ledger.state == RUNNING:
+        batch = ledger.take(ledger.plan.groups_per_step)
+        if batch is not None:
+            return batch
         if time.monotonic() - started > stall_seconds:
             status = ledger.status()
             raise StallError(
@@ -103,7 +106,7 @@ def _wait_for_batch(ledger: Ledger, stall_seconds: float, while_waiting: Callabl
                 f"{status.ready} are ready, {status.leased} are leased; workers: {ledger.workers()}"
             )
         while_waiting()
-    return batch
+    return None
 
 
 def _checkpoint(ledger: Ledger, learner: Learner, checkpoints: Path) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from driftproof.learner.packing import MicroBatch
+from driftproof.learner.packing import MicroBatch, pack
 from driftproof.logprobs import TokenLogprobs, token_logprobs
 from driftproof.models import ModelError, inspect_model
+from driftproof.types import FinishReason, Group, Response, Verdict
 
 
 class Policy:
@@ -24,17 +26,19 @@ class Policy:
         """`temperature` is the sampling temperature; under `dtype` bfloat16 the forward pass runs in autocast.
 
         Raises:
-            ModelError: the model changes its logits in a way that is not reproduced here.
+            ModelError: the model's own log-probs differ from those of `score`.
         """
-        self.model = model
-        self.temperature = temperature
-        self.dtype = dtype
+        # Dropout would make the log-probs those of another policy than the one that sampled.
+        self.model = model.eval()
         self.decoder = self.model.get_decoder()
         self.head = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.full_attention = _is_full_attention(config)
-        self._check_head()
+        self.share_prompts = _can_share_prompts(config)
+        # The model's own forward pass knows neither temperature nor autocast.
+        self.temperature, self.dtype = 1.0, torch.float32
+        self._check_scores()
+        self.temperature, self.dtype = temperature, dtype
 
     @classmethod
     def open(cls, path: Path, *, device: str, temperature: float = 1.0, bfloat16: bool = False) -> Policy:
@@ -43,6 +47,7 @@ class Policy:
         Raises:
             ModelError: see `inspect_model`; also weights that are missing or of another shape.
         """
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         inspect_model(path)
@@ -50,7 +55,7 @@ class Policy:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 path, dtype=torch.float32, output_loading_info=True, use_safetensors=True
             )
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{path}: the weights cannot be loaded: {error}") from error
         if loading["missing_keys"]:
             raise ModelError(f"{path}: the weights lack {sorted(loading['missing_keys'])[:3]}")
@@ -64,12 +69,15 @@ class Policy:
 
     def score(self, micro_batch: MicroBatch, *, want_entropy: bool = False) -> TokenLogprobs:
         """Log-probs of the response tokens of a micro-batch at the sampling temperature, float32 [N]."""
-        hidden_NH = self._hidden(micro_batch.input_ids, micro_batch.position_ids, micro_batch.attention_mask).flatten(
-            0, 1
-        )[micro_batch.predict_N]
         with self._autocast():
+            output = self.decoder(
+                input_ids=micro_batch.input_ids,
+                position_ids=micro_batch.position_ids,
+                attention_mask=micro_batch.attention_mask,
+                use_cache=False,
+            )
             return token_logprobs(
-                hidden_NH,
+                output.last_hidden_state.flatten(0, 1)[micro_batch.predict_N],
                 self.head.weight,
                 micro_batch.targets_N,
                 bias_V=self.head.bias,
@@ -78,35 +86,46 @@ class Policy:
                 want_entropy=want_entropy,
             )
 
-    def _hidden(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        with self._autocast():
-            output = self.decoder(
-                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
-            )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     @torch.no_grad()
-    def _check_head(self) -> None:
-        """Compare with the model's own logits, which may be scaled in ways a head's weights do not show."""
-        ids = torch.arange(2, device=self.device).expand(1, 2)
-        positions = torch.arange(2, device=self.device)[None]
-        own = self.model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)[:, 0]
-        hidden_NH = self._hidden(ids, positions, None)[0]
-        targets = torch.zeros(2, dtype=torch.int64, device=self.device)
-        ours = token_logprobs(hidden_NH, self.head.weight, targets, bias_V=self.head.bias, softcap=self.softcap)
-        if not torch.allclose(own, ours.logprobs_N, atol=5e-2 if self.dtype == torch.bfloat16 else 1e-4):
+    def _check_scores(self) -> None:
+        """Compare with the model's own logits: it may scale them, or place or mask tokens in a way of its own."""
+        prompts, responses = [[0, 1], [1]], [[[0, 1, 1], [1, 0]], [[0, 0]]]
+        groups = [_group(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+        (micro_batch,) = pack(groups, token_budget=1 << 10, share_prompts=self.share_prompts)
+        ours = self.score(micro_batch.to(self.device)).logprobs_N.cpu()
+        sequences = [(prompt, response) for prompt, group in zip(prompts, responses, strict=True) for response in group]
+        own = torch.cat([self._own_logprobs(prompt, response) for prompt, response in sequences])
+        if not torch.allclose(own[micro_batch.tokens_N], ours, atol=1e-3):
             raise ModelError(
-                f"{type(self.model).__name__} computes its logits in a way that driftproof does not reproduce "
-                "(a scaled head, perhaps); its log-probs would be wrong, so it is refused"
+                f"{type(self.model).__name__} computes its log-probs in a way that driftproof does not reproduce "
+                "(a scaled head, or positions of its own, perhaps); they would be wrong, so it is refused"
             )
 
+    def _own_logprobs(self, prompt: list[int], response: list[int]) -> Tensor:
+        ids = torch.tensor([prompt + response], device=self.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        targets = torch.tensor(response, device=self.device)[:, None]
+        logprobs: Tensor = logits.float().log_softmax(-1).gather(-1, targets).squeeze(-1)
+        return logprobs.cpu()
 
-def _is_full_attention(config: Any) -> bool:
+
+def _group(prompt: list[int], responses: list[list[int]]) -> Group:
+    return Group.from_responses(
+        0,
+        np.array(prompt, np.int32),
+        [Response(tokens=np.array(tokens, np.int32), finish_reason=FinishReason.STOP) for tokens in responses],
+        [Verdict(reward=0.0)] * len(responses),
+    )
+
+
+def _can_share_prompts(config: Any) -> bool:
+    """Whether every layer attends to whatever a mask allows: full attention, by a kernel that takes any mask."""
     layer_types = getattr(config, "layer_types", None) or []
-    return all(kind == "full_attention" for kind in layer_types) and not (
-        getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return (
+        all(kind == "full_attention" for kind in layer_types)
+        and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
+        and config._attn_implementation == "sdpa"
     )

@@ -48,6 +48,8 @@ class Plan:
     """Optimizer steps of the whole run; no group is dispatched beyond them."""
     channels: frozenset[Channel] = frozenset()
     """Exactly the channels that every group must carry."""
+    model: str = ""
+    """Fingerprint of the model's configuration and tokenizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +103,8 @@ class Ledger:
         if not path.is_file():
             raise LedgerError(f"{path} does not exist; the directory is not a run")
         self.path = path
-        self._database = _connect(path)
         try:
+            self._database = _connect(path)
             meta = dict(self._database.execute("SELECT key, value FROM meta"))
         except sqlite3.DatabaseError as error:
             raise LedgerError(f"{path} is not a driftproof ledger ({error})") from error
@@ -127,7 +129,10 @@ class Ledger:
             raise LedgerError(
                 f"a run needs prompts, groups per step and steps above 0 and a staleness from 0; got {plan}"
             )
-        database = _connect(path)
+        # A reader must never see a ledger without its tables.
+        partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        database = _connect(partial)
         fields = {name: getattr(plan, name) for name in Plan.__dataclass_fields__} | {"channels": sorted(plan.channels)}
         meta = {"format_version": FORMAT_VERSION, "plan": json.dumps(fields), "state": RUNNING, "step": 0}
         try:
@@ -136,6 +141,7 @@ class Ledger:
             database.execute("COMMIT")
         finally:
             database.close()
+        partial.rename(path)
         return cls(path)
 
     def close(self) -> None:
@@ -203,7 +209,8 @@ class Ledger:
         """Return the leases of a dead worker (None: of all workers) to the pool; how many there were."""
         with self._transaction():
             return self._database.execute(
-                "UPDATE groups SET deadline = -1 WHERE state = 'leased' AND deadline >= 0 AND worker = coalesce(?, worker)",
+                "UPDATE groups SET deadline = -1 WHERE state = 'leased' AND deadline >= 0 "
+                "AND worker = coalesce(?, worker)",
                 (worker,),
             ).rowcount
 
@@ -238,7 +245,7 @@ class Ledger:
     # Learner side
 
     def take(self, count: int) -> Batch | None:
-        """Mark the `count` oldest ready groups as trained by the next step and return them; None while too few are ready."""
+        """The `count` oldest ready groups, marked as trained by the next step; None while too few are ready."""
         step = self.step + 1
         with self._transaction():
             rows = self._database.execute(
@@ -275,7 +282,12 @@ class Ledger:
         """Go back to the state after `step`: what was trained later becomes ready, leases return to the pool.
 
         Returns how many groups became ready again. Later steps and evaluations are forgotten.
+
+        Raises:
+            LedgerError: the ledger has not come to `step` yet.
         """
+        if not 0 <= step <= self.step:
+            raise LedgerError(f"cannot go back to step {step}: {self.path} is at step {self.step}")
         with self._transaction():
             ready = self._database.execute(
                 "UPDATE groups SET state = 'ready', trained_step = NULL WHERE state = 'trained' AND trained_step > ?",
@@ -394,7 +406,7 @@ class Ledger:
             raise GroupError(
                 f"prompt {group.prompt_index}: the objective needs behavior_logprobs and the group has none"
                 if wanted
-                else f"prompt {group.prompt_index}: the group carries behavior_logprobs that the objective does not need"
+                else f"prompt {group.prompt_index}: the group carries behavior_logprobs, which are not needed"
             )
         return group
 
@@ -437,6 +449,6 @@ def _connect(path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, timeout=60, isolation_level=None)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.Error as error:
+    except sqlite3.OperationalError as error:
         raise LedgerError(f"cannot open {path}: {error}; is the directory writable, and is there space?") from error
     return database

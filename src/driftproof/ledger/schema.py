@@ -44,7 +44,10 @@ CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NO
 CREATE INDEX events_kind ON events (kind);
 """
 
-CONTENT = "prompt_tokens, response_tokens, response_lengths, rewards, finish_reasons, problems, behavior_logprobs, retokenized"
+CONTENT = (
+    "prompt_tokens, response_tokens, response_lengths, rewards, finish_reasons, problems, behavior_logprobs, "
+    "retokenized"
+)
 
 
 def to_row(group: Group) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objectiv
 __all__ = ["OBJECTIVES", "Aggregation", "Objective", "ObjectiveError", "ObjectiveOutput", "Responses", "build"]
 
 
-def build(name: str, **hyper_parameters: Any) -> Objective:
+def build(name: str, /, **hyper_parameters: Any) -> Objective:
     """The objective called `name`.
 
     Raises:

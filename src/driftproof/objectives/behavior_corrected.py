@@ -35,8 +35,9 @@ def behavior_ratio(batch: Responses) -> Tensor:
 class GRPO(TokenLossObjective):
     """Clipped ratio: token loss -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), ratio to the behavior policy.
 
-    Source: arXiv 2402.03300, Eq. 3, without its KL term. For A < 0 the loss is capped at -dual_clip A (arXiv 1912.09729,
-    Eq. 5). The paper's aggregation is the default here; verl's is `token-mean`, with the same clips and dual clip 3.
+    Source: arXiv 2402.03300, Eq. 3, without its KL term. For A < 0 the loss is capped at -dual_clip A
+    (arXiv 1912.09729, Eq. 5). The paper's aggregation is the default here; verl's is `token-mean`, with the same clips
+    and dual clip 3.
     Division of the advantage by the group's standard deviation is a choice of `driftproof.advantages`.
     """
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 LARGEST_LOGPROB = 1e-3
 """Nats; a log-softmax may round to slightly above 0."""
 
@@ -79,8 +78,8 @@ class Responses:
         Without totals this is the whole optimizer step; without `group_R` all responses are one group.
 
         Raises:
-            ValueError: shapes disagree, half-precision log-probs, an advantage that is not finite, or a log-prob that is
-                not finite or positive where the mask is on.
+            ValueError: shapes disagree, half-precision log-probs, an advantage that is not finite, or a log-prob that
+                is not finite or positive where the mask is on.
         """
         if logprobs_RT.shape != mask_RT.shape or logprobs_RT.shape[:1] != advantages_R.shape:
             raise ValueError(

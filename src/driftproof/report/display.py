@@ -25,6 +25,8 @@ RECENT = 20
 """Steps that the shown means are taken over."""
 REFRESH_SECONDS = 0.25
 LOG_SECONDS = 5.0
+WIDE = 90
+"""Columns from which on two figures stand side by side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +188,7 @@ class LogLines:
         self._written = time.monotonic()
         for kind, (count, message) in self._view.events.items():
             if previous is None or previous.events.get(kind, (0, ""))[0] < count:
-                self.message(f"{kind} ({count}): {message}")
+                self.message(printable(f"{kind} ({count}): {message}"))
         if previous is None or (previous.step, previous.activity) != (self._view.step, self._view.activity):
             self.message(log_line(self._view))
 
@@ -239,7 +241,8 @@ def render(view: View, width: int) -> RenderableType:
         ("rollouts", _side(both.rollout_tokens, both.rollout_busy, both)),
         ("learner", _side(both.learner_tokens, both.learner_busy, both)),
     ]
-    return Group(_progress(view), _facts(facts, 2 if width >= 90 else 1), *_words(view, width))
+    activity = Text(view.activity, "bold cyan")
+    return Group(_progress(view, width), activity, _facts(facts, 2 if width >= WIDE else 1), *_events(view, width))
 
 
 def sparkline(values: Sequence[float], columns: int) -> str:
@@ -252,16 +255,18 @@ def sparkline(values: Sequence[float], columns: int) -> str:
     return "".join("▁▂▃▄▅▆▇█"[round((mean - low) * scale)] for mean in means)
 
 
-def _progress(view: View) -> Table:
+def _progress(view: View, width: int) -> Table:
     line = Table.grid(padding=(0, 1), expand=True)
     for ratio in (None, 1, None, None):
         line.add_column(ratio=ratio, no_wrap=True)
-    left = "" if view.seconds_left is None else f", {duration(view.seconds_left)} left"
+    times = [duration(view.trained_seconds)] if width >= WIDE else []
+    if view.seconds_left is not None:
+        times.append(f"{duration(view.seconds_left)} left")
     line.add_row(
-        Text(printable(view.name), "bold"),
+        Text(shorten(printable(view.name), 24), "bold"),
         ProgressBar(total=view.plan.steps, completed=view.step),
         f"{view.step}/{view.plan.steps} steps",
-        Text(f"{duration(view.trained_seconds)}{left}", "dim"),
+        Text(", ".join(times), "dim"),
     )
     return line
 
@@ -276,12 +281,11 @@ def _facts(facts: Sequence[tuple[str, str | Text]], pairs: int) -> Table:
     return grid
 
 
-def _words(view: View, width: int) -> list[Text]:
-    events = [
+def _events(view: View, width: int) -> list[Text]:
+    return [
         Text(shorten(printable(f"{count:,} x {kind}: {message}"), max(width, 20)), "yellow", no_wrap=True)
         for kind, (count, message) in view.events.items()
     ]
-    return [Text(view.activity, "bold cyan"), *events]
 
 
 def _side(tokens: float, busy: float | None, both: Overlap) -> str:

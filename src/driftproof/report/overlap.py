@@ -17,7 +17,7 @@ class Overlap:
 
     wall_seconds: float
     learner_seconds: float
-    """In which the learner trained or published."""
+    """In which the learner trained, published or recorded."""
     rollout_seconds: float
     """In which a rollout worker was busy, mean over workers."""
     learner_tokens: float
@@ -59,6 +59,7 @@ def overlap(steps: Iterable[Mapping[str, Any]], workers: int) -> Overlap:
         "time/step_seconds",
         "time/train_seconds",
         "time/publish_seconds",
+        "time/record_seconds",
         "rollout/busy_seconds",
         "response_tokens",
         "rollout/tokens",
@@ -69,7 +70,7 @@ def overlap(steps: Iterable[Mapping[str, Any]], workers: int) -> Overlap:
             totals[name] += finite(metrics.get(name)) or 0.0
     return Overlap(
         wall_seconds=totals["time/step_seconds"],
-        learner_seconds=totals["time/train_seconds"] + totals["time/publish_seconds"],
+        learner_seconds=sum(totals[f"time/{part}_seconds"] for part in ("train", "publish", "record")),
         rollout_seconds=totals["rollout/busy_seconds"] / max(workers, 1),
         learner_tokens=totals["response_tokens"],
         rollout_tokens=totals["rollout/tokens"],

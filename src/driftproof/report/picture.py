@@ -140,12 +140,14 @@ def _nll(axes: Any, run: _Run) -> None:
         before, after = (result.get(f"{sign}_nll") for result in heldout)
         _marks(axes, run, marker, color, f"{sign}, held out", before, after)
     _finish(axes, x_label=False)
+    axes.set_ylim(bottom=0)
 
 
 def _imbalance(axes: Any, run: _Run) -> None:
     _panel(axes, "Scale imbalance: negative / positive", run)
     _smooth(axes, run, run.series("health/scale_imbalance"), GREEN, "")
     _finish(axes, "needs positives and negatives", reference=1)
+    axes.set_ylim(bottom=0)
 
 
 def _age(axes: Any, run: _Run) -> None:
@@ -171,7 +173,7 @@ def _entropy_or_gradient(axes: Any, run: _Run) -> None:
 
 def _speed(axes: Any, run: _Run) -> None:
     _panel(axes, "Speed of both sides (tokens/s while busy)", run)
-    learner = run.series("time/train_seconds") + run.series("time/publish_seconds")
+    learner = run.series("time/step_seconds") - run.series("time/wait_seconds")
     rollouts = run.series("rollout/busy_seconds") / run.workers
     for label, color, style, tokens, seconds in (
         ("rollouts", GREEN, "-", run.series("rollout/tokens"), rollouts),
@@ -186,7 +188,7 @@ def _busy(axes: Any, run: _Run) -> None:
     words = run.overlap.waiting(run.max_staleness).split(" (")[0]
     _panel(axes, f"Busy: {words}" if words else "Busy", run)
     wall = run.series("time/step_seconds")
-    learner = run.series("time/train_seconds") + run.series("time/publish_seconds")
+    learner = run.series("time/step_seconds") - run.series("time/wait_seconds")
     rollouts = run.series("rollout/busy_seconds") / run.workers
     _line(axes, run, 100 * _quotient(run, rollouts, wall), GREEN, "", "-")
     _line(axes, run, 100 * _quotient(run, learner, wall), BLUE, "", "--")

@@ -52,6 +52,8 @@ class Summary:
     age_mean: float | None
     """Mean over trained groups, in steps."""
     age_max: int | None
+    groups_of_equal_reward: int
+    """Trained groups whose rewards are all equal: their advantages are 0."""
     events: dict[str, int]
     """How many, by kind."""
 
@@ -76,7 +78,7 @@ def summarize(ledger: Ledger, model: Path) -> Summary:
     ages = sum(metrics.get("age_mean", 0.0) * metrics.get("groups", 0) for metrics in steps)
     return Summary(
         objective=read_recipe(ledger).get("objective", {}).get("name"),
-        model=str(model),
+        model=str(model.resolve()),
         accuracy_before=finite(before.get("sampled")),
         accuracy_after=finite(after.get("sampled")),
         accuracy_before_error=finite(before.get("sampled_error")),
@@ -96,6 +98,7 @@ def summarize(ledger: Ledger, model: Path) -> Summary:
         tokens_trained=int(both_sides.learner_tokens),
         age_mean=ratio(ages, groups),
         age_max=max((metrics["age_max"] for metrics in steps if "age_max" in metrics), default=None),
+        groups_of_equal_reward=sum(int(metrics.get("groups_of_equal_reward", 0)) for metrics in steps),
         events={kind: count for kind, (count, _) in ledger.events().items()},
     )
 

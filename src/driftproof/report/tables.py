@@ -28,8 +28,9 @@ def before_after_table(summary: Summary) -> Table:
     prompts, samples = summary.evaluation_prompts or 0, summary.evaluation_samples or 0
     if prompts:
         before, after = summary.accuracy_before, summary.accuracy_after
-        _compare(table, "sampled accuracy (temperature 1)", before, after, f"{prompts * samples:,}")
-        _compare(table, "greedy accuracy", summary.greedy_before, summary.greedy_after, f"{prompts:,}")
+        errors = (summary.accuracy_before_error, summary.accuracy_after_error)
+        _compare(table, "accuracy, sampled", before, after, f"{prompts * samples:,}", errors)
+        _compare(table, "accuracy, greedy", summary.greedy_before, summary.greedy_after, f"{prompts:,}")
     if summary.nll_heldout_before is not None or summary.nll_heldout_after is not None:
         nll_before, nll_after = summary.nll_heldout_before or {}, summary.nll_heldout_after or {}
         for sign in ("positive", "negative"):
@@ -65,8 +66,9 @@ def groups_table(
     `by`: "best" and "worst" by mean reward, "age" oldest first (groups not trained yet have none and are left out),
     "prompt" by prompt index, then dispatch. Texts are cut to `characters`. Only `limit` records are held in memory.
     """
-    table = _table("dispatch", "prompt", "trained\nin step", "age", "mean\nreward", "problems", "texts")
-    table.columns[6].justify, table.columns[6].header = "left", "prompt, best and worst response"
+    table = _table("dispatch", "prompt", "trained\nin step", "age", "mean\nreward", "prompt, best and worst response")
+    table.columns[-1].justify = "left"
+    table.leading = 1
     for record in _pick(records, by, limit):
         group = record.group
         mean = _mean_reward(record)
@@ -76,11 +78,10 @@ def groups_table(
             "-" if record.trained_step is None else str(record.trained_step),
             "-" if record.age is None else str(record.age),
             "-" if mean is None else f"{mean:.3f}",
-            str(sum(map(bool, group.problems))) if any(group.problems) else "",
             _texts(record, decode, characters),
         )
     if not table.row_count:
-        table.add_row(*[""] * 6, "no groups")
+        table.add_row(*[""] * 5, "no groups")
     return table
 
 
@@ -110,8 +111,8 @@ def _texts(record: Record, decode: Callable[[list[int]], str], characters: int) 
     responses = group.split()
 
     def line(position: int) -> tuple[str, str]:
-        reward, problem = group.rewards[position], group.problems[position] if group.problems else ""
-        mark = f"{reward:g}" if np.isfinite(reward) else shorten(printable(problem), 40)
+        reward = group.rewards[position]
+        mark = f"{reward:g}" if np.isfinite(reward) else "no reward"
         style = "green" if reward > 0 else "red"
         return (f"\n{mark}  {shorten(printable(decode(responses[position].tolist())), characters)}", style)
 
@@ -119,12 +120,26 @@ def _texts(record: Record, decode: Callable[[list[int]], str], characters: int) 
     # A response without a reward ranks below all others.
     ranked = np.argsort(np.where(np.isfinite(group.rewards), -group.rewards, np.inf), kind="stable")
     lines = [line(int(ranked[0]))] + ([line(int(ranked[-1]))] if group.size > 1 else [])
+    reasons = [problem for problem in group.problems if problem]
+    if reasons:
+        why = shorten(printable(", ".join(sorted(set(reasons)))), characters)
+        lines.append((f"\n{len(reasons)} of {group.size} responses have no reward: {why}", "yellow"))
     return Text.assemble((prompt, "bold"), *lines, overflow="fold")
 
 
-def _compare(table: Table, name: str, before: float | None, after: float | None, responses: str) -> None:
+def _compare(
+    table: Table,
+    name: str,
+    before: float | None,
+    after: float | None,
+    responses: str,
+    errors: tuple[float | None, float | None] = (None, None),
+) -> None:
     change = "" if before is None or after is None else f"{after - before:+.3f}"
-    cells = ["-" if value is None else f"{value:.3f}" for value in (before, after)]
+    cells = [
+        "-" if value is None else f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
+        for value, error in zip((before, after), errors, strict=True)
+    ]
     table.add_row(name, *cells, change, responses)
 
 
@@ -134,7 +149,7 @@ def _imbalance(nll: Mapping[str, float]) -> float | None:
 
 
 def _table(first: str, *others: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column(first, justify="left")
     for name in others:
         table.add_column(name, justify="right")

@@ -1,7 +1,7 @@
 """From a configuration to the parts of a run: the only room that knows both.
 
-Guarantees: `preflight` makes every part that can be wrong and checks every prompt's length, so that bad input is refused
-before any process starts.
+Guarantees: `preflight` makes every part that can be wrong and checks every prompt's length, so that bad input is
+refused before any process starts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from driftproof.engines.recorded import RecordedEngine
 
 from driftproof import tasks, verify
 from driftproof.codec import Codec
 from driftproof.config import Config, ConfigError
-from driftproof.engines.embedded import EmbeddedEngine
 from driftproof.engines.protocol import Engine, generate
+from driftproof.engines.recorded import RecordedEngine
 from driftproof.evaluate import evaluate
 from driftproof.learner import Cadence, Learner, Memory, Optimization, Policy, Tracker
 from driftproof.ledger import Ledger, Plan
@@ -84,6 +83,7 @@ def preflight(config: Config) -> Plan:
         max_staleness=config.max_staleness,
         steps=config.run.steps,
         channels=objective.needs,
+        model=model.fingerprint,
     )
 
 
@@ -215,8 +215,10 @@ def make_engine(config: Config, task: Task, codec: Codec) -> Engine:
     return open_engine(config, config.model.path)
 
 
-def open_engine(config: Config, model: Path) -> EmbeddedEngine:
+def open_engine(config: Config, model: Path) -> Engine:
     """An embedded engine with the weights of a model directory."""
+    from driftproof.engines.embedded import EmbeddedEngine
+
     device = resolve_device(config.engine.device)
     return EmbeddedEngine.from_directory(model, slots=config.engine.slots, device=device)
 

@@ -12,19 +12,19 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from driftproof.report.display import Display
-
 from driftproof.config import Config, ConfigError
 from driftproof.learner import list_checkpoints
-from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger
+from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger, Plan
+from driftproof.report.display import Display
 from driftproof.runtime.assembly import RunDirectory, preflight, prepare_directory
 from driftproof.runtime.processes import run_both, run_learner, run_worker
-from driftproof.weights import Publisher
+from driftproof.weights import discard_after
 
 TICK_SECONDS = 0.25
 STOP_SECONDS = 120.0
@@ -41,6 +41,7 @@ def start(config: Config, display: Display) -> RunDirectory:
     Raises:
         ValueError: bad input, before any process starts. RunError: the run ended before its time.
     """
+    _warm_up()
     plan = preflight(config)
     directory = prepare_directory(config, plan)
     _run(config, directory, display)
@@ -53,13 +54,11 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
     Raises:
         ConfigError: not a run, or made with another model, seed or shape than `config` says. RunError: as in `start`.
     """
+    _warm_up()
     directory = RunDirectory(path=path)
     plan = preflight(config)
     with _locked(directory), Ledger(directory.ledger) as ledger:
-        for field in ("seed", "prompts", "groups_per_step", "channels"):
-            ours, theirs = getattr(plan, field), getattr(ledger.plan, field)
-            if ours != theirs:
-                raise ConfigError(f"{path} was made with {field} {theirs}, not {ours}; start a new run instead")
+        _check_same_run(path, plan, ledger.plan)
         if plan.steps != ledger.plan.steps:
             ledger.extend(plan.steps)
         checkpoints = list_checkpoints(directory.checkpoints)
@@ -69,18 +68,43 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
                 f"{checkpoints[-1]} is of step {step}, the ledger knows only {ledger.step}; they are of different runs"
             )
         again = ledger.rewind(step)
-        Publisher(directory.snapshots, config.model.path).discard_after(step)
+        discard_after(directory.snapshots, step)
         directory.config.write_text(config.to_toml())
         display.message(f"resuming {path} from step {step} of {plan.steps}; {again} groups are trained again")
     _run(config, directory, display)
     return directory
 
 
+def _warm_up() -> None:
+    """Let the server that our processes are forked from import torch and transformers while this process checks."""
+    multiprocessing.set_forkserver_preload(
+        ["driftproof.runtime.processes", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
+    )
+    forkserver.ensure_running()
+
+
+def _check_same_run(path: Path, ours: Plan, theirs: Plan) -> None:
+    """Refuse to go on with a run under settings that would make it another."""
+    what = {
+        "model": "another model (its configuration or tokenizer differ)",
+        "prompts": f"a task of {theirs.prompts} training prompts, not {ours.prompts}",
+        "seed": f"run.seed {theirs.seed}, not {ours.seed}",
+        "groups_per_step": f"learner.groups_per_step {theirs.groups_per_step}, not {ours.groups_per_step}",
+        "max_staleness": f"a staleness of {theirs.max_staleness}, not {ours.max_staleness}",
+        "channels": f"an objective that needs {sorted(theirs.channels) or 'no channels'}, "
+        f"not {sorted(ours.channels) or 'none'}",
+    }
+    for field, difference in what.items():
+        if getattr(ours, field) != getattr(theirs, field):
+            raise ConfigError(f"{path} was made with {difference}; start a new run instead")
+
+
 def _run(config: Config, directory: RunDirectory, display: Display) -> None:
-    with _locked(directory), Ledger(directory.ledger) as ledger, _stop_on_signals(ledger, display):
+    directory = RunDirectory(path=directory.path.absolute())
+    with _locked(directory), Ledger(directory.ledger) as ledger, _signals() as received:
         crew = _Crew(config, directory, ledger, display)
         try:
-            crew.watch()
+            crew.watch(received)
         finally:
             crew.end()
 
@@ -89,7 +113,7 @@ class _Crew:
     """The processes of a run."""
 
     def __init__(self, config: Config, directory: RunDirectory, ledger: Ledger, display: Display) -> None:
-        self._context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context("forkserver")
         self._directory = directory
         self._ledger = ledger
         self._display = display
@@ -98,12 +122,11 @@ class _Crew:
             config.runtime.max_restarts,
         )
         target = run_learner if config.runtime.mode == "async" else run_both
-        self._learner = self._context.Process(target=target, args=(directory.path,), name="learner")
-        self._learner.start()
+        self._learner = self._start(target, "learner", directory.path)
         self._workers = {name: self._start_worker(name) for name in self._restarts_left}
 
-    def watch(self) -> None:
-        """Until the learner ends.
+    def watch(self, signals: Sequence[int]) -> None:
+        """Until the learner ends; once `signals` has received one, the run is asked to stop.
 
         Raises:
             RunError: the learner or a worker failed for good, or the run was stopped before its last step.
@@ -112,7 +135,10 @@ class _Crew:
         while self._learner.is_alive():
             self._display.update(self._ledger)
             state = self._ledger.state
-            if state == RUNNING:
+            if state == RUNNING and signals:
+                self._display.message("stopping: the learner finishes its step and writes a checkpoint")
+                self._ledger.set_state(STOPPING)
+            elif state == RUNNING:
                 self._replace_dead_workers()
             elif state == STOPPING:
                 stopping_since = stopping_since or time.monotonic()
@@ -138,7 +164,10 @@ class _Crew:
         return f"go on with: driftproof train --resume {self._directory.path}"
 
     def _start_worker(self, name: str) -> BaseProcess:
-        process = self._context.Process(target=run_worker, args=(self._directory.path, name), name=name)
+        return self._start(run_worker, name, self._directory.path, name)
+
+    def _start(self, target: Callable[..., None], name: str, *arguments: object) -> BaseProcess:
+        process = self._context.Process(target=target, args=arguments, name=name, daemon=True)
         process.start()
         return process
 
@@ -185,16 +214,16 @@ def _locked(directory: RunDirectory) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_signals(ledger: Ledger, display: Display) -> Iterator[None]:
-    def stop(number: int, frame: object) -> None:
-        display.message("stopping: the learner finishes its step and writes a checkpoint")
-        with Ledger(ledger.path) as own:
-            if own.state == RUNNING:
-                own.set_state(STOPPING)
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them."""
+    received: list[int] = []
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

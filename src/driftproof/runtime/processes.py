@@ -6,6 +6,7 @@ parent is gone it asks the run to stop, so that nothing goes on unseen.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -97,13 +98,14 @@ def _enter(path: Path, name: str) -> tuple[Config, RunDirectory]:
     log = os.open(directory.logs / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
-    threading.Thread(target=_watch_parent, args=(directory.ledger, os.getppid()), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(directory.ledger,), daemon=True).start()
     return Config.model_validate(tomllib.loads(directory.config.read_text())), directory
 
 
-def _watch_parent(ledger_path: Path, parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
+def _watch_parent(ledger_path: Path) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     with Ledger(ledger_path) as ledger:
         if ledger.state != FINISHED:
             ledger.set_state(STOPPING)

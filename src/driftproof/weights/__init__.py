@@ -4,10 +4,12 @@ from driftproof.weights.snapshots import (
     WEIGHTS,
     Publisher,
     Snapshot,
+    discard_after,
     fsync,
     latest,
     list_snapshots,
-    replace_directory,
+    remove_at_once,
+    rename_durably,
     write_weights,
 )
 
@@ -15,9 +17,11 @@ __all__ = [
     "WEIGHTS",
     "Publisher",
     "Snapshot",
+    "discard_after",
     "fsync",
     "latest",
     "list_snapshots",
-    "replace_directory",
+    "remove_at_once",
+    "rename_durably",
     "write_weights",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -42,33 +43,38 @@ class Publisher:
         self._keep = keep
 
     def publish(self, step: int, state: Mapping[str, Tensor]) -> Snapshot:
-        """Write the weights of `step` and make them the latest.
+        """Write the weights of `step`, unless they are there already, and make them the latest.
 
         Raises:
             OSError: no space, not writable; what was latest stays latest.
         """
         path = self.directory / f"step-{step:08d}"
+        if not path.exists():
+            self._write(path, state)
+        link = self.directory / f".partial-{LATEST}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        link.replace(self.directory / LATEST)
+        for old in list_snapshots(self.directory)[: -self._keep]:
+            remove_at_once(old.path)
+        return Snapshot(step=step, path=path)
+
+    def _write(self, path: Path, state: Mapping[str, Tensor]) -> None:
         partial = self.directory / f".partial-{path.name}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for file in self._static_files:
             _link_or_copy(file, partial / file.name)
         write_weights(partial / WEIGHTS, state)
-        replace_directory(partial, path)
-        link = self.directory / f".partial-{LATEST}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(path.name)
-        link.replace(self.directory / LATEST)
-        for old in list_snapshots(self.directory)[: -self._keep]:
-            shutil.rmtree(old.path, ignore_errors=True)
-        return Snapshot(step=step, path=path)
+        rename_durably(partial, path)
 
-    def discard_after(self, step: int) -> None:
-        """Remove the snapshots of steps that a resume has undone; `latest` is unset until the next is published."""
-        (self.directory / LATEST).unlink(missing_ok=True)
-        for snapshot in list_snapshots(self.directory):
-            if snapshot.step > step:
-                shutil.rmtree(snapshot.path)
+
+def discard_after(directory: Path, step: int) -> None:
+    """Remove the snapshots of steps that a resume has undone; `latest` is unset until the next is published."""
+    (directory / LATEST).unlink(missing_ok=True)
+    for snapshot in list_snapshots(directory):
+        if snapshot.step > step:
+            remove_at_once(snapshot.path)
 
 
 def latest(directory: Path) -> Snapshot | None:
@@ -87,26 +93,41 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors and fsync; a tensor that shares memory with an earlier one (tied) is left out."""
-    seen: set[tuple[int, tuple[int, ...]]] = set()
+    """Write tensors as safetensors and fsync; a tensor that is an earlier one under another name (tied) is left out.
+
+    Raises:
+        OSError: no space, not writable.
+    """
+    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        identity = (tensor.data_ptr(), tuple(tensor.shape))
+        identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() and identity in seen:
             continue
         seen.add(identity)
         tensors[name] = tensor.detach().contiguous()
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    # Safetensors writes for the owner alone; an inference server may run as somebody else.
+    path.chmod(path.parent.stat().st_mode & 0o666)
     fsync(path)
 
 
-def replace_directory(partial: Path, path: Path) -> None:
-    """Rename a finished directory into place, durably; an older directory of that name is removed first."""
+def rename_durably(partial: Path, path: Path) -> None:
+    """Rename a finished directory into its place."""
     fsync(partial)
-    if path.exists():
-        shutil.rmtree(path)
     partial.rename(path)
     fsync(path.parent)
+
+
+def remove_at_once(path: Path) -> None:
+    """Remove a directory; whoever looks, or kills us, never finds a part of it under its name."""
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    path.rename(partial)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def fsync(path: Path) -> None:

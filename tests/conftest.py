@@ -1,0 +1,25 @@
+"""What all tests share: one thread, and a random tiny model on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from driftproof.tiny_model import make_tiny_model
+
+settings.register_profile("driftproof", deadline=None, max_examples=40)
+settings.load_profile("driftproof")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3 of random weights with its tokenizer; not to be written to."""
+    path = tmp_path_factory.mktemp("models") / "tiny-qwen3"
+    make_tiny_model(path, train=False)
+    return path

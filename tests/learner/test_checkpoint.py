@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.groups import make_batch, random_groups
+
+from driftproof.learner import (
+    CheckpointError,
+    Learner,
+    Memory,
+    Optimization,
+    Policy,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from driftproof.objectives import build
+
+from .tiny import tiny_learner, tiny_model
+
+
+def train(learner: Learner, *steps: int) -> list[dict[str, float]]:
+    return [learner.train(make_batch(*random_groups(step), step=step)) for step in steps]
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_loaded_checkpoint_goes_on_bit_for_bit(architecture: str, bfloat16: bool, tmp_path: Path):
+    """Weights (tied in qwen3), moments, step and schedule."""
+
+    def make() -> Learner:
+        return tiny_learner(architecture=architecture, bfloat16=bfloat16, schedule="cosine", weight_decay=0.1)
+
+    unbroken, first, second = make(), make(), make()
+    train(unbroken, 1, 2, 3)
+    train(first, 1, 2, 3)
+    path = save_checkpoint(tmp_path, first)
+    load_checkpoint(path, second)
+    assert second.step == 3
+    assert train(second, 4, 5, 6) == train(unbroken, 4, 5, 6)
+    for ours, theirs in zip(second.policy.model.parameters(), unbroken.policy.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_of_an_untrained_learner_can_be_loaded(tmp_path: Path):
+    load_checkpoint(save_checkpoint(tmp_path, tiny_learner()), learner := tiny_learner(seed=1))
+    assert learner.step == 0
+    assert train(learner, 1) == train(tiny_learner(), 1)
+
+
+def test_nothing_is_pickled_and_tied_weights_are_written_once(tmp_path: Path):
+    learner = tiny_learner()
+    train(learner, 1)
+    path = save_checkpoint(tmp_path, learner)
+    assert sorted(file.name for file in path.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    for file in path.glob("*.safetensors"):
+        header = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
+        assert "lm_head.weight" not in header
+    parameters = sum(parameter.numel() for parameter in learner.policy.model.parameters())
+    size = (path / "model.safetensors").stat().st_size
+    assert 4 * parameters < size < 4 * parameters + 10_000
+
+
+def test_the_newest_two_are_kept_and_partial_ones_are_not_seen(tmp_path: Path):
+    learner = tiny_learner()
+    assert list_checkpoints(tmp_path) == []
+    for step in (1, 2, 3):
+        train(learner, step)
+        save_checkpoint(tmp_path, learner)
+    (tmp_path / ".partial-step-00000004").mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    train(learner, 4)
+    save_checkpoint(tmp_path, learner)
+    save_checkpoint(tmp_path, learner)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
+    path = save_checkpoint(tmp_path, tiny_learner())
+    with pytest.raises(CheckpointError, match=r"is of another model: \['lm_head.weight', .* are missing, not known, or of"):
+        load_checkpoint(path, tiny_learner(architecture="llama"))
+    wider = Learner(
+        Policy(tiny_model(intermediate_size=64)), build("naive"), Optimization(lr=1.0, steps=1), Memory()
+    )
+    with pytest.raises(CheckpointError, match=r"is of another model: \['model.layers.0.mlp.down_proj.weight', "):
+        load_checkpoint(path, wider)
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path):
+    path = save_checkpoint(tmp_path, tiny_learner())
+    with pytest.raises(CheckpointError, match="step-00000007 cannot be read: .*No such file"):
+        load_checkpoint(tmp_path / "step-00000007", tiny_learner())
+    (path / "state.json").write_text(json.dumps({"format_version": 99, "step": 0}))
+    with pytest.raises(CheckpointError, match="has checkpoint format 99; this driftproof reads 1"):
+        load_checkpoint(path, tiny_learner())
+    (path / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path, tiny_learner())
+    (path / "optimizer.safetensors").write_bytes(b"?")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path, tiny_learner())

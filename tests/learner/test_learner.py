@@ -1,0 +1,194 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from tests.groups import make_batch, make_group, random_groups
+
+from driftproof.learner import Learner, Memory, Optimization
+from driftproof.objectives import ObjectiveError
+from driftproof.types import Batch, FinishReason, Group, GroupError
+
+from .tiny import own_logprobs, tiny_learner
+
+CUTS = [
+    Memory(token_budget=1),
+    Memory(row_tokens=0),
+    Memory(token_budget=25, row_tokens=9),
+    Memory(gradient_checkpointing=True),
+]
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in learner.policy.model.named_parameters()}
+
+
+def train_plainly(batch: Batch, objective: str, memory: Memory | None = None) -> tuple[Learner, dict[str, float]]:
+    """One step of plain gradient descent, whose result is linear in the gradient."""
+    learner = tiny_learner(objective, memory=memory, max_grad_norm=math.inf, lr=1.0)
+    learner.optimizer = torch.optim.SGD(learner.policy.model.parameters())
+    return learner, learner.train(batch)
+
+
+@pytest.mark.parametrize("objective", ["naive", "asympo", "grpo"])
+@pytest.mark.parametrize("memory", CUTS, ids=["rows", "unshared", "small", "checkpointing"])
+def test_the_cut_into_micro_batches_does_not_change_the_step(objective: str, memory: Memory):
+    batch = make_batch(*random_groups(3, behavior_logprobs=True), make_group([1, 2], [[3] * 12, []], [1.0, 0.0]))
+    if objective == "grpo":
+        batch = make_batch(*batch.groups[:3])
+    else:
+        batch = make_batch(*[without_logprobs(group) for group in batch.groups])
+    whole, expected = train_plainly(batch, objective)
+    cut, found = train_plainly(batch, objective, memory)
+    assert len(whole.pack(batch.groups)) == 1
+    if not memory.gradient_checkpointing:
+        assert cut.pack(batch.groups)[0].positions != whole.pack(batch.groups)[0].positions
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert expected["grad_norm"] > 0.01
+    for name, tensor in weights(cut).items():
+        torch.testing.assert_close(tensor, weights(whole)[name], rtol=1e-4, atol=1e-5)
+
+
+def without_logprobs(group: Group) -> Group:
+    return make_group(group.prompt_tokens, [r.tolist() for r in group.split()], group.rewards.tolist())
+
+
+def test_naive_moves_the_weights_along_its_gradient():
+    """The objective by hand, through the model's own forward pass."""
+    groups = random_groups(5)
+    learner, metrics = train_plainly(make_batch(*groups), "naive")
+    before = tiny_learner().policy.model
+    loss = torch.zeros(())
+    for group in groups:
+        for response, reward in zip(group.split(), group.rewards, strict=True):
+            logprobs = own_logprobs(before, group.prompt_tokens.tolist(), response.tolist())
+            loss = loss - (reward - group.rewards.mean()) * logprobs.mean() / sum(g.size for g in groups)
+    loss.backward()
+    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert metrics["health/balance"] == pytest.approx(loss.item(), abs=1e-6)
+    for name, parameter in before.named_parameters():
+        torch.testing.assert_close(weights(learner)[name], parameter.detach() - parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_training_learns_what_is_rewarded():
+    group = make_group([1, 2], [[3, 4], [5, 6]], [1.0, 0.0])
+    learner = tiny_learner("asympo", lr=1e-2, steps=20)
+    nll = [learner.train(make_batch(group, step=step))["health/positive_nll"] for step in range(1, 21)]
+    assert nll[-1] < 0.1 < nll[0]
+    assert learner.step == 20
+
+
+def test_metrics_say_what_was_trained():
+    groups = (
+        make_group([1], [[2, 3], [4]], [1.0, 0.0]),
+        make_group([1], [[2, 3, 5], [4]], [0.5, 0.5]),
+        make_group([1], [[2], [2]], [math.nan, 1.0], problems=("time limit", "")),
+    )
+    metrics = tiny_learner(lr=0.5, warmup_steps=2).train(Batch(step=1, groups=groups, ages=(0, 2, 4)))
+    expected = {
+        "reward": 3.0 / 5,
+        "age_mean": 2.0,
+        "age_max": 4,
+        "groups": 3,
+        "groups_of_equal_reward": 2,
+        "responses": 6,
+        "responses_without_reward": 1,
+        "response_tokens": 9,
+        "response_length": 1.5,
+        "truncated_share": 0.0,
+        "skipped": 0.0,
+        "lr": 0.25,
+        "health/positive_share": 1 / 6,
+        "health/negative_share": 1 / 6,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert all(isinstance(value, float | int) for value in metrics.values())
+    assert {"loss", "grad_norm", "objective/floored_share", "health/entropy"} <= set(metrics)
+
+
+def test_truncated_responses_are_counted():
+    group = make_group([1], [[2, 3], [4]], [1.0, 0.0])
+    cut = Group(
+        prompt_index=0,
+        prompt_tokens=group.prompt_tokens,
+        response_tokens=group.response_tokens,
+        response_lengths=group.response_lengths,
+        rewards=group.rewards,
+        finish_reasons=(FinishReason.LENGTH, FinishReason.STOP),
+    )
+    assert tiny_learner().train(make_batch(cut))["truncated_share"] == 0.5
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_said():
+    good, bad = random_groups(1), make_group([1], [[2], [3]], [1e300, 0.0])
+    learner, other = tiny_learner(), tiny_learner()
+    before = weights(learner)
+    metrics = learner.train(make_batch(bad, *good, step=1))
+    assert metrics["skipped"] == 1.0
+    assert not math.isfinite(metrics["grad_norm"])
+    assert learner.step == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
+    # Nothing of it is left in the gradients or the optimizer: the next step is as if it had never been.
+    assert learner.train(make_batch(*good, step=2)) == other.train(make_batch(*good, step=2))
+    assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(learner).items())
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    """What is clipped to a millionth moves plain gradient descent by a millionth of the learning rate."""
+    learner = tiny_learner("naive", max_grad_norm=1e-6, lr=1.0)
+    learner.optimizer = torch.optim.SGD(learner.policy.model.parameters())
+    before = weights(learner)
+    assert learner.train(make_batch(*random_groups(1)))["grad_norm"] > 1e-3
+    moved = torch.stack([(tensor - before[name]).norm() for name, tensor in weights(learner).items()]).norm()
+    assert moved.item() == pytest.approx(1e-6, rel=0.05)
+
+
+def test_a_step_of_equal_rewards_leaves_the_weights_alone():
+    learner = tiny_learner()
+    before = weights(learner)
+    metrics = learner.train(make_batch(make_group([1], [[2, 3], [4]], [0.1, 0.1])))
+    assert metrics["grad_norm"] == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
+
+
+def test_a_step_of_empty_responses_is_no_error():
+    assert tiny_learner().train(make_batch(make_group([1], [[], []], [1.0, 0.0])))["grad_norm"] == 0
+
+
+def test_an_objective_without_its_channel_is_refused():
+    with pytest.raises(ObjectiveError, match="needs behavior_logprobs"):
+        tiny_learner("grpo").train(make_batch(*random_groups(1)))
+
+
+def test_groups_must_agree_on_their_channels():
+    mixed = random_groups(1, count=1, behavior_logprobs=True) + random_groups(2, count=1)
+    with pytest.raises(GroupError, match="1 of the step's 2 groups carry behavior_logprobs"):
+        tiny_learner("grpo").train(make_batch(*mixed))
+
+
+def test_heldout_groups_are_measured_without_training():
+    groups = random_groups(4)
+    learner = tiny_learner()
+    before = weights(learner)
+    measured = learner.nll_by_sign(groups)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
+    trained = learner.train(make_batch(*groups))
+    assert measured == pytest.approx({name: trained[name] for name in measured}, rel=1e-5)
+    assert learner.nll_by_sign([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {1: 1.0, 5: 1.0, 10: 1.0, 11: 1.0}),
+        ({"warmup_steps": 4}, {1: 0.25, 4: 1.0, 5: 1.0, 10: 1.0}),
+        ({"schedule": "linear"}, {1: 1.0, 2: 0.9, 10: 0.1, 11: 0.0, 30: 0.0}),
+        ({"schedule": "linear", "warmup_steps": 5}, {1: 0.2, 5: 1.0, 6: 1.0, 7: 0.8, 10: 0.2, 11: 0.0}),
+        ({"schedule": "cosine"}, {1: 1.0, 6: 0.5, 11: 0.0, 30: 0.0}),
+        ({"schedule": "cosine", "warmup_steps": 10}, {5: 0.5, 10: 1.0}),
+        ({"schedule": "cosine", "warmup_steps": 20}, {5: 0.25, 10: 0.5}),
+    ],
+)
+def test_learning_rates_at_the_ends_of_their_schedules(fields: dict[str, Any], expected: dict[int, float]):
+    optimization = Optimization(lr=1.0, steps=10, **fields)
+    assert {step: optimization.lr_at(step) for step in expected} == pytest.approx(expected)

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tests.groups import make_group
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GraniteConfig
+
+from driftproof.learner import Policy, pack
+from driftproof.models import ModelError
+
+from .tiny import CONFIGS, own_logprobs, tiny_model
+
+GROUP = make_group([3, 4, 5], [[6, 7, 8], [9, 2], [1]])
+
+
+def score(policy: Policy, **options: bool) -> torch.Tensor:
+    (micro_batch,) = pack([GROUP], token_budget=999, share_prompts=policy.share_prompts)
+    return policy.score(micro_batch, **options).logprobs_N
+
+
+def test_temperature_divides_the_logits():
+    model = tiny_model()
+    hot = score(Policy(model, temperature=2.0))
+    logits = model(input_ids=torch.tensor([[3, 4, 5, 6, 7, 8]])).logits[0, 2:-1] / 2.0
+    expected = logits.log_softmax(-1).gather(1, torch.tensor([[6], [7], [8]]))[:, 0]
+    torch.testing.assert_close(hot[:3], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_entropy_is_that_of_the_distribution_at_the_temperature():
+    policy = Policy(tiny_model(), temperature=0.5)
+    (micro_batch,) = pack([GROUP], token_budget=999)
+    entropy_N = policy.score(micro_batch, want_entropy=True).entropy_N
+    logits = policy.model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, -1] / 0.5
+    assert entropy_N is not None
+    torch.testing.assert_close(entropy_N[0], torch.distributions.Categorical(logits=logits).entropy())
+
+
+def test_bfloat16_rounds_but_returns_float32():
+    policy = Policy(tiny_model(), dtype=torch.bfloat16)
+    exact, rounded = score(Policy(tiny_model())), score(policy)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_check_is_not_disturbed_by_the_rounding_of_bfloat16(seed: int):
+    """Large logits are off by tenths in bfloat16."""
+    model = tiny_model(seed=seed, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(40)
+    Policy(model, dtype=torch.bfloat16)
+
+
+def test_dropout_is_off():
+    policy = Policy(tiny_model("gpt2").train())
+    torch.testing.assert_close(score(policy), score(policy), rtol=0, atol=0)
+
+
+def test_eager_attention_takes_no_mask_so_prompts_are_not_shared():
+    model = tiny_model(attn_implementation="eager")
+    policy = Policy(model)
+    assert not policy.share_prompts
+    torch.testing.assert_close(score(policy)[3:5], own_logprobs(model, [3, 4, 5], [9, 2]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_scales_its_logits_is_refused():
+    sizes = CONFIGS["llama"]().to_dict()
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = GraniteConfig(**{name: sizes[name] for name in names}, num_key_value_heads=2, logits_scaling=8.0)
+    with pytest.raises(ModelError, match="GraniteForCausalLM computes its log-probs in a way that driftproof does not"):
+        Policy(AutoModelForCausalLM.from_config(config))
+
+
+def test_open_reads_a_directory_in_float32(tiny_model_dir: Path):
+    policy = Policy.open(tiny_model_dir, device="cpu", temperature=0.7)
+    assert policy.temperature == 0.7
+    assert {parameter.dtype for parameter in policy.model.parameters()} == {torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    torch.testing.assert_close(
+        score(Policy.open(tiny_model_dir, device="cpu"))[:3], own_logprobs(model, [3, 4, 5], [6, 7, 8])
+    )
+
+
+def test_weights_that_are_missing_or_of_another_shape_are_refused(tiny_model_dir: Path, tmp_path: Path):
+    for file in tiny_model_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({key: tensor for key, tensor in state.items() if key != name}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"the weights lack \['{name}'\]"):
+        Policy.open(tmp_path, device="cpu")
+    save_file(state | {name: state[name][:, :-1].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="the weights cannot be loaded"):
+        Policy.open(tmp_path, device="cpu")
+    (tmp_path / "model.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(ModelError, match="the weights cannot be loaded"):
+        Policy.open(tmp_path, device="cpu")

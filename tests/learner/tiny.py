@@ -1,0 +1,64 @@
+"""Random models small enough for a test, and learners around them."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedModel, Qwen3Config
+
+from driftproof.learner import Learner, Memory, Optimization, Policy
+from driftproof.objectives import build
+
+VOCABULARY = 50
+# Wide weights make peaked, varied distributions, so that a wrong position or mask shows.
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+CONFIGS = {
+    "qwen3": lambda **changes: Qwen3Config(**_SIZES | {"tie_word_embeddings": True} | changes),
+    "llama": lambda **changes: LlamaConfig(**_SIZES | {"tie_word_embeddings": False} | changes),
+    # Half of its layers slide a window, and its logits are capped.
+    "gemma2": lambda **changes: Gemma2Config(
+        **_SIZES | {"sliding_window": 4, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8} | changes
+    ),
+    # Learned positions, of which there are 16, and dropout.
+    "gpt2": lambda **changes: GPT2Config(
+        **{"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16, "initializer_range": 0.3}
+        | {"bos_token_id": None, "eos_token_id": None}
+        | changes
+    ),
+}
+
+
+def tiny_model(architecture: str = "qwen3", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(CONFIGS[architecture](**changes))
+
+
+def tiny_learner(
+    objective: str = "asympo",
+    *,
+    architecture: str = "qwen3",
+    seed: int = 0,
+    memory: Memory | None = None,
+    bfloat16: bool = False,
+    **optimization: Any,
+) -> Learner:
+    policy = Policy(tiny_model(architecture, seed), dtype=torch.bfloat16 if bfloat16 else torch.float32)
+    settings = {"lr": 1e-2, "steps": 10} | optimization
+    return Learner(policy, build(objective), Optimization(**settings), memory or Memory())
+
+
+def own_logprobs(model: PreTrainedModel, prompt: list[int], response: list[int]) -> torch.Tensor:
+    """Log-probs of a response by a plain forward pass of prompt and response; with gradient."""
+    logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits.float().log_softmax(-1).gather(1, torch.tensor(response, dtype=torch.int64)[:, None])[:, 0]

@@ -1,0 +1,247 @@
+"""Bad input is refused with one sentence before any process starts, and nothing is lost by what goes wrong later."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from driftproof.cli import main
+from driftproof.ledger import Ledger
+from driftproof.tiny_model import make_tiny_model
+from tests.runtime.runs import launch, summary, train, trained_once, wait_for_step, write_recipe
+
+
+@pytest.fixture
+def recipe(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return write_recipe(tmp_path, tiny_model_dir)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The sentence with which `driftproof train` refuses, having made nothing."""
+    before = set(Path.cwd().rglob("*"))
+    assert main(["train", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("driftproof: ")
+    assert "Traceback" not in captured.err
+    assert set(Path.cwd().rglob("*")) == before
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--objective.name", "asymp"], ["unknown objective 'asymp'", "did you mean 'asympo'", "grpo, naive, spo"]),
+        (["--objective.flor", "0.1"], ["objective 'asympo' has no field 'flor'", "did you mean 'floor'"]),
+        (["--objective.floor", "-1"], ["floor is -1", "from 0.0 to 10.0"]),
+        (["--learner.learning_rate", "1"], ["unknown setting 'learner.learning_rate'", "valid here", "lr"]),
+        (["--lerner.lr", "1"], ["unknown setting 'lerner'", "did you mean 'learner'"]),
+        (["--learner.lr", "fast"], ["learner.lr", "'fast'", "number"]),
+        (["--learner.lr"], ["--learner.lr needs a value"]),
+        (["--task.name", "jsnol"], ["'jsnol'", "'jsonl'"]),
+        (["--task.hold", "3"], ["'hold'", "heldout"]),
+        (
+            ["--sampling.max_tokens", "16384"],
+            ["prompt", "has 4 tokens", "context of 16384", "Lower sampling.max_tokens"],
+        ),
+        (["--model.path", "nowhere"], ["model directory nowhere does not exist", "driftproof tiny-model nowhere"]),
+        (["--engine.name", "recorded"], ["engine.name 'recorded' and rollouts.path belong together"]),
+        (["--objective.name", "grpo", "--sampling.top_p", "0.9"], ["grpo", "behavior_logprobs", "top_p=0.9"]),
+        (["--runtime.mode", "sync", "--rollouts.workers", "2"], ["rollouts.workers must be 1"]),
+        (["--engine.device", "tpu"], ["device 'tpu' is not available here", "valid: auto, cpu"]),
+        (["--tracking.trackio", "p"], ["tracking.trackio needs its package", "driftproof[trackio]"]),
+        (["--run.directory", "/proc/driftproof"], ["run directory /proc/driftproof cannot be written"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
+)
+def test_settings(overrides: list[str], words: list[str], recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, recipe, *overrides)
+    for word in words:
+        assert word in message
+
+
+def test_recipes(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cannot be read" in refused(capsys, tmp_path / "no.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[run\n")
+    assert "is not valid TOML" in refused(capsys, broken)
+    broken.write_text('[run]\nsteps = "many"\n[model]\npath = "x"\n')
+    assert "run.steps = 'many'" in refused(capsys, broken)
+    broken.write_text("[run]\nsteps = 1\n")
+    assert "setting 'model.path' is missing" in refused(capsys, broken)
+    assert "give a recipe to start a run, or --resume" in refused(capsys)
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("config.json", "has no config.json"),
+        ("model.safetensors", "has no *.safetensors weights"),
+        ("tokenizer.json", "has no tokenizer"),
+    ],
+)
+def test_models_with_parts_missing(
+    missing: str, words: str, recipe: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (model / missing).unlink()
+    assert words in refused(capsys, recipe, "--model.path", model)
+
+
+def test_a_tokenizer_of_another_model(
+    recipe: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    make_tiny_model(tmp_path / "bytes", tokenizer="bytes", train=False)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "bytes" / name, model / name)
+    message = refused(capsys, recipe, "--model.path", model)
+    assert "the tokenizer has" in message
+    assert "they do not belong together" in message
+
+
+def test_data_with_a_bad_line(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data.jsonl"
+    good = json.dumps({"prompt": "1+1=", "answer": "2"})
+    for bad, words in [
+        ("{", ["data.jsonl:2", "JSON"]),
+        ('{"prompt": "1+1="}', ["data.jsonl:2", "answer"]),
+        ('{"prompt": 3, "answer": "2"}', ["data.jsonl:2", "prompt"]),
+    ]:
+        data.write_text(f"{good}\n{bad}\n{good}\n")
+        message = refused(capsys, recipe)
+        for word in words:
+            assert word in message
+    data.write_text("")
+    assert "data.jsonl" in refused(capsys, recipe)
+
+
+def test_a_run_directory_that_is_not_empty(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    message = refused(capsys, recipe, "--run.directory", tmp_path / "run")
+    assert f"run directory {tmp_path / 'run'} is not empty" in message
+    assert f"--resume {tmp_path / 'run'}" in message
+
+
+def test_resuming_what_cannot_be_resumed(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere is not a run" in refused(capsys, "--resume", "nowhere")
+    done = train(recipe, "--run.directory", tmp_path / "run", "--run.steps", 1, "--evaluation.prompts", 0)
+    assert done.code == 0, done.stderr
+    make_tiny_model(tmp_path / "llama", architecture="llama", train=False)
+    assert "was made with another model" in refused(capsys, "--resume", tmp_path / "run", "--model.path", "llama")
+    assert "run.seed 0, not 1" in refused(capsys, "--resume", tmp_path / "run", "--run.seed", "1")
+    assert "needs no channels" in refused(capsys, "--resume", tmp_path / "run", "--objective.name", "grpo")
+
+
+def test_two_at_once_on_one_run(recipe: Path, tmp_path: Path) -> None:
+    process = launch(recipe, "--run.directory", tmp_path / "run", "--run.steps", 3000, "--evaluation.prompts", 0)
+    wait_for_step(tmp_path / "run", 1, process)
+    second = train("--resume", tmp_path / "run")
+    assert second.code == 2
+    assert "is in use by another driftproof" in second.stderr
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "problem"),
+    [
+        ("not_a_number", "verifier returned nan"),
+        ("hangs", "verifier exceeded 0.5 s"),
+        ("crashes", "verifier crashed"),
+    ],
+)
+def test_a_verifier_that_fails_costs_a_reward_and_no_group(
+    scorer: str, problem: str, recipe: Path, tmp_path: Path
+) -> None:
+    done = train(
+        recipe,
+        "--run.directory", tmp_path / "run", "--run.steps", 2, "--evaluation.prompts", 0,
+        "--verify.timeout_seconds", 0.5,
+        "--task.verifier", f"scorers:{scorer}",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert "verification failed" in done.stdout
+    trained_once(tmp_path / "run", steps=2, groups_per_step=4)
+    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+        problems = [text for record in ledger.records() for text in record.group.problems if text]
+        metrics = ledger.steps()
+    assert problems
+    assert all(problem in text for text in problems)
+    assert summary(tmp_path / "run")["events"]["verification failed"] == len(problems)
+    assert sum(step["responses_without_reward"] for step in metrics) == len(problems)
+
+
+def test_groups_that_teach_nothing_are_trained_counted_and_shown(recipe: Path, tmp_path: Path) -> None:
+    done = train(
+        recipe, "--run.directory", tmp_path / "run", "--run.steps", 2, "--rollouts.group_size", 1,
+        "--evaluation.prompts", 0,
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert summary(tmp_path / "run")["groups_of_equal_reward"] == 8
+    assert "8 of 8 groups had equal rewards" in done.stdout
+
+
+def test_a_disk_that_is_too_small_is_refused(
+    recipe: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk", "1M") as disk:
+        assert main(["train", str(recipe), "--run.directory", str(disk / "run")]) == 2
+        assert "snapshots and checkpoints of this model need about" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_with_space(recipe: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "60M") as disk:
+        run = disk / "run"
+        process = launch(recipe, "--run.directory", run, "--run.steps", 400, "--evaluation.prompts", 0)
+        wait_for_step(run, 3, process)
+        fill = disk / "fill"
+        with fill.open("wb") as file:
+            try:
+                while True:
+                    file.write(b"0" * 65536)
+                    file.flush()
+            except OSError:
+                pass
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "No space left" in stderr or "full" in stderr
+        assert f"driftproof train --resume {run}" in stderr
+        fill.unlink()
+        with Ledger(run / "ledger.sqlite") as ledger:
+            steps = ledger.step + 5
+        done = train("--resume", run, "--run.steps", steps)
+        assert done.code == 0, done.stderr
+        trained_once(run, steps=steps, groups_per_step=4)
+
+
+class small_disk:
+    """A real, small file system; needs the right to mount one."""
+
+    def __init__(self, path: Path, size: str) -> None:
+        self.path, self.size = path, size
+
+    def __enter__(self) -> Path:
+        self.path.mkdir()
+        if os.geteuid() != 0:
+            pytest.skip("mounting a small disk needs root")
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={self.size}", "tmpfs", str(self.path)], capture_output=True, text=True
+        )
+        if mounted.returncode:
+            pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        for _ in range(50):
+            if subprocess.run(["umount", str(self.path)], capture_output=True).returncode == 0:
+                return
+            time.sleep(0.1)

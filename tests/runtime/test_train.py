@@ -1,0 +1,162 @@
+"""Whole runs, as a user starts them: real processes, a real ledger, a real model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from driftproof.ledger import Ledger
+from tests.runtime import runs
+from tests.runtime.runs import kill, launch, processes, summary, train, trained_once, wait_for_step, write_recipe
+
+
+@pytest.fixture(autouse=True, scope="module")
+def scorers() -> Iterator[None]:
+    """Processes find `scorers` as a user's module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(runs.__file__).parent))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An asynchronous run that came to its end."""
+    directory = tmp_path_factory.mktemp("finished")
+    done = train(write_recipe(directory, tiny_model_dir), "--run.directory", directory / "run")
+    assert done.code == 0, done.stderr
+    assert "on held-out prompts" in done.stdout
+    assert "\x1b" not in done.stdout, "control characters in what is no terminal"
+    return directory / "run"
+
+
+def test_a_run_leaves_what_is_needed_to_look_resume_and_use(finished: Path) -> None:
+    found = {path.name for path in finished.iterdir()}
+    assert {"config.toml", "ledger.sqlite", "snapshots", "checkpoints", "metrics.jsonl", "summary.json"} <= found
+    result = summary(finished)
+    assert (result["steps"], result["groups_committed"], result["groups_trained"]) == (4, 16, 16)
+    assert 0 <= result["accuracy_before"] <= 1
+    assert 0 < result["overlap_efficiency"] <= 1.01
+    assert result["age_max"] <= 2
+    steps = [json.loads(line)["step"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    trained_once(finished, steps=4, groups_per_step=4)
+
+
+def test_the_model_opens_elsewhere_and_moved(finished: Path, tiny_model_dir: Path) -> None:
+    model = Path(summary(finished)["model"])
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "ids = tokenizer('1+2=', return_tensors='pt').input_ids\n"
+        "print(model(ids).logits[0, -1].tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(model)], text=True, capture_output=True, check=True)
+    assert len(json.loads(done.stdout.strip().splitlines()[-1])) > 10
+    before = load_file(tiny_model_dir / "model.safetensors")
+    after = load_file(model / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert not list(finished.rglob("*.bin")) + list(finished.rglob("*.pt")) + list(finished.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize("objective", ["asympo", "spo", "naive", "grpo"])
+def test_channels_exist_exactly_where_the_objective_needs_them(
+    objective: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    done = train(
+        recipe,
+        "--run.directory", tmp_path / "run", "--run.steps", 2, "--objective.name", objective, "--runtime.mode", "sync",
+        "--evaluation.prompts", 0,
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+        records = list(ledger.records())
+        stored = [record.group.behavior_logprobs is not None for record in records]
+        assert stored == [objective == "grpo"] * 8
+        counters = ledger.workers()["worker-0"]
+    assert counters["requests_with_logprobs"] == (8 if objective == "grpo" else 0)
+
+
+def test_equal_sync_runs_are_equal_and_interrupted_ones_too(tiny_model_dir: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    common = (recipe, "--runtime.mode", "sync", "--evaluation.prompts", 0, "--run.steps", 60)
+    for name in ("one", "two"):
+        assert train(*common, "--run.directory", tmp_path / name).code == 0
+    process = launch(*common, "--run.directory", tmp_path / "three")
+    wait_for_step(tmp_path / "three", 3, process)
+    kill(processes(tmp_path / "three")["learner"])
+    output = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "was killed by signal 9" in output[1]
+    assert f"driftproof train --resume {tmp_path / 'three'}" in output[1]
+    resumed = train("--resume", tmp_path / "three")
+    assert resumed.code == 0, resumed.stderr
+    weights = [
+        load_file(tmp_path / name / "snapshots" / "latest" / "model.safetensors") for name in ("one", "two", "three")
+    ]
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], other[name]) for name in weights[0])
+    trained_once(tmp_path / "three", steps=60, groups_per_step=4)
+    lines = (tmp_path / "three" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 61))
+
+
+def test_a_killed_worker_costs_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    process = launch(
+        recipe, "--run.directory", tmp_path / "run", "--run.steps", 150, "--evaluation.prompts", 0,
+        "--rollouts.workers", 2,
+    )  # fmt: skip
+    wait_for_step(tmp_path / "run", 5, process)
+    kill(processes(tmp_path / "run")["worker-0"])
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "worker-0 was killed by signal 9" in stdout
+    assert summary(tmp_path / "run")["events"]["worker died"] == 1
+    trained_once(tmp_path / "run", steps=150, groups_per_step=4)
+
+
+def test_ctrl_c_stops_cleanly_and_the_run_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    process = launch(recipe, "--run.directory", tmp_path / "run", "--run.steps", 2000, "--evaluation.prompts", 0)
+    wait_for_step(tmp_path / "run", 3, process)
+    pids = processes(tmp_path / "run").values()
+    assert len(pids) == 2
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped at step" in stderr
+    assert f"driftproof train --resume {tmp_path / 'run'}" in stderr
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+        step = ledger.step
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").is_dir(), "a clean stop loses no step"
+    resumed = train("--resume", tmp_path / "run", "--run.steps", step + 10)
+    assert resumed.code == 0, resumed.stderr
+    assert f"from step {step} " in resumed.stdout
+    trained_once(tmp_path / "run", steps=step + 10, groups_per_step=4)
+
+
+def test_processes_stop_when_their_parent_is_killed(tiny_model_dir: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    process = launch(recipe, "--run.directory", tmp_path / "run", "--run.steps", 5000, "--evaluation.prompts", 0)
+    wait_for_step(tmp_path / "run", 2, process)
+    pids = processes(tmp_path / "run").values()
+    assert len(pids) == 2
+    kill(process.pid)
+    process.communicate(timeout=30)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "orphans are still running"
+        time.sleep(0.1)

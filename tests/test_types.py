@@ -1,0 +1,129 @@
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driftproof.types import Batch, FinishReason, Group, GroupError, Response, Sampling, Verdict
+
+from tests.groups import make_group
+
+
+def response(*tokens: int, logprobs: list[float] | None = None) -> Response:
+    return Response(
+        tokens=np.array(tokens, np.int32),
+        finish_reason=FinishReason.STOP,
+        behavior_logprobs=None if logprobs is None else np.array(logprobs, np.float32),
+    )
+
+
+def join(responses: list[Response], verdicts: list[Verdict]) -> Group:
+    return Group.from_responses(7, np.array([1, 2], np.int32), responses, verdicts)
+
+
+def test_responses_and_verdicts_become_a_group():
+    group = join(
+        [response(3, 4, logprobs=[-0.5, -1.0]), response(logprobs=[]), response(5, logprobs=[0.0])],
+        [Verdict(reward=1.0), Verdict(reward=None, problem="time limit"), Verdict(reward=None)],
+    )
+    assert group.size == 3
+    assert [tokens.tolist() for tokens in group.split()] == [[3, 4], [], [5]]
+    assert group.rewards.tolist()[0] == 1.0
+    assert np.isnan(group.rewards[1:]).all()
+    assert group.problems == ("", "time limit", "no reward")
+    assert group.behavior_logprobs is not None
+    assert group.behavior_logprobs.tolist() == [-0.5, -1.0, 0.0]
+    assert group.response_tokens.dtype == group.response_lengths.dtype == np.int32
+
+
+def test_a_group_without_problems_or_logprobs_has_neither():
+    group = join([response(3)], [Verdict(reward=0.0)])
+    assert (group.problems, group.behavior_logprobs, group.retokenized) == ((), None, False)
+
+
+@pytest.mark.parametrize(
+    ("responses", "verdicts", "message"),
+    [
+        ([response(3)], [], "prompt 7: 1 responses but 0 verdicts"),
+        ([], [], "prompt 7: a group needs at least one response"),
+        ([response(3)], [Verdict(reward=math.inf)], "prompt 7, response 0: reward is inf; rewards must be finite"),
+        ([response(3)], [Verdict(reward=math.nan)], "prompt 7, response 0: reward is nan; rewards must be finite"),
+        (
+            [response(3, logprobs=[-1.0]), response(4)],
+            [Verdict(reward=0.0)] * 2,
+            "prompt 7: 1 of 2 responses carry log-probs",
+        ),
+        (
+            [response(3, logprobs=[-1.0]), response(4, 5, logprobs=[-1.0, math.nan])],
+            [Verdict(reward=0.0)] * 2,
+            "prompt 7, response 1: behavior_logprobs has nan; a log-probability must be finite and at most 0",
+        ),
+        (
+            [response(logprobs=[]), response(4, logprobs=[0.25])],
+            [Verdict(reward=0.0)] * 2,
+            "prompt 7, response 1: behavior_logprobs has 0.25",
+        ),
+        ([response(3, logprobs=[-1.0, -1.0])], [Verdict(reward=0.0)], "2 behavior_logprobs for 1 response tokens"),
+        ([response(3), response(4, -5)], [Verdict(reward=0.0)] * 2, "prompt 7: a token id is -5; ids start at 0"),
+    ],
+)
+def test_a_group_that_must_not_enter_the_ledger_is_refused(
+    responses: list[Response], verdicts: list[Verdict], message: str
+):
+    with pytest.raises(GroupError) as caught:
+        join(responses, verdicts)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_tokens": np.empty(0, np.int32)}, "prompt 0: the prompt has no tokens"),
+        ({"prompt_tokens": np.array([-1], np.int32)}, "prompt 0: a token id is -1"),
+        ({"response_lengths": np.array([1, 1], np.int32)}, "3 response tokens do not match lengths that sum to 2"),
+        ({"response_lengths": np.array([4, -1], np.int32)}, "do not match lengths"),
+        ({"rewards": np.zeros(3)}, "2 responses, 3 rewards, 2 finish reasons"),
+        ({"finish_reasons": ()}, "2 responses, 2 rewards, 0 finish reasons"),
+        ({"problems": ("late",)}, "2 responses but 1 problems"),
+        ({"rewards": np.array([0.0, math.nan])}, "prompt 0, response 1: reward is nan; rewards must be finite"),
+        (
+            {"rewards": np.array([math.inf, 0.0]), "problems": ("late", "")},
+            "prompt 0, response 0: reward is inf; rewards must be finite",
+        ),
+    ],
+)
+def test_fields_that_disagree_are_refused(changes: dict[str, Any], message: str):
+    group = make_group([1], [[2, 3], [4]])
+    fields = {name: getattr(group, name) for name in Group.__dataclass_fields__}
+    with pytest.raises(GroupError) as caught:
+        Group(**fields | changes)
+    assert message in str(caught.value)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=5))
+def test_split_gives_the_responses_back(responses: list[list[int]]):
+    assert [tokens.tolist() for tokens in make_group([1], responses).split()] == responses
+
+
+def test_a_batch_counts_its_responses_and_tokens():
+    batch = Batch(step=1, groups=(make_group([1], [[2, 3], []]), make_group([1], [[4]])), ages=(0, 1))
+    assert (batch.responses, batch.tokens) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0; a response needs at least 1 token"),
+        ({"temperature": -1.0}, "temperature is -1.0; it must be 0 (greedy) or a positive number"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1 (1 is off)"),
+        ({"top_p": math.nan}, "top_p is nan"),
+        ({"top_k": -1}, "top_k is -1; it must be 0 (off) or a positive count"),
+    ],
+)
+def test_sampling_out_of_range_is_refused(fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Sampling(**{"max_tokens": 4} | fields)
