@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODELS := models
 
-.PHONY: setup train test test-slow check benchmarks clean
+.PHONY: setup train test test-slow check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -29,10 +29,6 @@ test: check
 
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow
-
-benchmarks: .venv/ready $(MODELS)/tiny-qwen3
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,benchmarks]'
-	$(BIN)/python -m benchmarks.run_all
 
 clean:
 	rm -rf .venv models runs

@@ -1,6 +1,6 @@
 """Tokens per second of the embedded engine beside transformers' generate, on one thread.
 
-Run `python benchmarks/decode.py`; it prints a table and writes `benchmarks/results/decode.json`. Both sides decode the
+Run `python -m benchmarks.decode`; it writes `benchmarks/results/decode.json` and prints a table. Both sides decode the
 same model, prompts and response lengths by sampling at temperature 1; only the tokens asked for count. Generate gets
 one left-padded batch and goes on until its longest response is done, each row stopping at its own length. It runs with
 its default cache and with its static one, and the ratio is taken against the better of the two. The three take turns,
@@ -10,23 +10,18 @@ so that a busy machine slows all of them alike.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
+from benchmarks.harness import spread, write_results
 from driftproof.engines.embedded import EmbeddedEngine
 from driftproof.engines.protocol import generate
 from driftproof.types import Prompt, Request, Sampling
@@ -44,7 +39,6 @@ MODEL: dict[str, Any] = {
 }
 TARGET = 1.15
 QUICKSTART_TARGET_MS = 25.0
-RESULTS = Path(__file__).parent / "results" / "decode.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,15 +148,15 @@ def compare(work: Workload, slots: int, repetitions: int) -> dict[str, Any]:
         },
         repetitions,
     )
-    rates = {name: work.tokens / statistics.median(values) for name, values in seconds.items()}
+    rates = {name: round(work.tokens / statistics.median(values)) for name, values in seconds.items()}
+    best = max(rate for name, rate in rates.items() if name != "embedded")
     return {
         "case": work.name,
         "sequences": len(work.prompts) * work.samples,
         "tokens": work.tokens,
-        "median_ms": {name: 1e3 * statistics.median(values) for name, values in seconds.items()},
-        "fastest_ms": {name: 1e3 * min(values) for name, values in seconds.items()},
-        "tokens_per_second": rates,
-        "ratio": rates["embedded"] / max(rate for name, rate in rates.items() if name != "embedded"),
+        "milliseconds": {name: spread([1e3 * value for value in values]) for name, values in seconds.items()},
+        "tokens per second": rates,
+        "ratio": round(rates["embedded"] / best, 3),
     }
 
 
@@ -176,28 +170,16 @@ def cases(repetitions: int) -> list[dict[str, Any]]:
     return [*results, compare(quickstart, 128, 5 * repetitions)]
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-    }
-
-
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
         f"{'case':<20}{'rows':>6}{'tokens':>8}{'embedded':>10}{'dynamic':>9}{'static':>9}{'ratio':>7}{'median ms':>11}"
     ]
     for result in results:
-        rates = result["tokens_per_second"].values()
+        rates = result["tokens per second"].values()
         lines.append(
             f"{result['case']:<20}{result['sequences']:>6}{result['tokens']:>8}"
             + "".join(f"{rate:>{width}.0f}" for rate, width in zip(rates, (10, 9, 9), strict=True))
-            + f"{result['ratio']:>7.2f}{result['median_ms']['embedded']:>11.1f}"
+            + f"{result['ratio']:>7.2f}{result['milliseconds']['embedded']['median']:>11.1f}"
         )
     return "\n".join(lines)
 
@@ -205,32 +187,28 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    before = environment()
     results = cases(arguments.repetitions)
-    unequal = {str(r["sequences"]): r["ratio"] for r in results if r["case"] == "unequal"}
-    quickstart = next(r for r in results if r["case"].startswith("quickstart"))
-    report = {
-        "command": " ".join(["python", "benchmarks/decode.py", *sys.argv[1:]]),
-        "environment": before,
-        "model": {"architecture": "Qwen3", **MODEL},
-        "units": "tokens per second, response tokens asked for only; medians over repetitions that take turns",
-        "targets": {
-            "ratio at unequal lengths": {"at least": TARGET, "measured": unequal},
-            "quickstart step in ms": {
+    quickstart = results[-1]["milliseconds"]["embedded"]
+    write_results(
+        "decode",
+        threads=1,
+        model={"architecture": "Qwen3", **MODEL},
+        targets={
+            "ratio at unequal lengths": {
+                "at least": TARGET,
+                **{str(r["sequences"]): r["ratio"] for r in results if r["case"] == "unequal"},
+            },
+            "quickstart step, ms": {
                 "at most": QUICKSTART_TARGET_MS,
-                "median": quickstart["median_ms"]["embedded"],
-                "fastest": quickstart["fastest_ms"]["embedded"],
+                "median": quickstart["median"],
+                "least": quickstart["least"],
             },
         },
-        "cases": results,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        cases=results,
+    )
     print(table(results))
-    print(f"written to {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ third of its sampled answers is right, so that reinforcement learning has someth
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -97,7 +97,7 @@ MATRIX_RATE = 8e-3
 """Learning rate of the matrices within the layers, root mean square per weight 0.2 of it."""
 REST_RATE = 4e-3
 """Learning rate of the embeddings and the norms."""
-WARMUP = 30
+WARMUP = 10
 """Steps."""
 MEASURE_EVERY = 5
 """Steps."""
@@ -155,20 +155,12 @@ def make_tiny_model(
 def score_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> AnswerScores:
-    """Score the answers of `prompts` by one forward pass over each prompt followed by its answer.
+    """Score the answers of `prompts` by one forward pass over each prompt's text followed by its answer.
 
     A response counts when it is the answer's tokens and then the stop token; another spelling of the same answer is
     not counted. The model's mode (train or eval) is left as it is.
     """
-    demonstrations = _demonstrations(tokenizer, prompts)
-    with torch.inference_mode():
-        logits = model(input_ids=demonstrations.tokens[:, :-1], use_cache=False).logits.float()
-        targets, answer = demonstrations.tokens[:, 1:], demonstrations.answer[:, 1:]
-        logprobs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        return AnswerScores(
-            probability=logprobs.where(answer, 0).sum(1).exp(),
-            greedy=((logits.argmax(-1) == targets) | ~answer).all(1),
-        )
+    return _score(model, _demonstrations(tokenizer, prompts))
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
@@ -255,7 +247,7 @@ def _train(
     progress: Progress | None,
 ) -> int:
     """Train on noisy demonstrations until `TARGET` is reached; return the number of steps."""
-    demonstrations = _demonstrations(tokenizer, train)
+    demonstrations, measured = _demonstrations(tokenizer, train), _demonstrations(tokenizer, heldout)
     digits = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
     optimizers = _optimizers(model)
     schedules = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP)) for optimizer in optimizers]
@@ -272,7 +264,7 @@ def _train(
             optimizer.zero_grad()
             schedule.step()
         if step % MEASURE_EVERY == 0:
-            accuracy = score_answers(model, tokenizer, heldout).probability.mean().item()
+            accuracy = _score(model, measured).probability.mean().item()
             if progress:
                 progress(step, accuracy)
             if accuracy >= TARGET:
@@ -327,11 +319,22 @@ def _orthogonal(matrices: Tensor) -> Tensor:
     Five steps of a Newton-Schulz iteration; its coefficients, from Muon's authors, trade accuracy for speed.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x: Tensor = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x if wide is matrices else x.mT
+
+
+def _score(model: PreTrainedModel, demonstrations: _Demonstrations) -> AnswerScores:
+    targets, answer = demonstrations.tokens[:, 1:], demonstrations.answer[:, 1:]
+    with torch.inference_mode():
+        logits = model(input_ids=demonstrations.tokens[:, :-1], use_cache=False).logits.float()
+        logprobs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        return AnswerScores(
+            probability=logprobs.where(answer, 0).sum(1).exp(),
+            greedy=((logits.argmax(-1) == targets) | ~answer).all(1),
+        )
 
 
 def _with_noise(tokens: Tensor, answer: Tensor, digits: Tensor) -> Tensor:
@@ -343,7 +346,8 @@ def _with_noise(tokens: Tensor, answer: Tensor, digits: Tensor) -> Tensor:
 def _demonstrations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> _Demonstrations:
     texts = [torch.tensor(ids) for ids in tokenizer([p.text for p in prompts])["input_ids"]]
     answers = [
-        torch.tensor([*ids, tokenizer.eos_token_id]) for ids in tokenizer([p.answer for p in prompts])["input_ids"]
+        torch.tensor([*ids, tokenizer.eos_token_id])
+        for ids in tokenizer([p.answer for p in prompts], add_special_tokens=False)["input_ids"]
     ]
     rows = [torch.cat(pair) for pair in zip(texts, answers, strict=True)]
     marks = [torch.arange(len(row)) >= len(text) for text, row in zip(texts, rows, strict=True)]
@@ -362,24 +366,33 @@ def _check_name(what: str, name: str, valid: Sequence[str]) -> None:
 def _existing(directory: Path, wanted: dict[str, object], exist_ok: bool) -> TinyModelReport | None:
     """The report of the model that is there; None when the place is free."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        _check_writable(directory)
         return None
     if not (directory / REPORT_FILE).is_file():
         raise TinyModelError(f"{directory} exists and is no tiny model; choose another directory or remove it")
     if not exist_ok:
         raise TinyModelError(f"{directory} holds a tiny model already; choose another directory or remove it")
-    report = replace(TinyModelReport(**json.loads((directory / REPORT_FILE).read_text())), path=directory)
-    found = {name: getattr(report, name) for name in wanted}
+    record = json.loads((directory / REPORT_FILE).read_text())
+    found = {name: record.get(name) for name in wanted}
     if found != wanted:
-        raise TinyModelError(
-            f"{directory} holds another tiny model ({found}, wanted {wanted}); choose another directory"
-        )
-    return report
+        raise TinyModelError(f"{directory} holds another tiny model ({_spell(found)}), not {_spell(wanted)}")
+    return TinyModelReport(**record | {"path": directory})
+
+
+def _spell(settings: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _check_writable(directory: Path) -> None:
+    existing = next(parent for parent in directory.absolute().parents if parent.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise TinyModelError(f"{directory} cannot be written: {existing} is no writable directory")
 
 
 def _save(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: TinyModelReport) -> None:
     """Write beside `directory`, then rename."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    beside = directory.with_name(f".{directory.name}.{os.getpid()}")
+    beside.mkdir(parents=True)
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)

@@ -49,6 +49,16 @@ def test_the_cut_into_micro_batches_does_not_change_the_step(objective: str, mem
         torch.testing.assert_close(tensor, weights(whole)[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_gradient_checkpointing_computes_each_layer_again(gradient_checkpointing: bool):
+    learner = tiny_learner(memory=Memory(gradient_checkpointing=gradient_checkpointing))
+    calls: list[bool] = []
+    learner.policy.model.model.layers[0].mlp.register_forward_hook(lambda module, *_: calls.append(module.training))
+    learner.train(make_batch(*random_groups(1)))
+    # In eval mode, so that dropout is off in both.
+    assert calls == ([False, False] if gradient_checkpointing else [False])
+
+
 def without_logprobs(group: Group) -> Group:
     return make_group(group.prompt_tokens, [r.tolist() for r in group.split()], group.rewards.tolist())
 

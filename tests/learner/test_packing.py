@@ -100,7 +100,13 @@ def test_no_groups_are_no_micro_batches():
 @pytest.mark.parametrize("packing", [{}, {"row_tokens": 0}, {"token_budget": 1}, {"row_tokens": 12, "token_budget": 30}])
 def test_logprobs_and_gradients_are_those_of_the_model_itself(architecture: str, packing: dict[str, Any]):
     """However it is packed: shared prompts, one response a row, one row a micro-batch."""
-    groups = [*random_groups(1), make_group([7], [[3], [], [4, 4]]), make_group([5], [[]])]
+    groups = [
+        *random_groups(1),
+        make_group([7], [[3], [], [4, 4]]),
+        make_group([5], [[]]),
+        # Together longer than the model's last position.
+        make_group([1, 2], [[3, 4, 5, 6, 7, 8]] * 4),
+    ]
     responses = flat_responses(groups)
     model = tiny_model(architecture)
     policy = Policy(model)

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from driftproof.types import Group, Tokens
 
+MOST_PADDING = 0.25
+"""Share of a micro-batch's positions that may be padding; a shorter row starts the next one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
@@ -72,13 +75,18 @@ def pack(
         share_prompts: False puts every response in a row of its own, as models without full attention need.
     """
     rows = sorted(_rows(groups, row_tokens if share_prompts else 0), key=lambda row: row.length, reverse=True)
-    micro_batches = []
-    start = 0
-    while start < len(rows):
-        count = max(1, token_budget // rows[start].length)
-        micro_batches.append(_to_micro_batch(rows[start : start + count]))
-        start += count
-    return micro_batches
+    together: list[list[_Row]] = []
+    used = 0
+    for row in rows:
+        if together:
+            positions = together[-1][0].length * (len(together[-1]) + 1)
+            if positions <= token_budget and used + row.length >= (1 - MOST_PADDING) * positions:
+                together[-1].append(row)
+                used += row.length
+                continue
+        together.append([row])
+        used = row.length
+    return [_to_micro_batch(rows) for rows in together]
 
 
 def _rows(groups: Sequence[Group], row_tokens: int) -> list[_Row]:

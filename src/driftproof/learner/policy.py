@@ -94,11 +94,12 @@ class Policy:
         """Compare with the model's own logits: it may scale them, or place or mask tokens in a way of its own."""
         prompts, responses = [[0, 1], [1]], [[[0, 1, 1], [1, 0]], [[0, 0]]]
         groups = [_group(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
-        (micro_batch,) = pack(groups, token_budget=1 << 10, share_prompts=self.share_prompts)
-        ours = self.score(micro_batch.to(self.device)).logprobs_N.cpu()
         sequences = [(prompt, response) for prompt, group in zip(prompts, responses, strict=True) for response in group]
         own = torch.cat([self._own_logprobs(prompt, response) for prompt, response in sequences])
-        if not torch.allclose(own[micro_batch.tokens_N], ours, atol=1e-3):
+        ours = torch.empty_like(own)
+        for micro_batch in pack(groups, token_budget=1 << 10, share_prompts=self.share_prompts):
+            ours[micro_batch.tokens_N] = self.score(micro_batch.to(self.device)).logprobs_N.cpu()
+        if not torch.allclose(own, ours, atol=1e-3):
             raise ModelError(
                 f"{type(self.model).__name__} computes its log-probs in a way that driftproof does not reproduce "
                 "(a scaled head, or positions of its own, perhaps); they would be wrong, so it is refused"

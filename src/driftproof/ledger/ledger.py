@@ -131,7 +131,8 @@ class Ledger:
             )
         # A reader must never see a ledger without its tables.
         partial = path.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
+        for left_behind in path.parent.glob(f"{partial.name}*"):
+            left_behind.unlink()
         database = _connect(partial)
         fields = {name: getattr(plan, name) for name in Plan.__dataclass_fields__} | {"channels": sorted(plan.channels)}
         meta = {"format_version": FORMAT_VERSION, "plan": json.dumps(fields), "state": RUNNING, "step": 0}

@@ -1,0 +1,163 @@
+"""Whatever is called in whatever order: nothing is lost, nothing is trained twice, nothing is admitted too early."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.groups import make_group
+
+from driftproof.ledger import Ledger, Lease, Plan
+from driftproof.types import Batch
+
+workers = st.sampled_from("abc")
+
+
+@dataclass
+class Expected:
+    """What must be known of one dispatch."""
+
+    state: str
+    worker: str
+    over: bool
+    dispatched_step: int
+    trained_step: int | None = None
+    copies: int = 0
+    """Commits that were accepted."""
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.groups: list[Expected] = []
+        self.step = 0
+        self.taken: Batch | None = None
+        self.rewound = False
+
+    @initialize(
+        prompts=st.integers(1, 5), groups_per_step=st.integers(1, 3), max_staleness=st.integers(0, 3), steps=st.integers(1, 6)
+    )
+    def create(self, prompts: int, groups_per_step: int, max_staleness: int, steps: int) -> None:
+        self.plan = Plan(
+            seed=7, prompts=prompts, groups_per_step=groups_per_step, max_staleness=max_staleness, steps=steps
+        )
+        self.ledger = Ledger.create(Path(self.directory.name) / "ledger.sqlite", self.plan)
+        self.order = [self.ledger.prompt_of(n) for n in range(steps * groups_per_step)]
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.directory.cleanup()
+
+    def numbers(self, state: str) -> list[int]:
+        return [n for n, group in enumerate(self.groups) if group.state == state]
+
+    @rule(worker=workers, count=st.integers(0, 5), over=st.booleans())
+    def lease(self, worker: str, count: int, over: bool) -> None:
+        """`over` leases have run out when they are given."""
+        expired = [n for n in self.numbers("leased") if self.groups[n].over][:count]
+        admitted = min(self.step + 1 + self.plan.max_staleness, self.plan.steps) * self.plan.groups_per_step
+        fresh = list(range(len(self.groups), min(admitted, len(self.groups) + count - len(expired))))
+        leases = self.ledger.lease(worker, count, -1.0 if over else 1000.0)
+        assert leases == [Lease(dispatch=n, prompt_index=self.order[n]) for n in expired + fresh]
+        for n in expired:
+            self.groups[n] = Expected("leased", worker, over, self.step)
+        self.groups += [Expected("leased", worker, over, self.step) for _ in fresh]
+
+    @rule(worker=workers)
+    def release(self, worker: str) -> None:
+        for n in self.numbers("leased"):
+            self.groups[n].over |= self.groups[n].worker == worker
+        self.ledger.release(worker)
+
+    @rule(worker=workers)
+    def renew(self, worker: str) -> None:
+        for n in self.numbers("leased"):
+            self.groups[n].over &= self.groups[n].worker != worker
+        self.ledger.renew(worker, 1000.0)
+
+    @rule(worker=workers, later=st.integers(0, 2), others=st.sets(st.integers(0, 17), max_size=4))
+    def commit(self, worker: str, later: int, others: set[int]) -> None:
+        """Leased to this worker or another, committed before, or never leased at all."""
+        own = [n for n in self.numbers("leased") if self.groups[n].worker == worker]
+        numbers = {*own[later:], *(n for n in others if n < len(self.order))}
+        accepted = numbers & set(own)
+        groups = {n: make_group([1], [[n, ord(worker)]], prompt_index=self.order[n]) for n in numbers}
+        assert self.ledger.commit(worker, groups) == len(accepted)
+        for n in accepted:
+            self.groups[n].state = "ready"
+            self.groups[n].copies += 1
+
+    @precondition(lambda self: self.taken is None)
+    @rule()
+    def take(self) -> None:
+        ready = self.numbers("ready")[: self.plan.groups_per_step]
+        self.taken = self.ledger.take(self.plan.groups_per_step)
+        if len(ready) < self.plan.groups_per_step:
+            assert self.taken is None
+            return
+        assert self.taken is not None
+        assert self.taken.step == self.step + 1
+        assert [group.response_tokens.tolist() for group in self.taken.groups] == [
+            [n, ord(self.groups[n].worker)] for n in ready
+        ]
+        assert list(self.taken.ages) == [self.step - self.groups[n].dispatched_step for n in ready]
+        assert self.rewound or min(self.taken.ages) >= 0
+        for n in ready:
+            self.groups[n].state, self.groups[n].trained_step = "trained", self.step + 1
+
+    @precondition(lambda self: self.taken is not None)
+    @rule()
+    def finish_step(self) -> None:
+        self.step += 1
+        self.ledger.finish_step(self.step, {"groups": self.plan.groups_per_step})
+        self.taken = None
+
+    @rule(back=st.integers(0, 6))
+    def crash_and_resume(self, back: int) -> None:
+        """Everything in memory is gone; the run goes on from an earlier step."""
+        self.ledger.close()
+        self.ledger = Ledger(self.ledger.path)
+        assert self.ledger.plan == self.plan
+        self.step = max(self.step - back, 0)
+        later = [n for n in self.numbers("trained") if (self.groups[n].trained_step or 0) > self.step]
+        assert self.ledger.rewind(self.step) == len(later)
+        for n in later:
+            self.groups[n].state, self.groups[n].trained_step = "ready", None
+        for n in self.numbers("leased"):
+            self.groups[n].over = True
+        self.taken, self.rewound = None, True
+
+    @invariant()
+    def counts_agree(self) -> None:
+        status = self.ledger.status()
+        assert (status.step, status.dispatched) == (self.step, len(self.groups))
+        assert status.leased == len(self.numbers("leased"))
+        assert status.ready == len(self.numbers("ready"))
+        assert status.trained == len(self.numbers("trained"))
+
+    @invariant()
+    def every_step_trained_its_groups_once(self) -> None:
+        records = {record.dispatch: record for record in self.ledger.records()}
+        assert sorted(records) == sorted(self.numbers("ready") + self.numbers("trained"))
+        for n, record in records.items():
+            expected = self.groups[n]
+            assert (record.state, record.worker, record.trained_step) == (
+                expected.state,
+                expected.worker,
+                expected.trained_step,
+            )
+            assert record.group.prompt_index == self.order[n]
+            assert record.group.response_tokens.tolist() == [n, ord(expected.worker)]
+            assert expected.copies == 1
+        trained = [record.trained_step for record in records.values() if record.state == "trained"]
+        finished = [step for step in trained if step <= self.step]
+        expected_steps = [step for step in range(1, self.step + 1) for _ in range(self.plan.groups_per_step)]
+        assert sorted(finished) == expected_steps
+        assert [metrics["step"] for metrics in self.ledger.steps()] == list(range(1, self.step + 1))
+
+
+LedgerMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+TestPromises = LedgerMachine.TestCase
