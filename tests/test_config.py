@@ -21,7 +21,16 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_a_recipe_is_laid_over_the_defaults_and_overrides_over_both(recipe: Path):
-    overrides = ["--learner.lr", "2e-3", "--run.steps=7", "--objective.alpha", "0.5", "--run.name=a=b", "--task.digits", "3"]
+    overrides = [
+        "--learner.lr",
+        "2e-3",
+        "--run.steps=7",
+        "--objective.alpha",
+        "0.5",
+        "--run.name=a=b",
+        "--task.digits",
+        "3",
+    ]
     config = load_config(recipe, overrides)
     assert (config.learner.lr, config.run.steps, config.run.name) == (2e-3, 7, "a=b")
     assert (config.objective.name, config.objective.fields) == ("spo", {"alpha": 0.5})
@@ -78,7 +87,10 @@ def test_arguments_of_another_form_are_refused(recipe: Path, arguments: list[str
         (["--run.steps", "2.5"], "run.steps = 2.5: input should be a valid integer"),
         (["--run.steps", "0"], "run.steps = 0: input should be greater than or equal to 1"),
         (["--learner.lr", "nan"], "learner.lr = nan: input should be"),
-        (["--learner.schedule", "cosin"], "learner.schedule = 'cosin': input should be 'constant', 'cosine' or 'linear'"),
+        (
+            ["--learner.schedule", "cosin"],
+            "learner.schedule = 'cosin': input should be 'constant', 'cosine' or 'linear'",
+        ),
         (["--learner.entropy", "maybe"], "learner.entropy = 'maybe': input should be a valid boolean"),
         (["--run.name", "12"], "run.name = 12: input should be a valid string"),
         (["--engine.name", "recorded"], "engine.name 'recorded' and rollouts.path belong together"),

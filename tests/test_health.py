@@ -54,7 +54,10 @@ def test_sums_of_the_parts_are_those_of_the_whole(responses: list[tuple[list[flo
         batch = make_batch([logprobs for logprobs, _ in part], [advantage for _, advantage in part])
         return health_sums(batch, -batch.logprobs_N)
 
-    whole, parts = health_metrics(sums(responses)), health_metrics(add_sums(sums(responses[:cut]), sums(responses[cut:])))
+    whole, parts = (
+        health_metrics(sums(responses)),
+        health_metrics(add_sums(sums(responses[:cut]), sums(responses[cut:]))),
+    )
     assert parts == pytest.approx(whole)
 
 

@@ -45,11 +45,17 @@ def test_the_fingerprint_is_of_configuration_and_tokenizer(model_copy: Path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (shutil.rmtree, "does not exist; give a Hugging Face model directory, or make a tiny one with `driftproof tiny"),
+        (
+            shutil.rmtree,
+            "does not exist; give a Hugging Face model directory, or make a tiny one with `driftproof tiny",
+        ),
         (lambda d: (d / "config.json").unlink(), "has no config.json; it is not a Hugging Face model directory"),
         (lambda d: (d / "config.json").write_text("{"), "is not a configuration transformers can read"),
         (edit_json("config.json", model_type="nonsense"), "is not a configuration transformers can read"),
-        (lambda d: (d / "model.safetensors").unlink(), "has no *.safetensors weights (pickled weights are never opened"),
+        (
+            lambda d: (d / "model.safetensors").unlink(),
+            "has no *.safetensors weights (pickled weights are never opened",
+        ),
         (
             lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
             "has no *.safetensors weights (pickled weights are never opened; convert them first)",

@@ -62,5 +62,7 @@ def test_a_tracker_without_its_package_is_refused_before_the_run(package: str):
     check_trackers(wandb="", trackio="")
     if find_spec(package):
         pytest.skip(f"{package} is installed")
-    with pytest.raises(TrackingError, match=rf"tracking.{package} needs its package: pip install 'driftproof\[{package}\]'"):
+    with pytest.raises(
+        TrackingError, match=rf"tracking.{package} needs its package: pip install 'driftproof\[{package}\]'"
+    ):
         check_trackers(**{"wandb": "", "trackio": ""} | {package: "project"})

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driftproof.types import Batch, FinishReason, Group, GroupError, Response, Sampling, Verdict
-
 from tests.groups import make_group
 
 

@@ -83,6 +83,7 @@ def settings(seed: int, lr: float, steps: int, directory: str, overrides: dict[s
         "steps_per_generation": 1,
         "gradient_checkpointing": False,
         "optim": "adamw_torch_fused",
+        "generation_kwargs": {"use_cache": True},
         "logging_strategy": "no",
         "save_strategy": "no",
         "report_to": "none",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +96,9 @@ class RolloutWorker:
         self._totals["busy_seconds" if active else "waiting_seconds"] += time.monotonic() - started
         return active
 
-    def run(self, keep_going: Callable[[], bool], pause_seconds: float = 0.001) -> None:
-        """Work until `keep_going` says no or the run is no longer running, and everything under way is committed."""
-        while keep_going() and (self.ledger.state == RUNNING or self._under_way or self._verifying):
+    def run(self, pause_seconds: float = 0.001) -> None:
+        """Work until the run is no longer running; what is under way then is written after a resume."""
+        while self.ledger.state == RUNNING:
             if not self.work():
                 time.sleep(pause_seconds)
                 self._totals["waiting_seconds"] += pause_seconds

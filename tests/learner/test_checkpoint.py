@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.groups import make_batch, random_groups
 
 from driftproof.learner import (
     CheckpointError,
@@ -16,6 +15,7 @@ from driftproof.learner import (
     save_checkpoint,
 )
 from driftproof.objectives import build
+from tests.groups import make_batch, random_groups
 
 from .tiny import tiny_learner, tiny_model
 
@@ -79,18 +79,18 @@ def test_the_newest_two_are_kept_and_partial_ones_are_not_seen(tmp_path: Path):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
     path = save_checkpoint(tmp_path, tiny_learner())
-    with pytest.raises(CheckpointError, match=r"is of another model: \['lm_head.weight', .* are missing, not known, or of"):
+    with pytest.raises(
+        CheckpointError, match=r"is of another model: \['lm_head.weight', .* are missing, not known, or of"
+    ):
         load_checkpoint(path, tiny_learner(architecture="llama"))
-    wider = Learner(
-        Policy(tiny_model(intermediate_size=64)), build("naive"), Optimization(lr=1.0, steps=1), Memory()
-    )
+    wider = Learner(Policy(tiny_model(intermediate_size=64)), build("naive"), Optimization(lr=1.0, steps=1), Memory())
     with pytest.raises(CheckpointError, match=r"is of another model: \['model.layers.0.mlp.down_proj.weight', "):
         load_checkpoint(path, wider)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path):
     path = save_checkpoint(tmp_path, tiny_learner())
-    with pytest.raises(CheckpointError, match="step-00000007 cannot be read: .*No such file"):
+    with pytest.raises(CheckpointError, match=r"step-00000007 cannot be read: .*No such file"):
         load_checkpoint(tmp_path / "step-00000007", tiny_learner())
     (path / "state.json").write_text(json.dumps({"format_version": 99, "step": 0}))
     with pytest.raises(CheckpointError, match="has checkpoint format 99; this driftproof reads 1"):

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.groups import make_batch, make_group, random_groups
 
 from driftproof.learner import Learner, Memory, Optimization
 from driftproof.objectives import ObjectiveError
 from driftproof.types import Batch, FinishReason, Group, GroupError
+from tests.groups import make_batch, make_group, random_groups
 
 from .tiny import own_logprobs, tiny_learner
 
@@ -53,7 +53,7 @@ def test_the_cut_into_micro_batches_does_not_change_the_step(objective: str, mem
 def test_gradient_checkpointing_computes_each_layer_again(gradient_checkpointing: bool):
     learner = tiny_learner(memory=Memory(gradient_checkpointing=gradient_checkpointing))
     calls: list[bool] = []
-    learner.policy.model.model.layers[0].mlp.register_forward_hook(lambda module, *_: calls.append(module.training))
+    learner.policy.model.model.layers[0].mlp.register_forward_pre_hook(lambda module, _: calls.append(module.training))
     learner.train(make_batch(*random_groups(1)))
     # In eval mode, so that dropout is off in both.
     assert calls == ([False, False] if gradient_checkpointing else [False])

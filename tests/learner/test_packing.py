@@ -2,12 +2,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.groups import make_group, random_groups
 from hypothesis import given
 from hypothesis import strategies as st
 
 from driftproof.learner import MicroBatch, Policy, pack
 from driftproof.types import Group
+from tests.groups import make_group, random_groups
 
 from .tiny import own_logprobs, tiny_model
 
@@ -36,7 +36,9 @@ def seen_by(micro_batch: MicroBatch, place: int) -> tuple[list[int], list[int]]:
         visible = torch.arange(micro_batch.input_ids.shape[1]) <= column
     else:
         visible = micro_batch.attention_mask[row, 0, column]
-    seen = zip(micro_batch.position_ids[row][visible].tolist(), micro_batch.input_ids[row][visible].tolist(), strict=True)
+    seen = zip(
+        micro_batch.position_ids[row][visible].tolist(), micro_batch.input_ids[row][visible].tolist(), strict=True
+    )
     ordered = sorted(seen)
     return [token for _, token in ordered], [position for position, _ in ordered]
 
@@ -82,8 +84,18 @@ def test_budgets_are_kept(groups: list[Group], token_budget: int, row_tokens: in
 def test_a_prompt_is_encoded_once_for_the_responses_that_fit():
     group = make_group([1, 2, 3], [[4, 5], [6, 7, 8], [9], [10] * 9])
     (micro_batch,) = pack([group], token_budget=100, row_tokens=6)
-    assert micro_batch.input_ids.tolist() == [[1, 2, 3, 10, 10, 10, 10, 10, 10, 10, 10], [1, 2, 3, 4, 6, 7, 0, 0, 0, 0, 0]]
+    assert micro_batch.input_ids.tolist() == [
+        [1, 2, 3, 10, 10, 10, 10, 10, 10, 10, 10],
+        [1, 2, 3, 4, 6, 7, 0, 0, 0, 0, 0],
+    ]
     assert micro_batch.responses_R.tolist() == [3, 0, 1, 2]
+
+
+def test_a_micro_batch_is_at_most_a_quarter_padding():
+    groups = [make_group([1], [[2] * length]) for length in (8, 2, 8, 4)]
+    micro_batches = pack(groups, token_budget=100)
+    assert [tuple(micro_batch.input_ids.shape) for micro_batch in micro_batches] == [(3, 8), (1, 2)]
+    assert [micro_batch.responses_R.tolist() for micro_batch in micro_batches] == [[0, 2, 3], [1]]
 
 
 def test_a_long_response_is_alone_in_its_micro_batch():
@@ -97,7 +109,9 @@ def test_no_groups_are_no_micro_batches():
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2", "gpt2"])
-@pytest.mark.parametrize("packing", [{}, {"row_tokens": 0}, {"token_budget": 1}, {"row_tokens": 12, "token_budget": 30}])
+@pytest.mark.parametrize(
+    "packing", [{}, {"row_tokens": 0}, {"token_budget": 1}, {"row_tokens": 12, "token_budget": 30}]
+)
 def test_logprobs_and_gradients_are_those_of_the_model_itself(architecture: str, packing: dict[str, Any]):
     """However it is packed: shared prompts, one response a row, one row a micro-batch."""
     groups = [

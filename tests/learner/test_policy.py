@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.groups import make_group
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GraniteConfig
 
 from driftproof.learner import Policy, pack
 from driftproof.models import ModelError
+from tests.groups import make_group
 
 from .tiny import CONFIGS, own_logprobs, tiny_model
 

@@ -32,7 +32,14 @@ CONFIGS = {
     ),
     # Learned positions, of which there are 16, and dropout.
     "gpt2": lambda **changes: GPT2Config(
-        **{"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16, "initializer_range": 0.3}
+        **{
+            "vocab_size": VOCABULARY,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 16,
+            "initializer_range": 0.3,
+        }
         | {"bos_token_id": None, "eos_token_id": None}
         | changes
     ),

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.groups import make_group
 
-from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger, LedgerError, Lease, Plan
+from driftproof.ledger import FINISHED, RUNNING, STOPPING, Lease, Ledger, LedgerError, Plan
 from driftproof.types import Batch, Channel, Group, GroupError
+from tests.groups import make_group
 
 LONG = 1000.0
 OVER = -1.0
@@ -85,10 +85,14 @@ def test_what_a_killed_creation_left_behind_is_no_obstacle(tmp_path: Path, ledge
 
 
 @pytest.mark.parametrize(
-    "changes", [{"prompts": 0}, {"groups_per_step": 0}, {"steps": 0}, {"max_staleness": -1}], ids=lambda c: next(iter(c))
+    "changes",
+    [{"prompts": 0}, {"groups_per_step": 0}, {"steps": 0}, {"max_staleness": -1}],
+    ids=lambda c: next(iter(c)),
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused(make_ledger: MakeLedger, tmp_path: Path, changes: dict[str, int]):
-    with pytest.raises(LedgerError, match="a run needs prompts, groups per step and steps above 0 and a staleness from 0"):
+    with pytest.raises(
+        LedgerError, match="a run needs prompts, groups per step and steps above 0 and a staleness from 0"
+    ):
         make_ledger(**changes)
     assert not list(tmp_path.iterdir())
 
@@ -116,7 +120,7 @@ def test_another_format_is_refused(ledger: Ledger):
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, ledger: Ledger):
-    with pytest.raises(LedgerError, match="cannot open .*; is the directory writable, and is there space"):
+    with pytest.raises(LedgerError, match=r"cannot open .*; is the directory writable, and is there space"):
         Ledger.create(tmp_path / "missing" / "ledger.sqlite", ledger.plan)
 
 
@@ -317,7 +321,9 @@ def test_the_age_counts_updates_between_dispatch_and_training(make_ledger: MakeL
     assert train(ledger, 1).ages == (0,)
     ledger.commit("a", {1: group_of(early[1])})
     assert train(ledger, 1).ages == (3,)
-    assert [(record.dispatch, record.dispatched_step, record.trained_step, record.age) for record in ledger.records()] == [
+    assert [
+        (record.dispatch, record.dispatched_step, record.trained_step, record.age) for record in ledger.records()
+    ] == [
         (0, 2, 3, 0),
         (1, 0, 4, 3),
         (2, 0, 1, 0),
@@ -436,3 +442,23 @@ def test_a_failed_transaction_leaves_nothing_behind(ledger: Ledger):
     assert (ledger.step, ledger.steps()) == (0, [])
     ledger.finish_step(1, {})
     assert ledger.step == 1
+
+
+def test_no_question_reads_the_groups_that_are_trained(ledger: Ledger):
+    """A long run must not become slower: every statement finds its groups by number or by an index of few."""
+    statements: list[str] = []
+    database = ledger._database
+    database.set_trace_callback(statements.append)
+    write(ledger, 2)
+    ledger.lease("a", 1, LONG)
+    ledger.renew("a", LONG)
+    ledger.release("a")
+    train(ledger)
+    ledger.status()
+    ledger.rewind(0)
+    database.set_trace_callback(None)
+    about_groups = [text for text in statements if text.split()[0] in ("SELECT", "UPDATE") and "groups" in text]
+    assert len(about_groups) > 9
+    for statement in about_groups:
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        assert all("SEARCH" in line or "USING INDEX groups_" in line for line in plan), (statement, plan)

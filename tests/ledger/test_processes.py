@@ -56,7 +56,9 @@ def test_nothing_is_lost_and_nothing_is_there_twice_whoever_is_killed(tmp_path: 
     # The writer that was killed may not have come to say its last.
     assert total - len(said) <= 1
     # What the first trainer did up to the rewind stands, and the second did all the rest.
-    by_step = [sorted(record.dispatch for record in records if record.trained_step == n) for n in range(1, PLAN.steps + 1)]
+    by_step = [
+        sorted(record.dispatch for record in records if record.trained_step == n) for n in range(1, PLAN.steps + 1)
+    ]
     assert [sorted(batch) for batch in first[: step - 3] + second] == by_step
     assert len(accepted["1"]) > 0
 

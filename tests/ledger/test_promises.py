@@ -7,10 +7,10 @@ from pathlib import Path
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.groups import make_group
 
-from driftproof.ledger import Ledger, Lease, Plan
+from driftproof.ledger import Lease, Ledger, Plan
 from driftproof.types import Batch
+from tests.groups import make_group
 
 workers = st.sampled_from("abc")
 
@@ -38,7 +38,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.rewound = False
 
     @initialize(
-        prompts=st.integers(1, 5), groups_per_step=st.integers(1, 3), max_staleness=st.integers(0, 3), steps=st.integers(1, 6)
+        prompts=st.integers(1, 5),
+        groups_per_step=st.integers(1, 3),
+        max_staleness=st.integers(0, 3),
+        steps=st.integers(1, 6),
     )
     def create(self, prompts: int, groups_per_step: int, max_staleness: int, steps: int) -> None:
         self.plan = Plan(

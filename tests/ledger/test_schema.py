@@ -15,7 +15,9 @@ def any_group(draw: st.DrawFn) -> Group:
     token = st.integers(0, 2**31 - 1)
     problems = draw(st.one_of(st.just(()), st.lists(st.text(), min_size=size, max_size=size).map(tuple)))
     rewards = [
-        np.nan if problems and problems[i] and draw(st.booleans()) else draw(st.floats(allow_nan=False, allow_infinity=False))
+        np.nan
+        if problems and problems[i] and draw(st.booleans())
+        else draw(st.floats(allow_nan=False, allow_infinity=False))
         for i in range(size)
     ]
     logprobs = st.lists(st.floats(-(2.0**40), 0, width=32), min_size=total, max_size=total)

@@ -130,7 +130,9 @@ def test_the_floor_bounds_the_weight_and_is_reported(step: Step, floor: float):
     _, gradient, metrics = evaluate(step, build("asympo", floor=floor))
     nll_R = step.nll_R()
     weight_R = -step.advantages_R / step.size / nll_R.clamp(min=floor)
-    expected = [(weight / len(values)).expand(len(values)) for weight, values in zip(weight_R, step.logprobs, strict=True)]
+    expected = [
+        (weight / len(values)).expand(len(values)) for weight, values in zip(weight_R, step.logprobs, strict=True)
+    ]
     torch.testing.assert_close(gradient, torch.cat(expected), rtol=1e-12, atol=0)
     assert metrics["floored_share"].item() == pytest.approx((nll_R < floor).sum().item() / step.size)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ VARIANTS = [
 
 
 def label(objective: Objective) -> str:
-    changed = [f"{f.name}={getattr(objective, f.name)}" for f in fields(objective) if getattr(objective, f.name) != f.default]
+    changed = [
+        f"{f.name}={getattr(objective, f.name)}" for f in fields(objective) if getattr(objective, f.name) != f.default
+    ]
     return " ".join([objective.name, *changed])
 
 
@@ -50,10 +53,12 @@ def test_every_objective_is_among_the_variants():
 
 @each_objective
 @given(step=steps(), data=st.data())
-def test_the_split_into_micro_batches_and_their_order_do_not_matter(objective: Objective, step: Step, data: st.DataObject):
+def test_the_split_into_micro_batches_and_their_order_do_not_matter(
+    objective: Objective, step: Step, data: st.DataObject
+):
     order = data.draw(st.permutations(range(step.size)))
     cuts = sorted(data.draw(st.sets(st.integers(1, step.size), max_size=4)) | {0, step.size})
-    parts = [order[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    parts = [order[start:end] for start, end in pairwise(cuts)]
     assert_same(evaluate(step, objective, parts), evaluate(step, objective))
 
 
@@ -143,7 +148,11 @@ def test_aggregations_divide_by_what_they_say(aggregation: dict[str, object], ex
         ("zzz", {}, "unknown objective 'zzz'; valid: asympo, grpo, naive, spo"),
         ("spo", {"alfa": 1}, "objective 'spo' has no field 'alfa'; did you mean 'alpha'? valid: "),
         ("naive", {"name": "x"}, "objective 'naive' has no field 'name'; valid: aggregation, horizon"),
-        ("naive", {"aggregation": "mean"}, "naive: unknown aggregation 'mean'; valid: seq-mean-token-mean, token-mean, "),
+        (
+            "naive",
+            {"aggregation": "mean"},
+            "naive: unknown aggregation 'mean'; valid: seq-mean-token-mean, token-mean, ",
+        ),
         ("naive", {"horizon": 5}, "naive: `horizon` (tokens) belongs to aggregation seq-mean-token-sum-norm"),
         ("spo", {"aggregation": "seq-mean-token-sum-norm"}, "spo: `horizon` (tokens) belongs to aggregation"),
         (

@@ -72,7 +72,7 @@ def test_configuration_and_tokenizer_are_hard_links_and_no_weights_of_the_base_c
     path = publisher(tmp_path).publish(1, state(1)).path
     names = {"config.json", "tokenizer.json", "chat_template.jinja", "vocab.txt"}
     assert {file.name for file in path.iterdir()} == names | {WEIGHTS}
-    assert all(os.path.samefile(path / name, base / name) for name in names)
+    assert all((path / name).samefile(base / name) for name in names)
     assert {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()} == before
 
 
@@ -83,7 +83,7 @@ def test_files_are_copied_where_links_are_not_possible(base: Path, tmp_path: Pat
     monkeypatch.setattr(os, "link", refuse)
     path = publisher(tmp_path).publish(1, state(1)).path
     assert (path / "config.json").read_text() == "config.json"
-    assert not os.path.samefile(path / "config.json", base / "config.json")
+    assert not (path / "config.json").samefile(base / "config.json")
 
 
 def test_snapshots_after_a_step_are_discarded(base: Path, tmp_path: Path):
@@ -181,7 +181,9 @@ def test_a_snapshot_that_is_there_already_is_made_the_latest(base: Path, tmp_pat
 
 def test_tied_tensors_are_written_once(tmp_path: Path):
     shared = torch.arange(6.0).reshape(2, 3)
-    write_weights(tmp_path / WEIGHTS, {"embedding": shared, "head": shared, "empty": torch.empty(0), "none": torch.empty(0)})
+    write_weights(
+        tmp_path / WEIGHTS, {"embedding": shared, "head": shared, "empty": torch.empty(0), "none": torch.empty(0)}
+    )
     assert set(load_file(tmp_path / WEIGHTS)) == {"embedding", "empty", "none"}
 
 
@@ -225,6 +227,9 @@ torch.testing.assert_close(model(input_ids=torch.tensor([[3, 4, 5]])).logits, ex
 assert model.lm_head.weight is model.model.embed_tokens.weight
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, snapshot.path, tmp_path / "expected.pt"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, snapshot.path, tmp_path / "expected.pt"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

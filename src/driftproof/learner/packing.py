@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from driftproof.types import Group, Tokens
@@ -110,29 +112,28 @@ def _rows(groups: Sequence[Group], row_tokens: int) -> list[_Row]:
 def _to_micro_batch(rows: list[_Row]) -> MicroBatch:
     width = max(row.length for row in rows)
     shared = any(len(row.responses) > 1 for row in rows)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    position_ids = torch.arange(width).repeat(len(rows), 1)
+    input_ids = np.zeros((len(rows), width), np.int64)
+    position_ids = np.tile(np.arange(width), (len(rows), 1))
     # The response a position belongs to: -1 the prompt, -2 padding.
-    owner = torch.full((len(rows), width), -2, dtype=torch.int64)
+    owner = np.full((len(rows), width), -2)
     predict, targets, lengths, numbers, token_positions = [], [], [], [], []
     for index, row in enumerate(rows):
         prompt_length = len(row.prompt)
-        input_ids[index, :prompt_length] = torch.from_numpy(row.prompt.astype("int64"))
+        input_ids[index, :prompt_length] = row.prompt
         owner[index, :prompt_length] = -1
         cursor = prompt_length
         for which, (number, offset, tokens) in enumerate(row.responses):
             length = len(tokens)
             inputs = max(length - 1, 0)
-            ids = torch.from_numpy(tokens.astype("int64"))
-            input_ids[index, cursor : cursor + inputs] = ids[:inputs]
-            position_ids[index, cursor : cursor + inputs] = torch.arange(prompt_length, prompt_length + inputs)
+            input_ids[index, cursor : cursor + inputs] = tokens[:inputs]
+            position_ids[index, cursor : cursor + inputs] = np.arange(prompt_length, prompt_length + inputs)
             owner[index, cursor : cursor + inputs] = which
             if length:
                 base = index * width
-                predict.append(torch.tensor([base + prompt_length - 1]))
-                predict.append(torch.arange(base + cursor, base + cursor + inputs))
-                targets.append(ids)
-                token_positions.append(torch.arange(offset, offset + length))
+                predict.append(np.arange(base + cursor - 1, base + cursor + inputs))
+                predict[-1][0] = base + prompt_length - 1
+                targets.append(tokens)
+                token_positions.append(np.arange(offset, offset + length))
             lengths.append(length)
             numbers.append(number)
             cursor += inputs
@@ -140,9 +141,9 @@ def _to_micro_batch(rows: list[_Row]) -> MicroBatch:
             # A row of several responses may be longer than the model's last position, and so may its padding.
             position_ids[index, cursor:] = 0
     return MicroBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        attention_mask=_attention_mask(owner) if shared else None,
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        attention_mask=_attention_mask(torch.from_numpy(owner)) if shared else None,
         predict_N=_concatenate(predict),
         targets_N=_concatenate(targets),
         lengths_R=torch.tensor(lengths),
@@ -159,5 +160,6 @@ def _attention_mask(owner_BT: Tensor) -> Tensor:
     return ((same | prompt) & causal)[:, None]
 
 
-def _concatenate(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+def _concatenate(parts: list[NDArray[Any]]) -> Tensor:
+    """int64."""
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts]))

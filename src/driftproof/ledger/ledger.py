@@ -87,7 +87,10 @@ class Record:
 
     @property
     def age(self) -> int | None:
-        """Learner updates between dispatch and training; None before it is trained."""
+        """Learner updates between dispatch and training; None before it is trained.
+
+        Below 0 in one case: the group was dispatched in a step that a resume undid, and is trained earlier now.
+        """
         return None if self.trained_step is None else self.trained_step - 1 - self.dispatched_step
 
 

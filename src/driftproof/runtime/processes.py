@@ -45,7 +45,7 @@ def run_worker(path: Path, name: str) -> None:
     with Ledger(directory.ledger) as ledger:
         worker = make_worker(config, directory, ledger, name)
         _wait_for_snapshot(ledger, directory)
-        worker.run(keep_going=lambda: True, pause_seconds=POLL_SECONDS)
+        worker.run(pause_seconds=POLL_SECONDS)
         worker.close()
 
 

@@ -1,0 +1,130 @@
+"""The learner's loop over a real ledger, publisher and model; the groups are written by hand while it waits."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.groups import make_group
+
+from driftproof.learner import Cadence, Learner, StallError, learn, list_checkpoints
+from driftproof.ledger import STOPPING, Ledger, Plan
+from driftproof.weights import Publisher, latest, list_snapshots
+
+from .tiny import tiny_learner
+
+STEPS = 5
+
+
+class Recording:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        self.logged.append((step, metrics))
+
+    def close(self) -> None:
+        pass
+
+
+class Run:
+    """The parts of a run, synchronous: a group is admitted once the step before is recorded."""
+
+    def __init__(self, directory: Path) -> None:
+        plan = Plan(seed=0, prompts=7, groups_per_step=2, max_staleness=0, steps=STEPS)
+        self.ledger = Ledger.create(directory / "ledger.sqlite", plan)
+        (directory / "base").mkdir()
+        self.publisher = Publisher(directory / "snapshots", directory / "base", keep=9)
+        self.snapshots, self.checkpoints = directory / "snapshots", directory / "checkpoints"
+        self.tracker = Recording()
+        self.seen: list[int] = []
+        """The snapshot that each group would have been written with."""
+
+    def write(self) -> None:
+        for lease in self.ledger.lease("a", 9, 100.0):
+            newest = latest(self.snapshots)
+            self.seen.append(-1 if newest is None else newest.step)
+            group = make_group([1], [[2, 3], [4]], [1.0, 0.0], prompt_index=lease.prompt_index)
+            self.ledger.commit("a", {lease.dispatch: group}, {"busy_seconds": 1.5 * len(self.seen), "tokens": 3})
+
+    def learn(self, learner: Learner, while_waiting: Callable[[], object] | None = None, **cadence: Any) -> None:
+        self.publisher.publish(learner.step, learner.policy.model.state_dict())
+        learn(
+            self.ledger,
+            learner,
+            self.publisher,
+            self.checkpoints,
+            [self.tracker],
+            Cadence(**cadence),
+            while_waiting or self.write,
+        )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path)
+    yield run
+    run.ledger.close()
+
+
+def test_weights_are_published_before_the_groups_that_need_them_are_admitted(run: Run):
+    run.learn(tiny_learner())
+    assert run.seen == [step for step in range(STEPS) for _ in range(2)]
+    assert [snapshot.step for snapshot in list_snapshots(run.snapshots)] == list(range(STEPS + 1))
+    assert run.ledger.step == STEPS
+    assert all(record.age == 0 for record in run.ledger.records())
+
+
+def test_every_step_is_recorded_once_in_ledger_and_trackers(run: Run):
+    run.learn(tiny_learner())
+    assert [step for step, _ in run.tracker.logged] == list(range(1, STEPS + 1))
+    assert run.ledger.steps() == [{"step": step, **metrics} for step, metrics in run.tracker.logged]
+    assert [metrics["rollout/busy_seconds"] for _, metrics in run.tracker.logged] == [3.0] * STEPS
+    names = ("record", "wait", "train", "publish")
+    for _, metrics in run.tracker.logged:
+        parts = sum(metrics[f"time/{name}_seconds"] for name in names)
+        assert parts == pytest.approx(metrics["time/step_seconds"])
+
+
+def test_snapshots_and_checkpoints_come_at_their_intervals_and_at_the_end(run: Run):
+    run.learn(tiny_learner(), publish_every=2, checkpoint_every=2)
+    assert [snapshot.step for snapshot in list_snapshots(run.snapshots)] == [0, 2, 4, 5]
+    assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-00000004", "step-00000005"]
+
+
+def test_a_stop_trains_no_more_loses_nothing_and_can_be_gone_on_from(run: Run):
+    learner = tiny_learner()
+
+    def write_and_stop() -> None:
+        run.write()
+        if run.ledger.step == 2:
+            run.ledger.set_state(STOPPING)
+
+    run.learn(learner, write_and_stop)
+    status = run.ledger.status()
+    assert (learner.step, status.step, status.ready) == (2, 2, 2)
+    assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-00000002"]
+    run.ledger.rewind(2)
+    run.learn(learner)
+    assert run.ledger.step == STEPS
+    assert [metrics["step"] for metrics in run.ledger.steps()] == list(range(1, STEPS + 1))
+
+
+def test_a_wait_without_end_is_an_error_that_says_what_is_there(run: Run):
+    run.ledger.lease("a", 1, 100.0)
+    with pytest.raises(StallError, match=r"waited 0 s for 2 groups; 0 are ready, 1 are leased; workers: \{\}"):
+        run.learn(tiny_learner(), lambda: None, stall_seconds=0.01)
+
+
+def test_a_skipped_step_is_an_event(run: Run):
+    def write_badly() -> None:
+        for lease in run.ledger.lease("a", 9, 100.0):
+            group = make_group([1], [[2], [3]], [1e300, 0.0], prompt_index=lease.prompt_index)
+            run.ledger.commit("a", {lease.dispatch: group})
+
+    run.learn(tiny_learner(), write_badly)
+    count, message = run.ledger.events()["step skipped"]
+    assert count == STEPS
+    assert message.startswith(f"step {STEPS}: the gradient was ")
