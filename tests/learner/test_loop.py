@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.groups import make_group
 
 from driftproof.learner import Cadence, Learner, StallError, learn, list_checkpoints
 from driftproof.ledger import STOPPING, Ledger, Plan
 from driftproof.weights import Publisher, latest, list_snapshots
+from tests.groups import make_group
 
 from .tiny import tiny_learner
 

@@ -59,6 +59,7 @@ class Policy:
             raise ModelError(f"{path}: the weights cannot be loaded: {error}") from error
         if loading["missing_keys"]:
             raise ModelError(f"{path}: the weights lack {sorted(loading['missing_keys'])[:3]}")
+        _check_names(path, model)
         dtype = torch.bfloat16 if bfloat16 else torch.float32
         return cls(model.to(device), temperature=temperature, dtype=dtype)
 
@@ -111,6 +112,23 @@ class Policy:
         targets = torch.tensor(response, device=self.device)[:, None]
         logprobs: Tensor = logits.float().log_softmax(-1).gather(-1, targets).squeeze(-1)
         return logprobs.cpu()
+
+
+def _check_names(path: Path, model: Any) -> None:
+    """Refuse a model that transformers stores under other names than it computes with: snapshots have the latter."""
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            stored.update(tensors.keys())
+    converted = {name for name, _ in model.named_parameters()} - stored
+    if converted:
+        raise ModelError(
+            f"{path}: {type(model).__name__} stores its weights under other names than it computes with "
+            f"({sorted(converted)[0]} is not in the files); its snapshots could not be opened elsewhere, so it is "
+            "refused"
+        )
 
 
 def _group(prompt: list[int], responses: list[list[int]]) -> Group:
