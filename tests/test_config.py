@@ -80,9 +80,9 @@ def test_arguments_of_another_form_are_refused(recipe: Path, arguments: list[str
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--learner.lrr", "1"], "unknown setting 'learner.lrr'; did you mean 'learner.lr'? valid here: "),
-        (["--lerner.lr", "1"], "unknown setting 'lerner'; did you mean 'learner'? valid here: advantages, "),
-        (["--zzz.lr", "1"], "unknown setting 'zzz'; valid here: advantages, engine, "),
+        (["--learner.lrr", "1"], "unknown setting 'learner.lrr'; did you mean 'learner.lr'? valid: "),
+        (["--lerner.lr", "1"], "unknown setting 'lerner'; did you mean 'learner'? valid: advantages, "),
+        (["--zzz.lr", "1"], "unknown setting 'zzz'; valid: advantages, engine, "),
         (["--run.steps", "many"], "run.steps = 'many': input should be a valid integer"),
         (["--run.steps", "2.5"], "run.steps = 2.5: input should be a valid integer"),
         (["--run.steps", "0"], "run.steps = 0: input should be greater than or equal to 1"),

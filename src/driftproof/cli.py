@@ -161,10 +161,11 @@ def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
     from driftproof.codec import Codec
     from driftproof.evaluate import evaluate
     from driftproof.models import inspect_model
-    from driftproof.runtime.assembly import make_sampling, make_task, make_verifier, open_engine
+    from driftproof.runtime.assembly import limit_threads, make_sampling, make_task, make_verifier, open_engine
 
     _quiet_libraries()
     config = load_config(known.recipe, [*overrides, "--model.path", str(known.model)])
+    limit_threads(config.engine.threads)
     inspect_model(config.model.path)
     task = make_task(config)
     codec = Codec(config.model.path)
@@ -242,9 +243,12 @@ def _version(package: str) -> str:
 
 
 def _tiny_model(known: argparse.Namespace, _: list[str]) -> int:
+    from driftproof.runtime.assembly import limit_threads
     from driftproof.tiny_model import make_tiny_model
 
     _quiet_libraries()
+    # One thread: as fast on batches this small, and the same model on every machine.
+    limit_threads(1)
     console = Console()
 
     def progress(step: int, accuracy: float) -> None:

@@ -6,7 +6,6 @@ TOML and read again is the same configuration.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from driftproof.names import unknown_name
 
 
 class ConfigError(ValueError):
@@ -236,10 +237,8 @@ def _explain(problem: Any) -> str:
             annotation = model.model_fields[part].annotation
             assert isinstance(annotation, type)
             model = annotation
-        valid = sorted(model.model_fields)
-        close = difflib.get_close_matches(place[-1], valid, n=1)
-        hint = f"did you mean {'.'.join([*place[:-1], close[0]])!r}? " if close else ""
-        return f"unknown setting {key!r}; {hint}valid here: {', '.join(valid)}"
+        prefix = "".join(f"{part}." for part in place[:-1])
+        return unknown_name("setting", key, [prefix + name for name in model.model_fields])
     if problem["type"] == "missing":
         return f"setting {key!r} is missing; give it in the recipe or as --{key} VALUE"
     message = problem["msg"].removeprefix("Value error, ")

@@ -81,6 +81,8 @@ class RolloutWorker:
         Returns whether there was anything to do; the caller waits a little otherwise.
         """
         started = time.monotonic()
+        # Before anything is leased: a long engine step must not cost us leases whose groups are under way.
+        self._renew()
         requests = self._lease()
         self._follow_weights()
         for request in requests:
@@ -90,8 +92,7 @@ class RolloutWorker:
         completed = self.engine.collect() if self._under_way else []
         if completed:
             self._verify(completed)
-        committed = self._commit(started)
-        self._renew()
+        committed = self._commit()
         active = bool(requests or committed or self._under_way)
         self._totals["busy_seconds" if active else "waiting_seconds"] += time.monotonic() - started
         return active
@@ -187,7 +188,7 @@ class RolloutWorker:
             )
         return groups
 
-    def _commit(self, now: float) -> int:
+    def _commit(self) -> int:
         done = [future for future in self._verifying if future.done()]
         if not done:
             return 0

@@ -1,7 +1,7 @@
 """The nouns of driftproof: what travels between engines, ledger and learner.
 
 Everything here is frozen and checked where it is made: a `Group` that exists is well-formed, so no later room has to
-ask again whether lengths agree, log-probs are finite or rewards are numbers.
+ask again whether lengths agree, log-probs are finite or rewards are numbers. What holds arrays compares by identity.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or a positive count")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
     """One prompt handed to an engine, to be answered `samples` times."""
 
@@ -102,7 +102,7 @@ class Request:
     """Whether each response must carry the log-probs of the distribution it was sampled from."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Response:
     """One sampled completion, as an engine returns it."""
 
@@ -124,7 +124,7 @@ class Verdict:
     """Empty, or why there is no reward (time limit, crash, a reward that is no number)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Group:
     """One prompt with its G responses and rewards: the unit that is leased, committed, trained and counted.
 
@@ -200,7 +200,7 @@ class Group:
         return np.split(self.response_tokens, np.cumsum(self.response_lengths)[:-1])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
     """The groups of one optimizer step, in the order of their dispatch."""
 

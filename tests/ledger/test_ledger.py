@@ -401,7 +401,8 @@ def test_what_was_taken_but_not_finished_is_not_lost(ledger: Ledger):
     write(ledger, 2)
     taken = ledger.take(2)
     with Ledger(ledger.path) as again:
-        assert again.take(2) is None
+        with pytest.raises(LedgerError, match="step 1 has its batch already"):
+            again.take(2)
         assert again.rewind(0) == 2
         assert dispatches(train(again)) == dispatches(taken)
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from driftproof.objectives import ObjectiveError, Responses, build
@@ -99,10 +99,12 @@ def test_asympo_never_pushes_the_logits_harder_than_the_advantage(sharpness: flo
     logits = torch.randn(6, vocabulary, dtype=torch.float64, generator=generator) * 2**sharpness
     logits.requires_grad_()
     logprobs = logits.log_softmax(-1).amax(-1)
+    # Beyond this the mean NLL itself is a rounding error.
+    assume(-logprobs.mean().item() > 1e-8)
     batch = Responses.from_padded(logprobs[None], torch.ones(1, 6), torch.tensor([advantage]))
     ASYMPO(batch).loss.backward()
     assert logits.grad is not None
-    assert logits.grad.norm(dim=-1).sum().item() <= math.sqrt(2) * abs(advantage) * (1 + 1e-9)
+    assert logits.grad.norm(dim=-1).sum().item() <= math.sqrt(2) * abs(advantage) * (1 + 1e-6)
 
 
 @given(steps())

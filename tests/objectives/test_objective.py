@@ -146,8 +146,8 @@ def test_aggregations_divide_by_what_they_say(aggregation: dict[str, object], ex
     [
         ("asymp", {}, "unknown objective 'asymp'; did you mean 'asympo'? valid: asympo, grpo, naive, spo"),
         ("zzz", {}, "unknown objective 'zzz'; valid: asympo, grpo, naive, spo"),
-        ("spo", {"alfa": 1}, "objective 'spo' has no field 'alfa'; did you mean 'alpha'? valid: "),
-        ("naive", {"name": "x"}, "objective 'naive' has no field 'name'; valid: aggregation, horizon"),
+        ("spo", {"alfa": 1}, "objective 'spo': unknown field 'alfa'; did you mean 'alpha'? valid: "),
+        ("naive", {"name": "x"}, "objective 'naive': unknown field 'name'; valid: aggregation, horizon"),
         (
             "naive",
             {"aggregation": "mean"},

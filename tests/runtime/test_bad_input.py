@@ -39,9 +39,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     ("overrides", "words"),
     [
         (["--objective.name", "asymp"], ["unknown objective 'asymp'", "did you mean 'asympo'", "grpo, naive, spo"]),
-        (["--objective.flor", "0.1"], ["objective 'asympo' has no field 'flor'", "did you mean 'floor'"]),
+        (["--objective.flor", "0.1"], ["objective 'asympo': unknown field 'flor'", "did you mean 'floor'"]),
         (["--objective.floor", "-1"], ["floor is -1", "from 0.0 to 10.0"]),
-        (["--learner.learning_rate", "1"], ["unknown setting 'learner.learning_rate'", "valid here", "lr"]),
+        (["--learner.learning_rate", "1"], ["unknown setting 'learner.learning_rate'", "valid: ", "learner.lr"]),
         (["--lerner.lr", "1"], ["unknown setting 'lerner'", "did you mean 'learner'"]),
         (["--learner.lr", "fast"], ["learner.lr", "'fast'", "number"]),
         (["--learner.lr"], ["--learner.lr needs a value"]),

@@ -43,7 +43,8 @@ class Plan:
     """Prompts in the task's training split; dispatch n gets a prompt of epoch n // prompts."""
     groups_per_step: int
     max_staleness: int
-    """Steps the rollout side may be ahead of the learner; 0 is synchronous."""
+    """Steps the rollout side may be ahead of the learner; 0 is synchronous. This bounds how many groups are dispatched:
+    a slow group is overtaken, not thrown away, and may be older than this when it is trained."""
     steps: int
     """Optimizer steps of the whole run; no group is dispatched beyond them."""
     channels: frozenset[Channel] = frozenset()
@@ -249,9 +250,16 @@ class Ledger:
     # Learner side
 
     def take(self, count: int) -> Batch | None:
-        """The `count` oldest ready groups, marked as trained by the next step; None while too few are ready."""
+        """The `count` oldest ready groups, marked as trained by the next step; None while too few are ready.
+
+        Raises:
+            LedgerError: a batch was taken for that step already, and `finish_step` has not been called.
+        """
         step = self.step + 1
         with self._transaction():
+            taken = "SELECT 1 FROM groups WHERE state = 'trained' AND trained_step = ? LIMIT 1"
+            if self._database.execute(taken, (step,)).fetchone():
+                raise LedgerError(f"step {step} has its batch already; finish_step comes before the next take")
             rows = self._database.execute(
                 f"SELECT dispatch, prompt_index, dispatched_step, {CONTENT} FROM groups WHERE state = 'ready' "
                 "ORDER BY dispatch LIMIT ?",

@@ -10,10 +10,10 @@ out.loss.backward()
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from typing import Any
 
+from driftproof.names import unknown_name
 from driftproof.objectives.behavior_corrected import GRPO
 from driftproof.objectives.behavior_free import SPO, ASymPO, Naive
 from driftproof.objectives.objective import Aggregation, Objective, ObjectiveError, ObjectiveOutput
@@ -31,14 +31,9 @@ def build(name: str, /, **hyper_parameters: Any) -> Objective:
         ObjectiveError: unknown name or field, listing the valid ones, or a value out of range.
     """
     if name not in OBJECTIVES:
-        raise ObjectiveError(f"unknown objective {name!r}{_hint(name, list(OBJECTIVES))}")
+        raise ObjectiveError(unknown_name("objective", name, OBJECTIVES))
     valid = [field.name for field in fields(OBJECTIVES[name])]
     for field in hyper_parameters:
         if field not in valid:
-            raise ObjectiveError(f"objective {name!r} has no field {field!r}{_hint(field, valid)}")
+            raise ObjectiveError(f"objective {name!r}: {unknown_name('field', field, valid)}")
     return OBJECTIVES[name](**hyper_parameters)
-
-
-def _hint(word: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(word, valid, n=1)
-    return (f"; did you mean {close[0]!r}?" if close else ";") + f" valid: {', '.join(sorted(valid))}"

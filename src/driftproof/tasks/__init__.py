@@ -13,13 +13,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from driftproof.names import unknown_name
 from driftproof.tasks.arithmetic import arithmetic
 from driftproof.tasks.gsm8k import gsm8k
 from driftproof.tasks.jsonl import jsonl
 from driftproof.tasks.protocol import Task, TaskError
 from driftproof.tasks.recorded import RecordedGroup, RecordedTask, read_recorded, recorded
 from driftproof.tasks.validate import validate
-from driftproof.verify.names import unknown_name
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": arithmetic,

@@ -10,8 +10,8 @@ verifier.close()
 
 from __future__ import annotations
 
+from driftproof.names import unknown_name
 from driftproof.verify.exact import ExactVerifier
-from driftproof.verify.names import unknown_name
 from driftproof.verify.pool import VerifierPool
 from driftproof.verify.protocol import Verifier, VerifierError
 
