@@ -94,7 +94,7 @@ TARGET = 0.33
 """Training stops at the first measurement of sampled accuracy that is at least this."""
 BATCH = 128
 MATRIX_RATE = 8e-3
-"""Learning rate of the matrices within the layers, root mean square per weight 0.2 of it."""
+"""Learning rate of the matrices within the layers; an update's root mean square is 0.2 of it."""
 REST_RATE = 4e-3
 """Learning rate of the embeddings and the norms."""
 WARMUP = 10
@@ -118,7 +118,8 @@ def make_tiny_model(
     """Make a tiny model in `directory`; with `exist_ok`, one made there before with the same settings is kept.
 
     Raises:
-        TinyModelError: an unknown architecture or tokenizer, or `directory` holds something else.
+        TinyModelError: an unknown architecture or tokenizer; `directory` holds something else or cannot be written;
+            or training does not reach its target.
     """
     _check_name("architecture", architecture, get_args(Architecture))
     _check_name("tokenizer", tokenizer, get_args(TokenizerKind))
@@ -314,7 +315,7 @@ class _OrthogonalMomentum(torch.optim.Optimizer):
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:
-    """About the nearest orthogonal matrix of each of `matrices` [K, M, N]: singular values between 0.7 and 1.2.
+    """About the nearest orthogonal matrix of each of `matrices` [K, M, N]: singular values of about 0.7 to 1.2.
 
     Five steps of a Newton-Schulz iteration; its coefficients, from Muon's authors, trade accuracy for speed.
     """
