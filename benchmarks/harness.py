@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -37,8 +38,14 @@ def write_results(name: str, **content: Any) -> None:
         **content,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    (RESULTS / f"{name}.json").write_text(readable(report) + "\n")
+    print(readable(report))
+
+
+def readable(report: dict[str, Any]) -> str:
+    """JSON with each list of numbers on one line."""
+    lines = json.dumps(report, indent=2)
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", lines)
 
 
 def driftproof(*arguments: object) -> float:
