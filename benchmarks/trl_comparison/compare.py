@@ -5,7 +5,7 @@
 Both start from the same base model, on the same training prompts, with 16 prompts x 8 responses a step, fp32, on both
 cores. TRL's clock stands still while its accuracy is measured; ours runs, for the accuracies of our run are measured
 afterwards, on the snapshots that it left, one a step. TRL has the best learning rate of its sweep (2e-4, 3e-4, 5e-4,
-1e-3), ours is the recipe's. Targets: 1.5 times TRL's steps/s, 0.60 in two thirds of its time (medians).
+1e-3), ours is the recipe's; both are constant. Targets: 1.5 times TRL's steps/s, 0.60 in two thirds of its time (medians).
 """
 
 from __future__ import annotations
