@@ -10,11 +10,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from driftproof.codec import Codec
+from driftproof.engines.embedded import EmbeddedEngine
+from driftproof.engines.protocol import generate
 from driftproof.ledger import Ledger
+from driftproof.tasks import arithmetic
+from driftproof.types import Request, Sampling
 from tests.runtime import runs
 from tests.runtime.runs import kill, launch, processes, summary, train, trained_once, wait_for_step, write_recipe
 
@@ -51,22 +57,42 @@ def test_a_run_leaves_what_is_needed_to_look_resume_and_use(finished: Path) -> N
     trained_once(finished, steps=4, groups_per_step=4)
 
 
-def test_the_model_opens_elsewhere_and_moved(finished: Path, tiny_model_dir: Path) -> None:
-    model = Path(summary(finished)["model"])
-    code = (
-        "import sys, torch; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
-        "ids = tokenizer('1+2=', return_tensors='pt').input_ids\n"
-        "print(model(ids).logits[0, -1].tolist())"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(model)], text=True, capture_output=True, check=True)
-    assert len(json.loads(done.stdout.strip().splitlines()[-1])) > 10
+def test_the_weights_have_moved_and_are_no_pickle(finished: Path, tiny_model_dir: Path) -> None:
     before = load_file(tiny_model_dir / "model.safetensors")
-    after = load_file(model / "model.safetensors")
+    after = load_file(Path(summary(finished)["model"]) / "model.safetensors")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert not list(finished.rglob("*.bin")) + list(finished.rglob("*.pt")) + list(finished.rglob("*.pkl"))
+    assert not [path for path in finished.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle")]
+
+
+def test_another_process_opens_the_model_and_answers_the_same(finished: Path) -> None:
+    model = Path(summary(finished)["model"])
+    codec = Codec(model)
+    prompts = arithmetic(digits=1, heldout=20).heldout
+    code = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+answers = []
+for prompt in json.load(sys.stdin):
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    answers.append(model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :].tolist())
+print(json.dumps(answers))
+"""
+    texts = json.dumps([prompt.text for prompt in prompts])
+    done = subprocess.run([sys.executable, "-c", code, model], input=texts, text=True, capture_output=True, check=True)
+    requests = [
+        Request(
+            key=prompt.index,
+            prompt=prompt,
+            prompt_tokens=np.array(codec.encode(prompt), np.int32),
+            samples=1,
+            sampling=Sampling(max_tokens=4, temperature=0.0, stop_ids=codec.stop_ids),
+        )
+        for prompt in prompts
+    ]
+    ours = generate(EmbeddedEngine.from_directory(model, slots=8), requests)
+    assert json.loads(done.stdout) == [responses[0].tokens.tolist() for responses in ours]
 
 
 @pytest.mark.parametrize("objective", ["asympo", "spo", "naive", "grpo"])

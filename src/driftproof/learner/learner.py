@@ -88,7 +88,7 @@ class Learner:
             fused=True,
         )
         if memory.gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.model.activation_checkpointing_enable({"use_reentrant": False})
             for module in policy.model.modules():
                 # A layer recomputes in train mode only; what is inside it stays in eval mode, without dropout.
                 if getattr(module, "gradient_checkpointing", False):
