@@ -1,6 +1,6 @@
 """`driftproof`: train, eval, groups, report, check, tiny-model.
 
-Guarantees: bad input ends with one sentence on stderr and exit code 2, a run that ended early with 1, Ctrl-C with 130;
+Guarantees: bad input ends with one sentence on stderr and exit code 2, a run that ended or was stopped early with 1;
 only errors in driftproof itself show a traceback.
 """
 

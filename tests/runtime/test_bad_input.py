@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -121,6 +122,28 @@ def test_data_with_a_bad_line(recipe: Path, tmp_path: Path, capsys: pytest.Captu
             assert word in message
     data.write_text("")
     assert "data.jsonl" in refused(capsys, recipe)
+
+
+def test_text_that_the_tokenizer_cannot_read(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": prompt, "answer": "2"} for prompt in ("1+1=", "½+1½=", "3-1=")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = refused(capsys, recipe, "--task.heldout", 1)
+    assert "the tokenizer cannot read '½+1½='" in message
+    assert "--tokenizer bytes" in message
+
+
+def test_recorded_groups_longer_than_the_context(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    response = {"text": "1" * 20_000, "correct": False}
+    row = {"problem": "1+1=", "answer": "2", "responses": [response, {"text": "2", "correct": True}]}
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
+    recipe.write_text(re.sub(r"\[task\][^\[]*", "", recipe.read_text()))
+    message = refused(
+        capsys, recipe, "--task.name", "recorded", "--engine.name", "recorded",
+        "--rollouts.path", tmp_path / "trace.jsonl",
+    )  # fmt: skip
+    assert "trace.jsonl: the prompt '1+1=' and its longest response have 20005 tokens" in message
 
 
 def test_a_run_directory_that_is_not_empty(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

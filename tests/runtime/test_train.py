@@ -153,6 +153,28 @@ def test_a_killed_worker_costs_nothing(tiny_model_dir: Path, tmp_path: Path) -> 
     trained_once(tmp_path / "run", steps=150, groups_per_step=4)
 
 
+def test_a_worker_without_restarts_left_stops_the_run_which_can_go_on(tiny_model_dir: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    run = tmp_path / "run"
+    process = launch(
+        recipe, "--run.directory", run, "--run.steps", 2000, "--evaluation.prompts", 0, "--runtime.max_restarts", 0,
+    )  # fmt: skip
+    wait_for_step(run, 3, process)
+    kill(processes(run)["worker-0"])
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "worker-0 was killed by signal 9" in stderr
+    assert "it has no restarts left" in stderr
+    assert not processes(run)
+    with Ledger(run / "ledger.sqlite") as ledger:
+        steps = ledger.step + 5
+    assert train("--resume", run, "--run.steps", steps).code == 0
+    trained_once(run, steps=steps, groups_per_step=4)
+    again = train("--resume", run)
+    assert again.code == 0, "a run that is finished already has nothing to do"
+    trained_once(run, steps=steps, groups_per_step=4)
+
+
 def test_ctrl_c_stops_cleanly_and_the_run_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_dir)
     process = launch(recipe, "--run.directory", tmp_path / "run", "--run.steps", 2000, "--evaluation.prompts", 0)

@@ -283,7 +283,16 @@ def _free_name(parent: Path, name: str) -> Path:
 
 
 def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -> None:
-    room = model.context - (1 if isinstance(task, tasks.RecordedTask) else config.sampling.max_tokens)
+    if isinstance(task, tasks.RecordedTask):
+        for group in (*task.train_groups, *task.heldout_groups):
+            length = len(codec.encode(group.prompt)) + max(len(codec.encode_response(text)) for text in group.texts)
+            if length > model.context:
+                raise TaskError(
+                    f"{config.rollouts.path}: the prompt {group.prompt.text[:60]!r} and its longest response have "
+                    f"{length} tokens, the model's context is {model.context}; drop the group, or use another model"
+                )
+        return
+    room = model.context - config.sampling.max_tokens
     longest = max((len(codec.encode(p)), p.index) for p in (*task.train, *task.heldout))
     if longest[0] > room:
         raise TaskError(
