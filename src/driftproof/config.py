@@ -114,6 +114,7 @@ class LearnerSection(Section):
     threads: int = Field(default=1, ge=1)
     device: str = "auto"
     publish_every: int = Field(default=1, ge=1)
+    """Steps between snapshots; always 1 where max_staleness is 0."""
     keep_snapshots: int = Field(default=3, ge=2)
     checkpoint_every: int = Field(default=50, ge=1)
 

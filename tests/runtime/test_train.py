@@ -208,3 +208,18 @@ def test_processes_stop_when_their_parent_is_killed(tiny_model_dir: Path, tmp_pa
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, "orphans are still running"
         time.sleep(0.1)
+
+
+def test_without_staleness_every_response_is_written_by_the_newest_weights(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    done = train(
+        recipe, "--run.directory", tmp_path / "run", "--run.steps", 3, "--runtime.mode", "sync",
+        "--learner.publish_every", 2, "--learner.keep_snapshots", 10, "--evaluation.prompts", 0,
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    snapshots = sorted(path.name for path in (tmp_path / "run" / "snapshots").glob("step-*"))
+    assert snapshots == [f"step-{step:08d}" for step in range(4)]
+    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+        assert {record.age for record in ledger.records()} == {0}

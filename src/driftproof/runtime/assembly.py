@@ -173,7 +173,8 @@ def make_learner(config: Config) -> Learner:
 
 def make_cadence(config: Config) -> Cadence:
     return Cadence(
-        publish_every=config.learner.publish_every,
+        # Without staleness every response is written by the newest weights.
+        publish_every=config.learner.publish_every if config.max_staleness else 1,
         checkpoint_every=config.learner.checkpoint_every,
         stall_seconds=config.runtime.stall_seconds,
     )
