@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT, driftproof, summary, write_results
 
-STEPS = {"gsm8k_gpt3.jsonl": 30, "math_qwen.jsonl": 10}
+FILES = ("gsm8k_gpt3.jsonl", "math_qwen.jsonl")
 
 
 def main() -> None:
@@ -24,16 +24,16 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = {}
     with tempfile.TemporaryDirectory() as directory:
-        for name, steps in STEPS.items():
+        for name in FILES:
             run = Path(directory) / name
             seconds = driftproof(
                 "train", ROOT / "recipes" / "recorded.toml", "--model.path", arguments.model.resolve(),
-                "--rollouts.path", arguments.data.resolve() / name, "--run.directory", run, "--run.steps", steps,
+                "--rollouts.path", arguments.data.resolve() / name, "--run.directory", run,
             )  # fmt: skip
             result = summary(run)
             before, after = result["nll_heldout_before"], result["nll_heldout_after"]
             runs[name] = {
-                "steps": steps,
+                "steps": result["steps"],
                 "seconds": round(seconds, 1),
                 "before": before,
                 "after": after,

@@ -56,13 +56,13 @@ def test_recorded_groups_are_trained_without_behaviour_information(name: str, by
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "steps"), [("gsm8k_gpt3.jsonl", 30), ("math_qwen.jsonl", 10)])
-def test_positives_gain_on_negatives_in_groups_held_out(name: str, steps: int, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["gsm8k_gpt3.jsonl", "math_qwen.jsonl"])
+def test_positives_gain_on_negatives_in_groups_held_out(name: str, tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model", tokenizer="bytes")
     done = train(
         ROOT / "recipes" / "recorded.toml", "--rollouts.path", DATA / "recorded" / name,
-        "--model.path", tmp_path / "model", "--run.directory", tmp_path / "run", "--run.steps", steps,
-        "--runtime.mode", "sync",
+        "--model.path", tmp_path / "model", "--run.directory", tmp_path / "run", "--runtime.mode", "sync",
     )  # fmt: skip
     assert done.code == 0, done.stderr
     result = summary(tmp_path / "run")
