@@ -52,6 +52,7 @@ def _readable(text: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # The tokenizers library raises nothing narrower.
         raise CodecError(
             f"the tokenizer cannot read {text[:60]!r}: {error}; use a model whose tokenizer covers this text "
             "(`driftproof tiny-model DIR --tokenizer bytes` reads any)"
