@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.advantages import Baseline, group_advantages
+from driftproof.advantages import Baseline, group_advantages, token_advantages
 
 BASELINES: tuple[Baseline, ...] = ("mean", "mean-std", "leave-one-out")
 rewards = st.one_of(st.just(math.nan), st.floats(-100, 100), st.sampled_from([0.0, 1.0]))
@@ -68,3 +68,46 @@ def test_the_dtype_of_the_rewards_is_kept():
 def test_an_unknown_baseline_is_refused():
     with pytest.raises(ValueError, match="unknown baseline 'median'; valid: mean, mean-std, leave-one-out"):
         advantages([[1.0, 0.0]], "median")  # type: ignore[arg-type]
+
+
+def gae_by_hand(reward: float, values: list[float], discount: float, gae_lambda: float) -> list[float]:
+    """From the last token to the first."""
+    advantages: list[float] = []
+    for position in reversed(range(len(values))):
+        last = position == len(values) - 1
+        step = (reward if last else discount * values[position + 1]) - values[position]
+        advantages.append(step + (0.0 if last else discount * gae_lambda * advantages[-1]))
+    return advantages[::-1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.floats(-5, 5)), max_size=5),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 2**31),
+)
+def test_token_advantages_are_those_of_a_plain_loop(
+    responses: list[tuple[int, float]], discount: float, gae_lambda: float, seed: int
+):
+    lengths = [length for length, _ in responses]
+    values_N = torch.randn(sum(lengths), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    found = token_advantages(
+        torch.tensor([reward for _, reward in responses], dtype=torch.float64),
+        values_N,
+        torch.tensor(lengths, dtype=torch.int64),
+        discount=discount,
+        gae_lambda=gae_lambda,
+    )
+    expected = []
+    for (_, reward), values in zip(responses, values_N.split(lengths), strict=True):
+        expected += gae_by_hand(reward, values.tolist(), discount, gae_lambda)
+    assert found.tolist() == pytest.approx(expected, rel=1e-10, abs=1e-10)
+
+
+def test_the_ends_of_lambda_are_reward_minus_value_and_the_one_step_error():
+    values_N = torch.tensor([0.5, -1.0, 0.25, 2.0, 7.0])
+    lengths_R, rewards_R = torch.tensor([3, 0, 1, 1]), torch.tensor([1.0, 9.0, 0.0, -1.0])
+    whole = token_advantages(rewards_R, values_N, lengths_R, discount=1.0, gae_lambda=1.0)
+    assert whole.tolist() == [0.5, 2.0, 0.75, -2.0, -8.0]
+    one_step = token_advantages(rewards_R, values_N, lengths_R, discount=1.0, gae_lambda=0.0)
+    assert one_step.tolist() == [-1.5, 1.25, 0.75, -2.0, -8.0]

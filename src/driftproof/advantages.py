@@ -1,6 +1,6 @@
-"""Rewards to advantages, group by group. Imports torch alone.
+"""Rewards to advantages: group by group, or token by token along a critic's values. Imports torch alone.
 
-A response without a reward (NaN: its verification failed) is left out of its group's baseline and gets advantage 0.
+In a group, a response without a reward (NaN: its verification failed) is left out of the baseline and gets advantage 0.
 """
 
 from __future__ import annotations
@@ -45,3 +45,34 @@ def group_advantages(rewards_R: Tensor, group_R: Tensor, baseline: Baseline = "m
     if baseline == "leave-one-out":
         return centred_R * count_R / (count_R - 1).clamp(min=1)
     raise ValueError(f"unknown baseline {baseline!r}; valid: mean, mean-std, leave-one-out")
+
+
+def token_advantages(
+    rewards_R: Tensor, values_N: Tensor, lengths_R: Tensor, *, discount: float, gae_lambda: float
+) -> Tensor:
+    """Generalised advantage estimates [N] of the tokens of R responses that lie one behind the other.
+
+    Args:
+        rewards_R: [R], given at a response's last token; after it there is no value.
+        values_N: [N], the critic's value before each token.
+        lengths_R: int64 [R], tokens per response.
+        discount, gae_lambda: gamma and lambda; lambda 1 is reward minus value.
+
+    Source: arXiv 1506.02438, Eq. 16.
+    """
+    responses, longest = len(lengths_R), int(lengths_R.max()) if len(lengths_R) else 0
+    # Responses end together, at the right: what stands before a short one is not read.
+    positions_T = torch.arange(longest, device=values_N.device)
+    inside_RT = positions_T >= longest - lengths_R[:, None]
+    values_RT = values_N.new_zeros(responses, longest + 1)
+    values_RT[:, :-1][inside_RT] = values_N
+    deltas_RT = discount * values_RT[:, 1:] - values_RT[:, :-1]
+    if longest:
+        deltas_RT[:, -1] += rewards_R
+    # A_t = delta_t + c A_{t+1}, by doubling: after each round a position holds the sum of twice as many deltas.
+    advantages_RT, reach, weight = deltas_RT, 1, discount * gae_lambda
+    while reach < longest:
+        later_RT = torch.nn.functional.pad(advantages_RT[:, reach:], (0, reach))
+        advantages_RT = advantages_RT + weight * later_RT
+        reach, weight = 2 * reach, weight * weight
+    return advantages_RT[inside_RT]

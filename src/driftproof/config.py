@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar, overload
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -49,6 +49,8 @@ class RunSection(Section):
 class ModelSection(Section):
     path: Path
     """A Hugging Face model directory."""
+    reference: Path | None = None
+    """The policy that a KL term of the objective pulls to; the model at `path` where not given."""
 
 
 class TaskSection(Open):
@@ -99,6 +101,8 @@ class VerifySection(Section):
 
 class LearnerSection(Section):
     groups_per_step: int = Field(default=16, ge=1)
+    updates_per_step: int = Field(default=1, ge=1)
+    """Optimizer updates of a step: its groups are dealt out to so many, one after the other."""
     lr: float = Field(default=1e-6, gt=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
@@ -163,6 +167,12 @@ class Config(Section):
                 "engine.name 'recorded' and rollouts.path belong together: a recorded trace is read from a file; "
                 f"got engine.name {self.engine.name!r} and rollouts.path {self.rollouts.path}"
             )
+        learner = self.learner
+        if learner.groups_per_step % learner.updates_per_step:
+            raise ValueError(
+                f"learner.groups_per_step {learner.groups_per_step} cannot be dealt out to learner.updates_per_step "
+                f"{learner.updates_per_step} equal updates; choose a divisor"
+            )
         if self.runtime.mode == "sync" and self.rollouts.workers > 1:
             raise ValueError("runtime.mode 'sync' has one rollout worker; rollouts.workers must be 1")
         return self
@@ -176,8 +186,77 @@ class Config(Section):
         """The whole resolved tree."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """The tree that `to_toml` wrote."""
+        return cls.model_validate(tomllib.loads(text))
 
-def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
+
+class LabObjective(Open):
+    """An objective of a grid: its `name` and fields, and what the lab does with it."""
+
+    label: str = ""
+    """What it is called in tables and pictures; its name where not given."""
+    baseline: Literal["mean", "mean-std", "leave-one-out"] = "mean"
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate in the view "given"; that of the learner where not given."""
+
+
+class LabSection(Section):
+    """A grid of objectives x staleness x learning rates x seeds."""
+
+    directory: Path | None = None
+    """Where the results go; `labs/NAME of the run` where not given. What is there already is not run again."""
+    processes: int = Field(default=0, ge=0)
+    """Runs at a time, one thread each; 0: as many as there are cores."""
+    objectives: list[LabObjective] = Field(min_length=1)
+    staleness: list[Annotated[int, Field(ge=0)]] = Field(default=[0, 4, 16, 64], min_length=1)
+    """Exact lag, or the period, in updates; without meaning under a replay."""
+    schedule: Literal["lag", "periodic", "replay"] = "lag"
+    replay: Path | None = None
+    """A run directory whose ages are replayed."""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0, 1, 2, 3, 4], min_length=1)
+    views: list[Literal["given", "tuned", "matched"]] = Field(default=["given"], min_length=1)
+    """`given`: every objective at its `lr`, else at that of the learner. `tuned`: each at its own best of
+    `learning_rates` at staleness 0. `matched`: all at that of the learner, every gradient scaled to one norm."""
+    learning_rates: list[Annotated[float, Field(gt=0)]] = []
+    tuning_seeds: list[Annotated[int, Field(ge=0)]] = [1000, 1001]
+    matched_grad_norm: float = Field(default=1e-3, gt=0)
+    """So small that clipping to it always acts."""
+    evaluate_every: int = Field(default=10, ge=1)
+    """Steps."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LabSection:
+        if (self.schedule == "replay") != (self.replay is not None):
+            raise ValueError("schedule 'replay' and a run directory in `replay` belong together")
+        if "tuned" in self.views and not (self.learning_rates and self.tuning_seeds):
+            raise ValueError("the view 'tuned' needs learning_rates and tuning_seeds")
+        labels = [objective.label or objective.name for objective in self.objectives]
+        twice = {label for label in labels if labels.count(label) > 1}
+        if twice:
+            raise ValueError(f"objectives share the label {sorted(twice)[0]!r}; give each a `label` of its own")
+        return self
+
+
+class LabConfig(Config):
+    """A recipe of the lab: that of a run, and the grid over it."""
+
+    lab: LabSection
+
+
+C = TypeVar("C", bound=Config)
+
+
+@overload
+def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config: ...
+
+
+@overload
+def load_config(recipe: Path | None, overrides: Sequence[str], kind: type[C]) -> C: ...
+
+
+def load_config(recipe: Path | None, overrides: Sequence[str] = (), kind: type[Config] = Config) -> Config:
     """A recipe (None: the defaults) with overrides `--section.key value` (or `--section.key=value`) on top.
 
     Raises:
@@ -195,9 +274,9 @@ def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{recipe}: {section} must be a table, like [{section}]")
         table[key] = value
     try:
-        return Config.model_validate({"model": {}, **tree})
+        return kind.model_validate({"model": {}, **tree})
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from error
+        raise ConfigError("\n".join(_explain(problem, kind) for problem in error.errors())) from error
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str, Any]]:
@@ -229,11 +308,11 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, kind: type[BaseModel]) -> str:
     place = [str(part) for part in problem["loc"]]
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
-        model: type[BaseModel] = Config
+        model = kind
         for part in place[:-1]:
             annotation = model.model_fields[part].annotation
             assert isinstance(annotation, type)

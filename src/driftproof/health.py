@@ -1,6 +1,7 @@
-"""What to plot when the loss says nothing: the scales on which positive and negative responses pull.
+"""What to plot when the loss says nothing: how hard positive and negative responses pull, and how far data has drifted.
 
-`health_sums` of the parts of an optimizer step add up; `health_metrics` turns the step's sums into these names:
+`step_health` turns the responses of an optimizer step into these figures. Names are stable, every value is finite, and
+a figure without data (no negatives, say, or no behavior log-probs) is left out.
 
 | name | meaning |
 |---|---|
@@ -8,73 +9,128 @@
 | `health/positive_nll` | S of the responses with A > 0, weighted by A (paper: S_P) |
 | `health/negative_nll` | S of the responses with A < 0, weighted by abs A (paper: S_N) |
 | `health/scale_imbalance` | negative_nll / positive_nll; it rises before a naive run collapses |
-| `health/balance` | sum of A S over responses, over their number: the naive loss |
+| `health/positive_mass`, `health/negative_mass` | sum of abs A times S over the sign's responses, over all responses |
+| `health/balance` | positive_mass - negative_mass: the naive loss |
 | `health/positive_share`, `health/negative_share` | share of responses with A > 0, with A < 0 |
 | `health/largest_inverse_nll` | largest 1/S among responses that train: ASymPO's largest weight before its floor |
+| `health/smallest_inverse_nll` | smallest 1/S among them |
 | `health/entropy` | mean token entropy of the current policy (nats), where computed |
+| `health/positive_gradient_mass`, `health/negative_gradient_mass` | L1 norm of the loss's gradient by the logits |
+| `health/gradient_imbalance` | negative_gradient_mass / positive_gradient_mass |
+| `health/ratio_mean`, `health/ratio_min`, `health/ratio_max` | rho = current / behavior probability, over tokens |
+| `health/ratio_p05`, `health/ratio_p50`, `health/ratio_p95` | its percentiles (the token of the nearest rank) |
+| `health/behavior_kl` | mean of rho - 1 - log rho over tokens: estimates KL(behavior, current) per token (nats) |
+| `health/effective_sample_size` | (sum rho)^2 / (N sum rho^2) over the N tokens: 1 without drift, 1/N at worst |
+| `health/sequence_effective_sample_size` | the same over responses, with the product of rho over each |
+
+A response trains if it has tokens and an advantage that is not 0. log rho is clamped to +-20, except in the products.
+
+The gradient mass sums abs(dL/dlog p) 2 (1 - p) / temperature over the tokens of the responses with A > 0, and of those
+with A < 0: the gradient of log p by the logits (after soft-capping) is (onehot - softmax) / temperature. What a KL term
+adds to dL/dlog p is counted, an entropy bonus is not. 1 - p <= -log p, so ASymPO's mass is at most 2 sum abs A / R.
 
 Source: arXiv 2606.03070, Eq. 3 and Theorems 3-4.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from driftproof.objectives import Responses
+from driftproof.objectives.objective import MAX_LOG_RATIO
 
-HealthSums = dict[str, Tensor]
+SMALLEST_NLL = 1e-12
+"""Nats; a response of smaller mean NLL counts as this in 1/S, so that it is finite."""
 
 
 @torch.no_grad()
-def health_sums(batch: Responses, entropy_N: Tensor | None = None) -> HealthSums:
-    """Additive float64 scalars of one part of a step (`largest_inverse_nll` is combined by maximum)."""
-    nll_R = -batch.mean_per_response(batch.logprobs_N.detach().double())
+def step_health(
+    batch: Responses, token_gradients_N: Tensor | None = None, *, temperature: float = 1.0
+) -> dict[str, float]:
+    """The table above for the responses of a step; what is computed on a device is fetched at once.
+
+    Args:
+        batch: whole responses, of the whole step; `entropy_N` and `behavior_logprobs_N` are used where they are there.
+        token_gradients_N: [N], the derivative of the step's loss by each token's log-prob.
+        temperature: that of the log-probs, which are those of softmax(logits / temperature).
+
+    Raises:
+        ValueError: a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; the gradient by the logits needs a positive one")
+    if not len(batch.lengths_R):
+        return {}
+    figures = _scales(batch)
+    if batch.entropy_N is not None:
+        figures["entropy"] = batch.entropy_N.double().mean()
+    if token_gradients_N is not None:
+        figures |= _gradient_masses(batch, token_gradients_N, temperature)
+    if batch.behavior_logprobs_N is not None and len(batch.logprobs_N):
+        figures |= _drift(batch, batch.behavior_logprobs_N)
+    values = torch.stack(list(figures.values())).tolist()
+    # What has no data is 0 / 0, or the extreme of nothing.
+    return {f"health/{name}": value for name, value in zip(figures, values, strict=True) if math.isfinite(value)}
+
+
+def _scales(batch: Responses) -> dict[str, Tensor]:
+    nll_R = -batch.mean_per_response(batch.logprobs_N.double())
     advantages_R = batch.advantages_R.double()
     positive_R, negative_R = advantages_R.clamp(min=0), (-advantages_R).clamp(min=0)
-    trained_R = (advantages_R != 0) & (batch.lengths_R > 0)
-    inverse_R = torch.where(trained_R, 1 / nll_R.clamp(min=1e-12), 0)
-    zero = nll_R.new_zeros(())
+    positive_mass, negative_mass = (positive_R * nll_R).mean(), (negative_R * nll_R).mean()
+    positive_nll, negative_nll = positive_mass / positive_R.mean(), negative_mass / negative_R.mean()
+    inverse_R = 1 / nll_R.clamp(min=SMALLEST_NLL)
+    trains_R = (advantages_R != 0) & (batch.lengths_R > 0)
     return {
-        "responses": zero + len(nll_R),
-        "nll": nll_R.sum(),
-        "positive_advantage": positive_R.sum(),
-        "negative_advantage": negative_R.sum(),
-        "positive_mass": (positive_R * nll_R).sum(),
-        "negative_mass": (negative_R * nll_R).sum(),
-        "positive_count": (positive_R > 0).sum().double(),
-        "negative_count": (negative_R > 0).sum().double(),
-        "largest_inverse_nll": inverse_R.max() if len(inverse_R) else zero,
-        "entropy": zero if entropy_N is None else entropy_N.double().sum(),
-        "entropy_tokens": zero if entropy_N is None else zero + len(entropy_N),
+        "nll": nll_R.mean(),
+        "positive_nll": positive_nll,
+        "negative_nll": negative_nll,
+        "scale_imbalance": negative_nll / positive_nll.clamp(min=0),
+        "positive_mass": positive_mass,
+        "negative_mass": negative_mass,
+        "balance": positive_mass - negative_mass,
+        "positive_share": (advantages_R > 0).double().mean(),
+        "negative_share": (advantages_R < 0).double().mean(),
+        "largest_inverse_nll": torch.where(trains_R, inverse_R, -torch.inf).max(),
+        "smallest_inverse_nll": torch.where(trains_R, inverse_R, torch.inf).min(),
     }
 
 
-def add_sums(left: HealthSums, right: HealthSums) -> HealthSums:
-    """The sums of two parts taken together."""
+def _gradient_masses(batch: Responses, token_gradients_N: Tensor, temperature: float) -> dict[str, Tensor]:
+    uncertainty_N = -torch.expm1(batch.logprobs_N.double().clamp(max=0))
+    mass_R = batch.sum_per_response(token_gradients_N.double().abs() * uncertainty_N) * (2 / temperature)
+    positive_mass = torch.where(batch.advantages_R > 0, mass_R, 0).sum()
+    negative_mass = torch.where(batch.advantages_R < 0, mass_R, 0).sum()
     return {
-        name: torch.maximum(left[name], right[name]) if name == "largest_inverse_nll" else left[name] + right[name]
-        for name in left
+        "positive_gradient_mass": positive_mass,
+        "negative_gradient_mass": negative_mass,
+        "gradient_imbalance": negative_mass / positive_mass,
     }
 
 
-def health_metrics(sums: HealthSums) -> dict[str, float]:
-    """The table above from a step's sums; a figure that has no data (no negatives, say) is left out."""
-    value = {name: float(tensor) for name, tensor in sums.items()}
-    responses = max(value["responses"], 1)
-    metrics = {
-        "health/nll": value["nll"] / responses,
-        "health/balance": (value["positive_mass"] - value["negative_mass"]) / responses,
-        "health/positive_share": value["positive_count"] / responses,
-        "health/negative_share": value["negative_count"] / responses,
-        "health/largest_inverse_nll": value["largest_inverse_nll"],
+def _drift(batch: Responses, behavior_logprobs_N: Tensor) -> dict[str, Tensor]:
+    difference_N = batch.logprobs_N.double() - behavior_logprobs_N.double()
+    log_ratio_N = difference_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).sort().values
+    ratio_N = log_ratio_N.exp()
+    last = len(ratio_N) - 1
+    log_weight_R = torch.where(batch.lengths_R > 0, batch.sum_per_response(difference_N), -torch.inf)
+    return {
+        "ratio_mean": ratio_N.mean(),
+        "ratio_min": ratio_N[0],
+        "ratio_max": ratio_N[last],
+        "ratio_p05": ratio_N[round(0.05 * last)],
+        "ratio_p50": ratio_N[round(0.5 * last)],
+        "ratio_p95": ratio_N[round(0.95 * last)],
+        "behavior_kl": (torch.expm1(log_ratio_N) - log_ratio_N).mean(),
+        "effective_sample_size": _effective_share(log_ratio_N),
+        "sequence_effective_sample_size": _effective_share(log_weight_R),
     }
-    if value["positive_advantage"] > 0:
-        metrics["health/positive_nll"] = value["positive_mass"] / value["positive_advantage"]
-    if value["negative_advantage"] > 0:
-        metrics["health/negative_nll"] = value["negative_mass"] / value["negative_advantage"]
-    if metrics.get("health/positive_nll", 0) > 0 and "health/negative_nll" in metrics:
-        metrics["health/scale_imbalance"] = metrics["health/negative_nll"] / metrics["health/positive_nll"]
-    if value["entropy_tokens"] > 0:
-        metrics["health/entropy"] = value["entropy"] / value["entropy_tokens"]
-    return metrics
+
+
+def _effective_share(log_weights: Tensor) -> Tensor:
+    """(sum w)^2 / (n sum w^2) of the weights, whatever their scale; a weight of 0 (-inf) is not one of the n."""
+    weights = (log_weights - log_weights.max()).exp()
+    return weights.sum().square() / weights.square().sum() / (log_weights > -torch.inf).sum()

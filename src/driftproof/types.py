@@ -24,12 +24,20 @@ class GroupError(ValueError):
 
 
 class Channel(StrEnum):
-    """An optional per-token input of an objective. A group carries a channel exactly when the objective needs it."""
+    """An optional per-token input of an objective.
+
+    A group carries its channel (see `GROUP_CHANNELS`) exactly when the objective needs it.
+    """
 
     BEHAVIOR_LOGPROBS = "behavior_logprobs"
     PROXIMAL_LOGPROBS = "proximal_logprobs"
     REFERENCE_LOGPROBS = "reference_logprobs"
+    ENTROPY = "entropy"
     VALUES = "values"
+
+
+GROUP_CHANNELS = frozenset({Channel.BEHAVIOR_LOGPROBS})
+"""Those that come with the group; the learner computes the others."""
 
 
 class FinishReason(StrEnum):

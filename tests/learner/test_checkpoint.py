@@ -15,6 +15,7 @@ from driftproof.learner import (
     save_checkpoint,
 )
 from driftproof.objectives import build
+from driftproof.types import Group
 from tests.groups import make_batch, random_groups
 
 from .tiny import tiny_learner, tiny_model
@@ -75,6 +76,22 @@ def test_the_newest_two_are_kept_and_partial_ones_are_not_seen(tmp_path: Path):
     save_checkpoint(tmp_path, learner)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
     assert not list(tmp_path.glob(".partial*"))
+
+
+def test_a_value_head_is_kept_and_belongs_to_its_objective(tmp_path: Path):
+    def groups(step: int) -> list[Group]:
+        return random_groups(step, behavior_logprobs=True)
+
+    critic, again = tiny_learner("ppo"), tiny_learner("ppo")
+    critic.train(make_batch(*groups(1)))
+    path = save_checkpoint(tmp_path / "ppo", critic)
+    load_checkpoint(path, again)
+    assert again.train(make_batch(*groups(2), step=2)) == critic.train(make_batch(*groups(2), step=2))
+    with pytest.raises(CheckpointError, match="has a value head, and objective 'grpo' needs none"):
+        load_checkpoint(path, tiny_learner("grpo"))
+    plain = save_checkpoint(tmp_path / "grpo", tiny_learner("grpo"))
+    with pytest.raises(CheckpointError, match="has no value head, and objective 'ppo' needs one"):
+        load_checkpoint(plain, tiny_learner("ppo"))
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from driftproof.learner import Policy, pack
+from driftproof.learner import Policy, Scored, pack
 from driftproof.models import ModelError
 from tests.groups import make_group
 
@@ -50,6 +50,36 @@ def test_the_check_is_not_disturbed_by_the_rounding_of_bfloat16(seed: int):
     with torch.no_grad():
         model.lm_head.weight.mul_(40)
     Policy(model, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_is_the_gradient_through_score(architecture: str, dtype: torch.dtype):
+    """Of a loss of log-probs, entropies and values; tied and untied heads, capped logits."""
+    policy = Policy(tiny_model(architecture), temperature=0.7, dtype=dtype, value_head=True)
+    assert policy.value_head is not None
+    torch.nn.init.normal_(policy.value_head.weight)
+    (micro_batch,) = pack([GROUP], token_budget=999, share_prompts=policy.share_prompts)[:1]
+    scored = policy.score(micro_batch, want_entropy=True)
+    assert scored.entropy_N is not None
+    assert scored.values_N is not None
+    weights_N = torch.linspace(-1, 1, len(scored.logprobs_N))
+    loss = weights_N @ scored.logprobs_N + weights_N.square() @ scored.entropy_N + scored.values_N.square().sum()
+    expected = torch.autograd.grad(loss, list(policy.parameters()))
+    seen: list[torch.Tensor] = []
+
+    def finish(part: Scored, responses: slice, tokens: slice) -> Scored:
+        seen.append(part.logprobs_N)
+        assert part.values_N is not None
+        assert not part.values_N.requires_grad
+        return Scored(logprobs_N=weights_N[tokens], entropy_N=weights_N[tokens].square(), values_N=2 * part.values_N)
+
+    policy.backward(micro_batch, finish, want_entropy=True)
+    torch.testing.assert_close(torch.cat(seen), scored.logprobs_N.detach(), rtol=1e-5, atol=1e-5)
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    for parameter, gradient in zip(policy.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert (parameter.grad - gradient).norm() <= tolerance * gradient.norm() + 1e-5
 
 
 def test_dropout_is_off():

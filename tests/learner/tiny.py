@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from driftproof.learner import Learner, Memory, Optimization, Policy
 from driftproof.objectives import build
+from driftproof.types import Channel
 
 VOCABULARY = 50
 # Wide weights make peaked, varied distributions, so that a wrong position or mask shows.
@@ -58,11 +59,16 @@ def tiny_learner(
     seed: int = 0,
     memory: Memory | None = None,
     bfloat16: bool = False,
+    fields: dict[str, Any] | None = None,
     **optimization: Any,
 ) -> Learner:
-    policy = Policy(tiny_model(architecture, seed), dtype=torch.bfloat16 if bfloat16 else torch.float32)
+    """`fields` are the objective's; its reference policy, where it needs one, is another random model."""
+    chosen = build(objective, **(fields or {}))
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    policy = Policy(tiny_model(architecture, seed), dtype=dtype, value_head=Channel.VALUES in chosen.needs)
+    reference = Policy(tiny_model(seed=77)) if Channel.REFERENCE_LOGPROBS in chosen.needs else None
     settings = {"lr": 1e-2, "steps": 10} | optimization
-    return Learner(policy, build(objective), Optimization(**settings), memory or Memory())
+    return Learner(policy, chosen, Optimization(**settings), memory or Memory(), reference=reference)
 
 
 def own_logprobs(model: PreTrainedModel, prompt: list[int], response: list[int]) -> torch.Tensor:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from driftproof.objectives import ObjectiveError, Responses, build
 
-from .steps import Step, evaluate, make_step, steps
+from .steps import Step, a_step, evaluate, make_step, steps
 
 ASYMPO = build("asympo", floor=0.0)
 
@@ -30,14 +31,49 @@ def test_naive_is_the_mean_of_advantage_times_mean_nll():
     assert leaf.grad.tolist() == [[-0.5, -0.5], [0.5, 0.0]]
 
 
+def test_gpg_makes_up_for_groups_that_teach_nothing():
+    # Groups of two: one teaches, one does not, in one a single reward of two is there.
+    step = make_step([1, 2, 3, 1, 1, 1], [1.0, 0.0, 1.0, 1.0, 2.0, math.nan], [0, 0, 1, 1, 2, 2])
+    naive = evaluate(step, build("naive", aggregation="token-mean"))
+    for alpha, expected in (("valid-groups", 6 / 2), ("nonzero-rewards", 6 / 4), (0.25, 0.25), (0, 0.0)):
+        found = evaluate(step, build("gpg", alpha=alpha))
+        torch.testing.assert_close(found.gradient, expected * naive.gradient, rtol=1e-12, atol=0)
+        assert found.metrics["alpha"].item() == pytest.approx(expected)
+
+
+def test_gpg_of_a_step_in_which_nothing_counts_scales_by_one():
+    step = make_step([1, 2], [0.0, 0.0], [0, 0])
+    for alpha in ("valid-groups", "nonzero-rewards"):
+        assert evaluate(step, build("gpg", alpha=alpha)).metrics["alpha"].item() == 1
+
+
+@pytest.mark.parametrize(
+    ("alpha", "missing"),
+    [("valid-groups", "total_valid_responses"), ("nonzero-rewards", r"total_nonzero_rewards \(or rewards_R of")],
+)
+def test_gpg_says_which_count_it_lacks(alpha: str, missing: str):
+    step = a_step()
+    batch = replace(step.whole(step.leaves()), total_valid_responses=None, total_nonzero_rewards=None)
+    with pytest.raises(ObjectiveError, match=f"gpg: alpha '{alpha}' needs {missing}"):
+        build("gpg", alpha=alpha)(batch)
+
+
+def test_asymre_teaches_where_all_rewards_are_equal_but_not_where_one_is_missing():
+    step = make_step([2, 2, 1], [1.0, 1.0, math.nan], [0, 0, 0])
+    weights = -evaluate(step, build("asymre")).gradient[0] * 3
+    assert weights.tolist() == pytest.approx([0.05, 0.05, 0.05, 0.05, 0.0])
+    batch = replace(step.whole(step.leaves()), rewards_R=None)
+    assert build("asymre")(batch).loss.item() != build("asymre")(step.whole(step.leaves())).loss.item()
+
+
 @given(steps(shortest=1))
 def test_asympo_weighs_a_token_by_advantage_over_total_nll(step: Step):
-    _, gradient, _ = evaluate(step, ASYMPO)
     expected = [
-        torch.full_like(logprobs, (advantage / (step.size * -logprobs.sum())).item())
-        for logprobs, advantage in zip(step.logprobs, step.advantages_R, strict=True)
+        -response.advantage / (step.size * -sum(response.logprobs))
+        for response in step.written()
+        for _ in response.logprobs
     ]
-    torch.testing.assert_close(gradient, -torch.cat(expected), rtol=1e-12, atol=0)
+    assert evaluate(step, ASYMPO).gradient[0].tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @given(steps(shortest=1))
@@ -55,111 +91,86 @@ def test_asympo_is_balanced_in_every_group(step: Step):
 
 def test_naive_is_not_balanced():
     step = make_step([3, 3], [1.0, 0.0], [0, 0])
-    assert abs(evaluate(step, build("naive"))[0].item()) > 0.01
+    assert abs(evaluate(step, ASYMPO).loss.item()) < 1e-12
+    assert abs(evaluate(step, build("naive")).loss.item()) > 0.01
 
 
 @given(steps(shortest=1))
 def test_asympo_has_the_gradient_of_advantage_times_log_nll(step: Step):
-    def log_objective(*logprobs: torch.Tensor) -> torch.Tensor:
-        nll_R = torch.stack([-values.mean() for values in logprobs])
-        return (step.advantages_R * nll_R.log()).sum() / step.size
-
-    leaves = step.leaves()
-    log_objective(*leaves).backward()
-    expected = torch.cat([leaf.grad for leaf in leaves if leaf.grad is not None])
-    torch.testing.assert_close(evaluate(step, ASYMPO)[1], expected, rtol=1e-10, atol=1e-14)
+    logprobs_N = step.leaves()["logprobs"]
+    ((step.advantages_R * step.nll_R(logprobs_N).log()).sum() / step.size).backward()
+    torch.testing.assert_close(evaluate(step, ASYMPO).gradient[0], logprobs_N.grad, rtol=1e-10, atol=1e-14)
 
 
-def test_gradients_agree_with_finite_differences():
+def test_asympo_agrees_with_finite_differences_of_advantage_times_log_nll():
     step = make_step([1, 4, 2, 3], [1.0, 0.0, 0.1, 1.0], [0, 0, 1, 1])
-    log_nll = (step.advantages_R * step.nll_R().log()).sum() / step.size
-    for name, value in (("naive", None), ("spo", None), ("asympo", log_nll)):
-        objective = build(name, **({"floor": 0.0} if name == "asympo" else {}))
-        _, gradient, _ = evaluate(step, objective)
-        position = 0
-        for number, logprobs in enumerate(step.logprobs):
-            for token in range(len(logprobs)):
-                slope = []
-                for sign in (1, -1):
-                    moved = [values.clone() for values in step.logprobs]
-                    moved[number][token] += sign * 1e-6
-                    if value is None:
-                        slope.append(sign * objective(step.whole(moved)).loss)
-                    else:
-                        nll_R = torch.stack([-values.mean() for values in moved])
-                        slope.append(sign * (step.advantages_R * nll_R.log()).sum() / step.size)
-                torch.testing.assert_close(sum(slope) / 2e-6, gradient[position], rtol=1e-6, atol=1e-8)
-                position += 1
+    slopes = evaluate(step, ASYMPO).gradient[0]
+    for token in range(step.tokens):
+        ends = []
+        for move in (1e-6, -1e-6):
+            moved_N = step.channels["logprobs"].clone()
+            moved_N[token] += move
+            ends.append((step.advantages_R * step.nll_R(moved_N).log()).sum() / step.size)
+        torch.testing.assert_close((ends[0] - ends[1]) / 2e-6, slopes[token], rtol=1e-6, atol=1e-8)
 
 
-@given(st.floats(-8, 8), st.integers(2, 30), st.sampled_from([1.0, -1.0, 0.3]))
-def test_asympo_never_pushes_the_logits_harder_than_the_advantage(sharpness: float, vocabulary: int, advantage: float):
-    """|dL/dz| summed over tokens is at most sqrt(2) |A| / R, however sure the policy is."""
-    generator = torch.Generator().manual_seed(vocabulary)
-    logits = torch.randn(6, vocabulary, dtype=torch.float64, generator=generator) * 2**sharpness
+@given(
+    st.floats(-8, 8), st.integers(2, 30), st.integers(1, 6), st.sampled_from([1.0, -1.0, 0.3]), st.integers(0, 2**31)
+)
+def test_asympo_never_pushes_the_logits_harder_than_the_advantage(
+    sharpness: float, vocabulary: int, length: int, advantage: float, seed: int
+):
+    """|dL/dz| summed over tokens is at most 2 |A| in L1 and sqrt(2) |A| in L2, however sure or wrong the policy is."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(length, vocabulary, dtype=torch.float64, generator=generator) * 2**sharpness
     logits.requires_grad_()
-    logprobs = logits.log_softmax(-1).amax(-1)
+    chosen = torch.randint(vocabulary, (length, 1), generator=generator)
+    logprobs = logits.log_softmax(-1).gather(-1, chosen).squeeze(-1)
     # Beyond this the mean NLL itself is a rounding error.
     assume(-logprobs.mean().item() > 1e-8)
-    batch = Responses.from_padded(logprobs[None], torch.ones(1, 6), torch.tensor([advantage]))
-    ASYMPO(batch).loss.backward()
-    assert logits.grad is not None
-    assert logits.grad.norm(dim=-1).sum().item() <= math.sqrt(2) * abs(advantage) * (1 + 1e-6)
+    for objective in (ASYMPO, build("asympo"), build("asympo", stable=True)):
+        batch = Responses.from_padded(logprobs[None], torch.ones(1, length), torch.tensor([advantage]))
+        (slopes,) = torch.autograd.grad(objective(batch).loss, logits, retain_graph=True)
+        assert slopes.abs().sum().item() <= 2 * abs(advantage) * (1 + 1e-6)
+        assert slopes.norm(dim=-1).sum().item() <= math.sqrt(2) * abs(advantage) * (1 + 1e-6)
 
 
-@given(steps())
-def test_spo_lies_between_naive_and_positives_alone(step: Step):
-    naive, spo, positives = (evaluate(step, build(name, **fields)) for name, fields in NEIGHBOURS)
-    torch.testing.assert_close(spo[:2], naive[:2], rtol=0, atol=0)
-    only = Step(step.logprobs, step.behavior, step.advantages_R.clamp(min=0), step.group_R)
-    torch.testing.assert_close(positives[:2], evaluate(only, build("naive"))[:2], rtol=0, atol=0)
-
-
-NEIGHBOURS = [("naive", {}), ("spo", {"alpha": 1.0}), ("spo", {"alpha": 0.0})]
-
-
-def test_spo_scales_negatives_by_alpha():
-    leaf, batch = padded([[-2.0], [-4.0]], [0.5, -0.5])
-    output = build("spo")(batch)
-    assert output.loss.item() == pytest.approx((0.5 * 2 - 0.2 * 0.5 * 4) / 2)
-    output.loss.backward()
-    assert leaf.grad is not None
-    assert leaf.grad.flatten().tolist() == pytest.approx([-0.25, 0.05])
+def test_the_bound_on_the_logits_is_reached_by_sure_responses():
+    """Dividing by less than the mean NLL would break it."""
+    logits = torch.tensor([[12.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    logprobs = logits.log_softmax(-1)[:, 0]
+    batch = Responses.from_padded(logprobs[None], torch.ones(1, 1), torch.tensor([1.0]))
+    (slopes,) = torch.autograd.grad(ASYMPO(batch).loss, logits)
+    assert slopes.abs().sum().item() == pytest.approx(2, rel=1e-4)
+    assert slopes.norm().item() == pytest.approx(math.sqrt(2), rel=1e-4)
 
 
 @given(steps(shortest=1), st.floats(1e-4, 5.0))
 def test_the_floor_bounds_the_weight_and_is_reported(step: Step, floor: float):
-    _, gradient, metrics = evaluate(step, build("asympo", floor=floor))
-    nll_R = step.nll_R()
-    weight_R = -step.advantages_R / step.size / nll_R.clamp(min=floor)
-    expected = [
-        (weight / len(values)).expand(len(values)) for weight, values in zip(weight_R, step.logprobs, strict=True)
-    ]
-    torch.testing.assert_close(gradient, torch.cat(expected), rtol=1e-12, atol=0)
-    assert metrics["floored_share"].item() == pytest.approx((nll_R < floor).sum().item() / step.size)
+    found = evaluate(step, build("asympo", floor=floor))
+    nll_R = step.nll_R(step.channels["logprobs"])
+    weight_R = -step.advantages_R / step.size / nll_R.clamp(min=floor) / step.lengths_R
+    expected = weight_R.repeat_interleave(step.lengths_R)
+    torch.testing.assert_close(found.gradient[0], expected, rtol=1e-12, atol=0)
+    floored = step.lengths_R[nll_R < floor].sum().item() / step.tokens
+    assert found.metrics["floored_share"].item() == pytest.approx(floored)
+
+
+def test_empty_responses_are_not_counted_as_floored():
+    step = make_step([0, 2], [1.0, 0.0], [0, 0])
+    assert evaluate(step, build("asympo", floor=10.0)).metrics["floored_share"].item() == 1
+    assert evaluate(step, build("asympo", floor=1e-12)).metrics["floored_share"].item() == 0
 
 
 @given(steps(shortest=1), st.floats(0.001, 0.4), st.floats(0.5, 0.999))
-def test_stable_asympo_is_equations_44_to_46(step: Step, p_low: float, p_high: float):
-    loss, gradient, metrics = evaluate(step, build("asympo", stable=True, floor=0.0, p_low=p_low, p_high=p_high))
-    expected_loss, expected_gradient, high, low = 0.0, [], 0, 0
-    for logprobs, advantage in zip(step.logprobs, step.advantages_R.tolist(), strict=True):
-        values = logprobs.tolist()
-        if advantage >= 0:
-            clipped = [min(value, math.log(p_high)) for value in values]
-            free = [value <= math.log(p_high) for value in values]
-            high += len(free) - sum(free)
-        else:
-            clipped = [max(value, math.log(p_low)) for value in values]
-            free = [value >= math.log(p_low) for value in values]
-            low += len(free) - sum(free)
-        nll = -sum(clipped) / len(clipped)
-        expected_loss += advantage / step.size
-        expected_gradient += [-advantage / step.size / len(values) / nll * f for f in free]
-    assert loss.item() == pytest.approx(expected_loss, abs=1e-12)
-    assert gradient.tolist() == pytest.approx(expected_gradient, rel=1e-10)
-    assert metrics["clipped_high_share"].item() == pytest.approx(high / step.tokens)
-    assert metrics["clipped_low_share"].item() == pytest.approx(low / step.tokens)
+def test_stable_asympo_counts_the_tokens_at_each_bound_and_stays_balanced(step: Step, p_low: float, p_high: float):
+    found = evaluate(step, build("asympo", stable=True, floor=0.0, p_low=p_low, p_high=p_high))
+    assert abs(found.loss.item()) < 1e-12
+    responses = step.written()
+    high = sum(logprob > math.log(p_high) for r in responses if r.advantage >= 0 for logprob in r.logprobs)
+    low = sum(logprob < math.log(p_low) for r in responses if r.advantage < 0 for logprob in r.logprobs)
+    assert found.metrics["clipped_high_share"].item() == pytest.approx(high / step.tokens)
+    assert found.metrics["clipped_low_share"].item() == pytest.approx(low / step.tokens)
 
 
 @pytest.mark.parametrize("floor", [0.0, 1e-2])
@@ -174,28 +185,3 @@ def test_a_certain_response_keeps_loss_and_gradient_finite(floor: float, advanta
     assert leaf.grad[0].tolist() == [expected, expected]
     assert output.loss.item() == pytest.approx(-advantage / 2)
     assert output.metrics["floored_share"].item() == (0.5 if floor else 0.0)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"floor": -1.0}, "asympo: floor is -1.0; it must be a number from 0.0 to 10.0"),
-        ({"floor": math.nan}, "floor is nan"),
-        ({"floor": "off"}, "asympo: floor is 'off'; it must be a number from 0.0 to 10.0"),
-        ({"floor": True}, "floor is True"),
-        ({"stable": "False"}, "asympo: stable is 'False'; it must be true or false"),
-        ({"p_high": 0.01}, "asympo: p_high is 0.01; it must be a number from 0.02 to 1.0"),
-        ({"p_low": 1.5}, "p_low is 1.5"),
-        ({"aggregation": "token-mean"}, "asympo: aggregation is 'token-mean'"),
-    ],
-)
-def test_asympo_refuses_fields_that_make_no_sense(fields: dict[str, object], message: str):
-    with pytest.raises(ObjectiveError) as caught:
-        build("asympo", **fields)
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan, "a lot"])
-def test_spo_refuses_an_alpha_out_of_range(alpha: object):
-    with pytest.raises(ObjectiveError, match=r"spo: alpha is .*; it must be a number from 0\.0 to 1\.0"):
-        build("spo", alpha=alpha)

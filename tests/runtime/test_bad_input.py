@@ -39,7 +39,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["--objective.name", "asymp"], ["unknown objective 'asymp'", "did you mean 'asympo'", "grpo, naive, spo"]),
+        (["--objective.name", "asymp"], ["unknown objective 'asymp'", "did you mean 'asympo'", "asymre, cispo"]),
         (["--objective.flor", "0.1"], ["objective 'asympo': unknown field 'flor'", "did you mean 'floor'"]),
         (["--objective.floor", "-1"], ["floor is -1", "from 0.0 to 10.0"]),
         (["--learner.learning_rate", "1"], ["unknown setting 'learner.learning_rate'", "valid: ", "learner.lr"]),
@@ -56,6 +56,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--engine.name", "recorded"], ["engine.name 'recorded' and rollouts.path belong together"]),
         (["--objective.name", "grpo", "--sampling.top_p", "0.9"], ["grpo", "behavior_logprobs", "top_p=0.9"]),
         (["--runtime.mode", "sync", "--rollouts.workers", "2"], ["rollouts.workers must be 1"]),
+        (["--learner.updates_per_step", "3"], ["groups_per_step 4", "updates_per_step 3", "choose a divisor"]),
+        (["--model.reference", "nowhere"], ["model.reference is given", "has no KL term", "--objective.kl"]),
+        (["--model.reference", "nowhere", "--objective.kl", "0.1"], ["model directory nowhere does not exist"]),
         (["--engine.device", "tpu"], ["device 'tpu' is not available here", "valid: auto, cpu"]),
         (["--tracking.trackio", "p"], ["tracking.trackio needs its package", "driftproof[trackio]"]),
         (["--run.directory", "/proc/driftproof"], ["run directory /proc/driftproof cannot be written"]),

@@ -4,7 +4,7 @@ from driftproof.learner.checkpoint import CheckpointError, list_checkpoints, loa
 from driftproof.learner.learner import Learner, Memory, Optimization
 from driftproof.learner.loop import Cadence, StallError, Tracker, learn
 from driftproof.learner.packing import MicroBatch, pack
-from driftproof.learner.policy import Policy
+from driftproof.learner.policy import Policy, Scored
 
 __all__ = [
     "Cadence",
@@ -14,6 +14,7 @@ __all__ = [
     "MicroBatch",
     "Optimization",
     "Policy",
+    "Scored",
     "StallError",
     "Tracker",
     "learn",

@@ -1,7 +1,7 @@
 """The learner's whole state on disk: weights, optimizer, step. Whole or not there; never pickle.
 
-`checkpoints/step-00000042` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. It is written under
-another name, fsynced and renamed; the newest two are kept.
+`checkpoints/step-00000042` holds `model.safetensors`, `optimizer.safetensors`, `state.json` and, where the policy has a
+value head, `value_head.safetensors`. It is written under another name, fsynced and renamed; the newest two are kept.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from driftproof.learner.learner import Learner
 from driftproof.weights import WEIGHTS, fsync, remove_at_once, rename_durably, write_weights
 
 FORMAT_VERSION = 1
+VALUE_HEAD = "value_head.safetensors"
 KEPT = 2
 
 
@@ -40,6 +41,8 @@ def save_checkpoint(directory: Path, learner: Learner) -> Path:
     partial = directory / f".partial-{path.name}"
     partial.mkdir(parents=True)
     write_weights(partial / WEIGHTS, learner.policy.model.state_dict())
+    if learner.policy.value_head is not None:
+        write_weights(partial / VALUE_HEAD, learner.policy.value_head.state_dict())
     optimizer = learner.optimizer.state_dict()["state"]
     tensors = {f"{index}.{name}": value for index, state in optimizer.items() for name, value in state.items()}
     write_weights(partial / "optimizer.safetensors", tensors)
@@ -65,6 +68,7 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         weights, moments = load_file(path / WEIGHTS), load_file(path / "optimizer.safetensors")
+        values = load_file(path / VALUE_HEAD) if (path / VALUE_HEAD).exists() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
     if state.get("format_version") != FORMAT_VERSION:
@@ -81,7 +85,15 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
         raise CheckpointError(
             f"{path} is of another model: {different[:3]} are missing, not known, or of another shape"
         )
+    value_head = learner.policy.value_head
+    if bool(values) != (value_head is not None):
+        raise CheckpointError(
+            f"{path} has {'a' if values else 'no'} value head, and objective {learner.objective.name!r} needs "
+            f"{'none' if values else 'one'}; go on with the objective it was made with"
+        )
     model.load_state_dict(weights, strict=False)
+    if value_head is not None:
+        value_head.load_state_dict(values)
     optimizer: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         index, name = key.split(".", 1)

@@ -1,26 +1,26 @@
-"""One optimizer step from one batch of groups, and all that is needed to repeat it.
+"""One step from one batch of groups, and all that is needed to repeat it.
 
-Guarantees: the gradient is that of the whole batch, however it is cut into micro-batches; the learner's state before a
-step, together with the batch, determines its state after it.
+Guarantees: the learner's state before a step, together with the batch, determines its state after it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from driftproof.advantages import Baseline, group_advantages
-from driftproof.health import HealthSums, add_sums, health_metrics, health_sums
+from driftproof.advantages import Baseline
+from driftproof.health import step_health
+from driftproof.learner.flat_batch import FlatBatch, FrozenChannels
+from driftproof.learner.gradients import backward, score
 from driftproof.learner.packing import MicroBatch, pack
-from driftproof.learner.policy import Policy
-from driftproof.objectives import Objective, Responses
-from driftproof.types import Batch, Group, GroupError
+from driftproof.learner.policy import Policy, Scored
+from driftproof.objectives import Objective, ObjectiveError
+from driftproof.types import Batch, Channel, Group
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -39,6 +39,8 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    updates_per_step: int = 1
+    """Optimizer updates of a step: its groups are dealt out to so many, one after the other."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of `step`, 1-based."""
@@ -72,16 +74,27 @@ class Learner:
         memory: Memory,
         baseline: Baseline = "mean",
         want_entropy: bool = True,
+        reference: Policy | None = None,
     ) -> None:
+        """`reference` is the policy that a KL term pulls to.
+
+        Raises:
+            ObjectiveError: the objective needs a reference policy or a value head, and there is none.
+        """
+        if Channel.REFERENCE_LOGPROBS in objective.needs and reference is None:
+            raise ObjectiveError(f"objective {objective.name!r} has a KL term; it needs a reference policy")
+        if Channel.VALUES in objective.needs and policy.value_head is None:
+            raise ObjectiveError(f"objective {objective.name!r} needs a policy with a value head")
         self.policy = policy
         self.objective = objective
         self.optimization = optimization
         self.memory = memory
         self.baseline = baseline
-        self.want_entropy = want_entropy
+        self.want_entropy = want_entropy or Channel.ENTROPY in objective.needs
+        self.reference = reference
         self.step = 0
         self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(),
+            policy.parameters(),
             lr=optimization.lr,
             betas=optimization.betas,
             weight_decay=optimization.weight_decay,
@@ -95,46 +108,45 @@ class Learner:
                     module.training = True
 
     def train(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step; its metrics.
+        """One step; its metrics, which are means where a step has several updates.
 
-        A step whose gradient is not finite leaves the weights as they are and says `skipped` 1.
+        An update whose gradient is not finite leaves the weights as they are; `skipped` is the share of such updates.
         """
-        loss, objective_metrics, health = self._backward(batch)
         lr = self.optimization.lr_at(batch.step)
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = lr
-        grad_norm = float(
-            torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.optimization.max_grad_norm)
-        )
+        updates = _deal(batch.groups, self.optimization.updates_per_step)
+        flats = [FlatBatch.of(groups, self.baseline, self.policy.device, self._freeze(groups)) for groups in updates]
+        metrics = [self._update(groups, flat) for groups, flat in zip(updates, flats, strict=True)]
+        self.step = batch.step
+        return {**_means(metrics), "lr": lr, **reward_metrics(batch)}
+
+    def _update(self, groups: Sequence[Group], flat: FlatBatch) -> dict[str, float]:
+        metrics = backward(self.policy, self.objective, self.pack(groups), flat, want_entropy=self.want_entropy)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimization.max_grad_norm))
         finite = math.isfinite(grad_norm)
         if finite:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step = batch.step
-        return {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "skipped": float(not finite),
-            "lr": lr,
-            **{f"objective/{name}": value for name, value in objective_metrics.items()},
-            **health,
-            **reward_metrics(batch),
-        }
+        return {**metrics, "grad_norm": grad_norm, "skipped": float(not finite)}
 
-    def _backward(self, batch: Batch) -> tuple[float, dict[str, float], dict[str, float]]:
-        flat = FlatBatch.of(batch.groups, self.baseline, self.policy.device)
-        loss = 0.0
-        metrics: dict[str, Tensor] = {}
-        health: list[HealthSums] = []
-        for micro_batch in self.pack(batch.groups):
-            scored = self.policy.score(micro_batch, want_entropy=self.want_entropy)
-            responses = flat.part(micro_batch, scored.logprobs_N)
-            output = self.objective(responses)
-            output.loss.backward()
-            loss += float(output.loss.detach())
-            metrics = {name: metrics.get(name, 0) + value for name, value in output.metrics.items()}
-            health.append(health_sums(responses, scored.entropy_N))
-        return loss, {name: float(value) for name, value in metrics.items()}, health_metrics(reduce(add_sums, health))
+    def _freeze(self, groups: Sequence[Group]) -> FrozenChannels:
+        """What the objective needs of the policy before the step, and of the reference policy."""
+        needs, channels = self.objective.needs, FrozenChannels()
+        several = self.optimization.updates_per_step > 1
+        # Before its only update the policy is the proximal one.
+        if several and needs & {Channel.PROXIMAL_LOGPROBS, Channel.VALUES}:
+            before = self.score(groups)
+            channels = replace(channels, proximal_logprobs_N=before.logprobs_N, old_values_N=before.values_N)
+        if self.reference is not None and Channel.REFERENCE_LOGPROBS in needs:
+            tokens = sum(len(group.response_tokens) for group in groups)
+            reference = score(self.reference, self.pack(groups), tokens)
+            channels = replace(channels, reference_logprobs_N=reference.logprobs_N)
+        return channels
+
+    def score(self, groups: Sequence[Group]) -> Scored:
+        """What the policy says of the response tokens of `groups`, in their order, without gradient."""
+        return score(self.policy, self.pack(groups), sum(len(group.response_tokens) for group in groups))
 
     @torch.no_grad()
     def nll_by_sign(self, groups: Iterable[Group]) -> dict[str, float]:
@@ -143,8 +155,7 @@ class Learner:
         if not groups:
             return {}
         flat = FlatBatch.of(groups, self.baseline, self.policy.device)
-        parts = [flat.part(micro_batch, self.policy.score(micro_batch).logprobs_N) for micro_batch in self.pack(groups)]
-        return health_metrics(reduce(add_sums, map(health_sums, parts)))
+        return step_health(flat.part(self.score(groups)))
 
     def pack(self, groups: Iterable[Group]) -> list[MicroBatch]:
         """The micro-batches of groups, on the policy's device."""
@@ -157,46 +168,19 @@ class Learner:
         return [micro_batch.to(self.policy.device) for micro_batch in packed]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlatBatch:
-    """Advantages, groups and channels of a whole step, from which each micro-batch picks its part."""
+def _deal(groups: Sequence[Group], updates: int) -> list[Sequence[Group]]:
+    """Consecutive groups for each update, as equal in number as can be."""
+    cuts = [round(len(groups) * update / updates) for update in range(updates + 1)]
+    return [groups[start:end] for start, end in pairwise(cuts) if start < end]
 
-    advantages_R: Tensor
-    group_R: Tensor
-    behavior_logprobs_N: Tensor | None
-    total_responses: int
-    total_tokens: int
 
-    @classmethod
-    def of(cls, groups: Iterable[Group], baseline: Baseline, device: torch.device) -> FlatBatch:
-        groups = list(groups)
-        rewards_R = torch.cat([torch.from_numpy(group.rewards.copy()) for group in groups])
-        group_R = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.size for group in groups]))
-        logprobs = [torch.from_numpy(g.behavior_logprobs.copy()) for g in groups if g.behavior_logprobs is not None]
-        if len(logprobs) not in (0, len(groups)):
-            raise GroupError(f"{len(logprobs)} of the step's {len(groups)} groups carry behavior_logprobs")
-        return cls(
-            advantages_R=group_advantages(rewards_R, group_R, baseline).float().to(device),
-            group_R=group_R.to(device),
-            behavior_logprobs_N=torch.cat(logprobs).to(device) if logprobs else None,
-            total_responses=len(rewards_R),
-            total_tokens=sum(len(group.response_tokens) for group in groups),
-        )
-
-    def part(self, micro_batch: MicroBatch, logprobs_N: Tensor) -> Responses:
-        """The responses of a micro-batch, with the counts of the whole step."""
-        responses = torch.arange(len(micro_batch.lengths_R), device=logprobs_N.device)
-        behavior = self.behavior_logprobs_N
-        return Responses(
-            logprobs_N=logprobs_N,
-            segment_N=responses.repeat_interleave(micro_batch.lengths_R),
-            lengths_R=micro_batch.lengths_R,
-            advantages_R=self.advantages_R[micro_batch.responses_R],
-            group_R=self.group_R[micro_batch.responses_R],
-            total_responses=self.total_responses,
-            total_tokens=self.total_tokens,
-            behavior_logprobs_N=None if behavior is None else behavior[micro_batch.tokens_N],
-        )
+def _means(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure over the updates that have it."""
+    if len(updates) == 1:
+        return updates[0]
+    names = dict.fromkeys(name for metrics in updates for name in metrics)
+    found = {name: [metrics[name] for metrics in updates if name in metrics] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def reward_metrics(batch: Batch) -> dict[str, Any]:

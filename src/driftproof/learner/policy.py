@@ -6,24 +6,53 @@ is made.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from driftproof.learner.packing import MicroBatch, pack
-from driftproof.logprobs import TokenLogprobs, token_logprobs
+from driftproof.logprobs import Head, LogprobGradients, TokenLogprobs, finish_responses, token_logprobs
 from driftproof.models import ModelError, inspect_model
 from driftproof.types import FinishReason, Group, Response, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scored:
+    """What a policy says of N response tokens; also the gradient of a loss by it, field by field."""
+
+    logprobs_N: Tensor
+    """float32 [N], nats."""
+    entropy_N: Tensor | None = None
+    """float32 [N], nats; None unless asked for."""
+    values_N: Tensor | None = None
+    """float32 [N], the value before each token; None without a value head."""
+
+
+Finish = Callable[[Scored, slice, slice], Scored]
+"""Called with what was scored of some whole responses of a micro-batch, and which responses and tokens of it they are;
+returns the gradient of the loss by each field (None: none)."""
 
 
 class Policy:
     """A model that scores packed responses."""
 
-    def __init__(self, model: Any, *, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        temperature: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        value_head: bool = False,
+    ) -> None:
         """`temperature` is the sampling temperature; under `dtype` bfloat16 the forward pass runs in autocast.
+
+        A value head is a linear layer on the last hidden states that starts at 0.
 
         Raises:
             ModelError: the model's own log-probs differ from those of `score`.
@@ -35,13 +64,26 @@ class Policy:
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.share_prompts = _can_share_prompts(config)
+        self.value_head: nn.Linear | None = None
+        if value_head:
+            self.value_head = nn.Linear(self.head.weight.shape[1], 1, device=self.device)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
         # The model's own forward pass knows neither temperature nor autocast.
         self.temperature, self.dtype = 1.0, torch.float32
         self._check_scores()
         self.temperature, self.dtype = temperature, dtype
 
     @classmethod
-    def open(cls, path: Path, *, device: str, temperature: float = 1.0, bfloat16: bool = False) -> Policy:
+    def open(
+        cls,
+        path: Path,
+        *,
+        device: str,
+        temperature: float = 1.0,
+        bfloat16: bool = False,
+        value_head: bool = False,
+    ) -> Policy:
         """The policy of a model directory, weights in float32.
 
         Raises:
@@ -61,34 +103,78 @@ class Policy:
             raise ModelError(f"{path}: the weights lack {sorted(loading['missing_keys'])[:3]}")
         _check_names(path, model)
         dtype = torch.bfloat16 if bfloat16 else torch.float32
-        return cls(model.to(device), temperature=temperature, dtype=dtype)
+        return cls(model.to(device), temperature=temperature, dtype=dtype, value_head=value_head)
 
     @property
     def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
 
-    def score(self, micro_batch: MicroBatch, *, want_entropy: bool = False) -> TokenLogprobs:
-        """Log-probs of the response tokens of a micro-batch at the sampling temperature, float32 [N]."""
-        with self._autocast():
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All that is trained: the model's, then the value head's."""
+        yield from self.model.parameters()
+        if self.value_head is not None:
+            yield from self.value_head.parameters()
+
+    def score(self, micro_batch: MicroBatch, *, want_entropy: bool = False) -> Scored:
+        """Log-probs of the response tokens of a micro-batch at the sampling temperature, differentiable."""
+        hidden_NH = self._hidden_states(micro_batch)
+        found = token_logprobs(hidden_NH, self._output_layer(), micro_batch.targets_N, want_entropy=want_entropy)
+        return Scored(logprobs_N=found.logprobs_N, entropy_N=found.entropy_N, values_N=self._values(hidden_NH))
+
+    def backward(self, micro_batch: MicroBatch, finish: Finish, *, want_entropy: bool = False) -> None:
+        """Add the gradient of a loss that is a function of what `score` would return.
+
+        `finish` is called for some whole responses at a time, each once, and says how the loss depends on them; the
+        logits are made once for score and gradient, and never all at a time.
+        """
+        hidden_NH = self._hidden_states(micro_batch)
+        values_N = self._values(hidden_NH)
+        value_gradients_N = None if values_N is None else torch.zeros_like(values_N)
+        lengths = micro_batch.lengths_R.tolist()
+        ends = [0, *accumulate(lengths)]
+
+        def finish_chunk(found: TokenLogprobs, first: int, last: int) -> LogprobGradients:
+            tokens = slice(ends[first], ends[last])
+            values = None if values_N is None else values_N[tokens].detach()
+            scored = Scored(logprobs_N=found.logprobs_N, entropy_N=found.entropy_N, values_N=values)
+            gradients = finish(scored, slice(first, last), tokens)
+            if value_gradients_N is not None and gradients.values_N is not None:
+                value_gradients_N[tokens] = gradients.values_N
+            return LogprobGradients(logprobs_N=gradients.logprobs_N, entropy_N=gradients.entropy_N)
+
+        head = self._output_layer()
+        found = finish_responses(
+            hidden_NH.detach(), head, micro_batch.targets_N, lengths, finish_chunk, want_entropy=want_entropy
+        )
+        gradients = [
+            (hidden_NH, found.hidden_NH),
+            (head.weight_VH, found.weight_VH),
+            (head.bias_V, found.bias_V),
+            (values_N, value_gradients_N),
+        ]
+        known = [(tensor, gradient) for tensor, gradient in gradients if tensor is not None and gradient is not None]
+        torch.autograd.backward([tensor for tensor, _ in known], [gradient for _, gradient in known])
+
+    def _hidden_states(self, micro_batch: MicroBatch) -> Tensor:
+        """[N, H] in the dtype of the forward pass: the states that predict each response token."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             output = self.decoder(
                 input_ids=micro_batch.input_ids,
                 position_ids=micro_batch.position_ids,
                 attention_mask=micro_batch.attention_mask,
                 use_cache=False,
             )
-            return token_logprobs(
-                output.last_hidden_state.flatten(0, 1)[micro_batch.predict_N],
-                self.head.weight,
-                micro_batch.targets_N,
-                bias_V=self.head.bias,
-                temperature=self.temperature,
-                softcap=self.softcap,
-                want_entropy=want_entropy,
-            )
+        hidden_NH: Tensor = output.last_hidden_state.flatten(0, 1)[micro_batch.predict_N]
+        return hidden_NH.to(self.dtype)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+    def _output_layer(self) -> Head:
+        return Head(
+            weight_VH=self.head.weight, bias_V=self.head.bias, temperature=self.temperature, softcap=self.softcap
+        )
+
+    def _values(self, hidden_NH: Tensor) -> Tensor | None:
+        return None if self.value_head is None else self.value_head(hidden_NH.float()).squeeze(-1)
 
     @torch.no_grad()
     def _check_scores(self) -> None:

@@ -14,12 +14,21 @@ from dataclasses import fields
 from typing import Any
 
 from driftproof.names import unknown_name
-from driftproof.objectives.behavior_corrected import GRPO
-from driftproof.objectives.behavior_free import SPO, ASymPO, Naive
+from driftproof.objectives.actor_critic import PPO
+from driftproof.objectives.behavior_free import GPG, RFT, SPO, ASymPO, AsymRE, Naive
+from driftproof.objectives.clipped import GRPO, GSPO, M2PO, DrGRPO
 from driftproof.objectives.objective import Aggregation, Objective, ObjectiveError, ObjectiveOutput
+from driftproof.objectives.penalized import DRPO, SimplePO
 from driftproof.objectives.responses import Responses
+from driftproof.objectives.weighted import CISPO, DPPOKL, DPPOTV, TOPR
 
-OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in (Naive, SPO, ASymPO, GRPO)}
+OBJECTIVES: dict[str, type[Objective]] = {
+    objective.name: objective
+    for objective in (
+        *(Naive, GPG, SPO, ASymPO, AsymRE, RFT),
+        *(PPO, GRPO, DrGRPO, GSPO, CISPO, DPPOTV, DPPOKL, DRPO, SimplePO, TOPR, M2PO),
+    )
+}
 
 __all__ = ["OBJECTIVES", "Aggregation", "Objective", "ObjectiveError", "ObjectiveOutput", "Responses", "build"]
 

@@ -1,70 +1,89 @@
-"""Objectives that need the log-probs of the policy that sampled.
+"""What objectives with behavior log-probs share: the ratio, and the correction between proximal and behavior policy.
 
-Notation: mu the behavior policy, rho = pi / mu per token, A the advantage. Log-ratios are clamped to +-20 before the
-exponential, so that a ratio is finite; at such a ratio every method here has long clipped.
+Notation of the rooms beside this one: mu the behavior policy, rho = pi / mu per token, A the advantage of a response.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from driftproof.objectives.objective import ObjectiveError, ObjectiveOutput, TokenLossObjective, check_range
+from driftproof.objectives.objective import (
+    MAX_LOG_RATIO,
+    Objective,
+    TokenLosses,
+    check_choice,
+    check_range,
+)
 from driftproof.objectives.responses import Responses
 from driftproof.types import Channel
 
-MAX_LOG_RATIO = 20.0
-
-
-def behavior_ratio(batch: Responses) -> Tensor:
-    """rho = pi / mu per token, [N], with the gradient of pi.
-
-    Raises:
-        ObjectiveError: the batch carries no behavior log-probs.
-    """
-    if batch.behavior_logprobs_N is None:
-        raise ObjectiveError("this objective needs behavior_logprobs, and the batch carries none")
-    return (batch.logprobs_N - batch.behavior_logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+Correction = Literal["none", "truncate", "mask"]
+CorrectionLevel = Literal["token", "sequence"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO(TokenLossObjective):
-    """Clipped ratio: token loss -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), ratio to the behavior policy.
+class BehaviorCorrected(Objective):
+    """An objective whose ratio is taken to the policy that sampled, or to a proximal policy near the current one.
 
-    Source: arXiv 2402.03300, Eq. 3, without its KL term. For A < 0 the loss is capped at -dual_clip A
-    (arXiv 1912.09729, Eq. 5). The paper's aggregation is the default here; verl's is `token-mean`, with the same clips
-    and dual clip 3.
-    Division of the advantage by the group's standard deviation is a choice of `driftproof.advantages`.
+    With `correction` "none" the ratio rho is pi / mu. Otherwise the ratio is pi / prox, prox the policy at the start of
+    the step, and each token's loss is multiplied by w = prox / mu without gradient: "truncate" takes
+    min(w, correction_high), "mask" takes w where correction_low <= w <= correction_high and 0 elsewhere.
+    `correction_level` "sequence" takes the product of w over the response instead of the token's own.
+
+    Source: decoupled PPO, arXiv 2110.00641 and 2505.24298, Eq. 5; truncation at 2 is verl's and TRL's default; masking
+    is arXiv 2510.18855 (whose bounds are 0.5 and 5), 0.5 and 2 are TRL's.
     """
 
-    name: ClassVar[str] = "grpo"
-    needs: ClassVar[frozenset[Channel]] = frozenset({Channel.BEHAVIOR_LOGPROBS})
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float = 3.0
-    """Largest ratio that a negative response is charged for; at least 1, infinity is off."""
+    channels: ClassVar[frozenset[Channel]] = frozenset({Channel.BEHAVIOR_LOGPROBS})
+    correction: Correction = "none"
+    correction_level: CorrectionLevel = "token"
+    correction_low: float = 0.5
+    """Lower bound of w under "mask"."""
+    correction_high: float = 2.0
+    """Upper bound of w."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "clip_low", 0.0, 1.0)
-        check_range(self, "clip_high", 0.0, math.inf)
-        check_range(self, "dual_clip", 1.0, math.inf)
+        check_choice(self, "correction", get_args(Correction))
+        check_choice(self, "correction_level", get_args(CorrectionLevel))
+        check_range(self, "correction_low", 0.0, 1.0)
+        check_range(self, "correction_high", 1.0, math.inf)
 
-    def __call__(self, batch: Responses) -> ObjectiveOutput:
-        ratio_N = behavior_ratio(batch)
-        advantage_N = batch.per_token(batch.advantages_R)
-        clipped_N = ratio_N.clamp(1 - self.clip_low, 1 + self.clip_high)
-        losses_N = torch.maximum(-ratio_N * advantage_N, -clipped_N * advantage_N)
-        capped_N = torch.where(advantage_N < 0, losses_N.minimum(-self.dual_clip * advantage_N), losses_N)
-        tokens = max(batch.total_tokens, 1)
-        ratio_N, rises = ratio_N.detach(), advantage_N > 0
-        metrics = {
-            "ratio_mean": ratio_N.sum() / tokens,
-            "clipped_high_share": (rises & (ratio_N > 1 + self.clip_high)).sum() / tokens,
-            "clipped_low_share": ((advantage_N < 0) & (ratio_N < 1 - self.clip_low)).sum() / tokens,
-        }
-        return ObjectiveOutput(self.aggregate(batch, capped_N), metrics)
+    @property
+    def needs(self) -> frozenset[Channel]:
+        corrects = self.correction != "none"
+        return super().needs | ({Channel.PROXIMAL_LOGPROBS} if corrects else frozenset())
+
+    def token_losses(self, batch: Responses) -> TokenLosses:
+        assert batch.behavior_logprobs_N is not None
+        if self.correction == "none":
+            return self.ratio_losses(batch, batch.logprobs_N - batch.behavior_logprobs_N)
+        assert batch.proximal_logprobs_N is not None
+        losses_N, metrics = self.ratio_losses(batch, batch.logprobs_N - batch.proximal_logprobs_N)
+        weight_N, corrected_N = self._correct(batch, batch.proximal_logprobs_N - batch.behavior_logprobs_N)
+        return TokenLosses(losses_N * weight_N, metrics | {"corrected_share": batch.share_of_tokens(corrected_N)})
+
+    @abstractmethod
+    def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
+        """The loss of each token, given the log of its ratio (with gradient)."""
+
+    def _correct(self, batch: Responses, log_weight_N: Tensor) -> tuple[Tensor, Tensor]:
+        if self.correction_level == "sequence":
+            log_weight_N = batch.per_token(batch.sum_per_response(log_weight_N))
+        weight_N = exponential(log_weight_N).detach()
+        above_N = weight_N > self.correction_high
+        if self.correction == "truncate":
+            return weight_N.clamp(max=self.correction_high), above_N
+        outside_N = above_N | (weight_N < self.correction_low)
+        return torch.where(outside_N, 0, weight_N), outside_N
+
+
+def exponential(log_ratio: Tensor) -> Tensor:
+    """The ratio, finite whatever its logarithm."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

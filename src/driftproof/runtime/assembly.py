@@ -10,8 +10,9 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,13 +26,16 @@ from driftproof.evaluate import evaluate
 from driftproof.learner import Cadence, Learner, Memory, Optimization, Policy, Tracker
 from driftproof.ledger import Ledger, Plan
 from driftproof.models import ModelInfo, inspect_model
-from driftproof.objectives import Objective, build
+from driftproof.objectives import OBJECTIVES, Objective, build
 from driftproof.rollout import RolloutSettings, RolloutWorker
 from driftproof.tasks.protocol import Task, TaskError
 from driftproof.tracking import check_trackers, open_trackers
-from driftproof.types import Channel, Group, Request, Sampling, Verdict
+from driftproof.types import GROUP_CHANNELS, Channel, Group, Request, Sampling, Verdict
 from driftproof.verify import Verifier
 from driftproof.weights import latest
+
+if TYPE_CHECKING:
+    from driftproof.engines.embedded import EmbeddedEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,7 @@ def preflight(config: Config) -> Plan:
     for name in (config.engine.device, config.learner.device):
         resolve_device(name)
     model = inspect_model(config.model.path)
+    _check_reference(config, model, objective)
     task = make_task(config)
     make_verifier(config, task).close()
     codec = Codec(config.model.path)
@@ -82,28 +87,40 @@ def preflight(config: Config) -> Plan:
         groups_per_step=config.learner.groups_per_step,
         max_staleness=config.max_staleness,
         steps=config.run.steps,
-        channels=objective.needs,
+        channels=objective.needs & GROUP_CHANNELS,
         model=model.fingerprint,
     )
 
 
 def make_objective(config: Config) -> Objective:
-    """The objective, refused where its channels cannot be had.
+    """The objective, refused where its channels cannot be had; its horizon, if not given, is the longest response.
 
     Raises:
         ObjectiveError: unknown name or field. ConfigError: a channel that the engine or the sampling cannot give.
     """
-    objective = build(config.objective.name, **config.objective.fields)
+    fields = config.objective.fields
+    if name_of_aggregation(config) == "seq-mean-token-sum-norm":
+        fields = {"horizon": config.sampling.max_tokens} | fields
+    objective = build(config.objective.name, **fields)
     if Channel.BEHAVIOR_LOGPROBS in objective.needs:
         needs = f"objective {objective.name!r} needs behavior_logprobs"
         if config.engine.name == "recorded":
-            raise ConfigError(f"{needs}, which recorded traces do not have; use asympo, spo or naive")
+            raise ConfigError(
+                f"{needs}, which recorded traces do not have; use one that needs none, like asympo or spo"
+            )
         if config.sampling.top_p < 1 or config.sampling.top_k > 0:
             raise ConfigError(
                 f"{needs} of the whole distribution, but sampling.top_p={config.sampling.top_p} and "
-                f"sampling.top_k={config.sampling.top_k} cut it; set top_p=1 and top_k=0, or use asympo, spo or naive"
+                f"sampling.top_k={config.sampling.top_k} cut it; set top_p=1 and top_k=0, or use an "
+                "objective that needs none, like asympo or spo"
             )
     return objective
+
+
+def name_of_aggregation(config: Config) -> str | None:
+    """The aggregation that the objective will have; None for an unknown objective."""
+    default = getattr(OBJECTIVES.get(config.objective.name), "aggregation", None)
+    return config.objective.fields.get("aggregation", default)
 
 
 def make_task(config: Config) -> Task:
@@ -148,10 +165,15 @@ def make_learner(config: Config) -> Learner:
     """The learner at step 0, with the base model's weights."""
     device = resolve_device(config.learner.device)
     dtype = config.learner.dtype
+    objective = make_objective(config)
     bfloat16 = dtype == "bfloat16" or (dtype == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
+    open_policy = partial(Policy.open, device=device, temperature=config.sampling.temperature, bfloat16=bfloat16)
+    reference = None
+    if Channel.REFERENCE_LOGPROBS in objective.needs:
+        reference = open_policy(config.model.reference or config.model.path)
     return Learner(
-        Policy.open(config.model.path, device=device, temperature=config.sampling.temperature, bfloat16=bfloat16),
-        make_objective(config),
+        open_policy(config.model.path, value_head=Channel.VALUES in objective.needs),
+        objective,
         Optimization(
             lr=config.learner.lr,
             schedule=config.learner.schedule,
@@ -160,6 +182,7 @@ def make_learner(config: Config) -> Learner:
             betas=config.learner.betas,
             weight_decay=config.learner.weight_decay,
             max_grad_norm=config.learner.max_grad_norm,
+            updates_per_step=config.learner.updates_per_step,
         ),
         Memory(
             token_budget=config.learner.token_budget,
@@ -168,6 +191,7 @@ def make_learner(config: Config) -> Learner:
         ),
         baseline=config.advantages.baseline,
         want_entropy=config.learner.entropy,
+        reference=reference,
     )
 
 
@@ -216,7 +240,7 @@ def make_engine(config: Config, task: Task, codec: Codec) -> Engine:
     return open_engine(config, config.model.path)
 
 
-def open_engine(config: Config, model: Path) -> Engine:
+def open_engine(config: Config, model: Path) -> EmbeddedEngine:
     """An embedded engine with the weights of a model directory."""
     from driftproof.engines.embedded import EmbeddedEngine
 
@@ -276,6 +300,21 @@ def check_space(config: Config, path: Path) -> None:
         )
 
 
+def _check_reference(config: Config, model: ModelInfo, objective: Objective) -> None:
+    if config.model.reference is None:
+        return
+    if Channel.REFERENCE_LOGPROBS not in objective.needs:
+        raise ConfigError(
+            f"model.reference is given, but objective {objective.name!r} has no KL term; set --objective.kl above 0"
+        )
+    reference = inspect_model(config.model.reference)
+    if reference.vocabulary != model.vocabulary:
+        raise ConfigError(
+            f"model.reference {reference.path} has a vocabulary of {reference.vocabulary}, the model one of "
+            f"{model.vocabulary}; a KL term needs the same tokens in both"
+        )
+
+
 def _free_name(parent: Path, name: str) -> Path:
     path, number = parent / name, 2
     while path.exists() and any(path.iterdir()):
@@ -307,6 +346,14 @@ def limit_threads(threads: int) -> None:
     """Threads of this process, for torch and for whatever it loads."""
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def quiet_libraries() -> None:
+    """transformers' progress bars have no place in our display; what it has to say of errors stays."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def evaluate_heldout(config: Config, directory: RunDirectory, learner: Learner) -> tuple[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -105,6 +106,9 @@ def _run(config: Config, directory: RunDirectory, display: Display) -> None:
         crew = _Crew(config, directory, ledger, display)
         try:
             crew.watch(received)
+        except sqlite3.OperationalError as error:
+            # Whichever process meets a full disk first, the user reads the same.
+            raise RunError(f"the ledger of {directory.path} cannot be written: {error}; {crew.hint}") from error
         finally:
             crew.end()
 
@@ -143,13 +147,13 @@ class _Crew:
             elif state == STOPPING:
                 stopping_since = stopping_since or time.monotonic()
                 if time.monotonic() - stopping_since > STOP_SECONDS:
-                    raise RunError(f"the learner did not stop within {STOP_SECONDS:.0f} s and is killed; {self._hint}")
+                    raise RunError(f"the learner did not stop within {STOP_SECONDS:.0f} s and is killed; {self.hint}")
             self._learner.join(TICK_SECONDS)
         self._display.update(self._ledger)
         if self._learner.exitcode != 0:
-            raise RunError(f"the learner {_ending(self._learner)}:\n{self._last_words('learner')}\n{self._hint}")
+            raise RunError(f"the learner {_ending(self._learner)}:\n{self._last_words('learner')}\n{self.hint}")
         if self._ledger.state != FINISHED:
-            raise RunError(f"stopped at step {self._ledger.step} of {self._ledger.plan.steps}; {self._hint}")
+            raise RunError(f"stopped at step {self._ledger.step} of {self._ledger.plan.steps}; {self.hint}")
 
     def end(self) -> None:
         """Leave no process behind."""
@@ -160,7 +164,8 @@ class _Crew:
                 process.join()
 
     @property
-    def _hint(self) -> str:
+    def hint(self) -> str:
+        """How to go on."""
         return f"go on with: driftproof train --resume {self._directory.path}"
 
     def _start_worker(self, name: str) -> BaseProcess:
@@ -180,7 +185,7 @@ class _Crew:
             self._ledger.record_event("worker died", f"{what}; {self._last_words(name).splitlines()[-1:]}")
             if self._restarts_left[name] == 0:
                 self._ledger.set_state(STOPPING)
-                raise RunError(f"{what}, and it has no restarts left:\n{self._last_words(name)}\n{self._hint}")
+                raise RunError(f"{what}, and it has no restarts left:\n{self._last_words(name)}\n{self.hint}")
             self._restarts_left[name] -= 1
             self._display.message(f"{what}; it is started again")
             self._workers[name] = self._start_worker(name)

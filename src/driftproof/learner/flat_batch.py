@@ -1,0 +1,110 @@
+"""The groups of one optimizer update as flat tensors, from which each micro-batch picks its part.
+
+Responses and tokens are counted in the order of the groups, which is the order of everything [R] and [N] here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from driftproof.advantages import Baseline, group_advantages
+from driftproof.learner.policy import Scored
+from driftproof.objectives import Responses
+from driftproof.objectives.responses import count_nonzero_rewards, count_valid_responses
+from driftproof.types import Group, GroupError
+
+EVERYTHING = slice(None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FrozenChannels:
+    """What objectives may need of policies that this update does not train; all float32 [N]."""
+
+    proximal_logprobs_N: Tensor | None = None
+    """None where the proximal policy is the one that is trained, as it is before the update."""
+    reference_logprobs_N: Tensor | None = None
+    old_values_N: Tensor | None = None
+    """None where they are those of the policy that is trained, as it is before the update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FlatBatch:
+    """Advantages, groups and channels of the R responses and N tokens of a whole update."""
+
+    advantages_R: Tensor
+    """float32 [R]."""
+    rewards_R: Tensor
+    """float32 [R], NaN where verification failed."""
+    group_R: Tensor
+    lengths_R: Tensor
+    behavior_logprobs_N: Tensor | None
+    frozen: FrozenChannels
+    tokens: int
+    """N."""
+    valid_responses: int
+    nonzero_rewards: int
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[Group],
+        baseline: Baseline,
+        device: torch.device,
+        frozen: FrozenChannels | None = None,
+    ) -> FlatBatch:
+        rewards_R = torch.cat([torch.from_numpy(group.rewards.copy()) for group in groups])
+        group_R = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.size for group in groups]))
+        lengths_R = torch.cat([torch.from_numpy(group.response_lengths.copy()) for group in groups]).long()
+        logprobs = [torch.from_numpy(g.behavior_logprobs.copy()) for g in groups if g.behavior_logprobs is not None]
+        if len(logprobs) not in (0, len(groups)):
+            raise GroupError(f"{len(logprobs)} of the step's {len(groups)} groups carry behavior_logprobs")
+        advantages_R = group_advantages(rewards_R, group_R, baseline)
+        return cls(
+            advantages_R=advantages_R.float().to(device),
+            rewards_R=rewards_R.float().to(device),
+            group_R=group_R.to(device),
+            lengths_R=lengths_R.to(device),
+            behavior_logprobs_N=torch.cat(logprobs).to(device) if logprobs else None,
+            frozen=frozen or FrozenChannels(),
+            tokens=int(lengths_R.sum()),
+            valid_responses=count_valid_responses(advantages_R, group_R),
+            nonzero_rewards=count_nonzero_rewards(rewards_R),
+        )
+
+    @property
+    def responses(self) -> int:
+        return len(self.lengths_R)
+
+    def part(
+        self, scored: Scored, responses: Tensor | slice = EVERYTHING, tokens: Tensor | slice = EVERYTHING
+    ) -> Responses:
+        """The chosen responses with what was scored of their tokens, and the counts of the whole update."""
+        logprobs_N = scored.logprobs_N
+        proximal_N = _pick(self.frozen.proximal_logprobs_N, tokens)
+        lengths_R = self.lengths_R[responses]
+        return Responses(
+            logprobs_N=logprobs_N,
+            segment_N=torch.arange(len(lengths_R), device=logprobs_N.device).repeat_interleave(lengths_R),
+            lengths_R=lengths_R,
+            advantages_R=self.advantages_R[responses],
+            group_R=self.group_R[responses],
+            rewards_R=self.rewards_R[responses],
+            total_responses=self.responses,
+            total_tokens=self.tokens,
+            total_valid_responses=self.valid_responses,
+            total_nonzero_rewards=self.nonzero_rewards,
+            behavior_logprobs_N=_pick(self.behavior_logprobs_N, tokens),
+            proximal_logprobs_N=logprobs_N.detach() if proximal_N is None else proximal_N,
+            reference_logprobs_N=_pick(self.frozen.reference_logprobs_N, tokens),
+            entropy_N=scored.entropy_N,
+            values_N=scored.values_N,
+            old_values_N=_pick(self.frozen.old_values_N, tokens),
+        )
+
+
+def _pick(channel_N: Tensor | None, tokens: Tensor | slice) -> Tensor | None:
+    return None if channel_N is None else channel_N[tokens]

@@ -1,0 +1,215 @@
+"""The head at work on blocks of tokens: logits, statistics and gradients of one block at a time, in one buffer.
+
+The buffer is what the byte budget allows, and at least one token's logits. Beside it and the gradients that are
+returned there is nothing as large as the head, unless the product runs in another dtype than the head's: then one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from driftproof.logprobs import rows as torch_rows
+from driftproof.logprobs.head import Head, LogprobGradients, VocabShard
+from driftproof.logprobs.rows import RowStatistics
+
+# Bytes of one piece of the weight's gradient, where it is accumulated in another dtype than the product's.
+_PIECE_BYTES = 2**25
+
+
+class Rows(Protocol):
+    """The elementwise work on a block: the modules `rows` and `triton_rows`."""
+
+    row_statistics: Callable[..., RowStatistics]
+    logit_gradients_: Callable[..., Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeadGradients:
+    """dL / d each input, in its shape and dtype; None where it requires no gradient."""
+
+    hidden_NH: Tensor
+    weight_VH: Tensor | None
+    bias_V: Tensor | None
+
+
+class Blocks:
+    """N tokens and a head, in blocks of as many tokens as fit the byte budget."""
+
+    def __init__(
+        self,
+        hidden_NH: Tensor,
+        head: Head,
+        targets_N: Tensor,
+        *,
+        dtype: torch.dtype,
+        triton: bool,
+        budget_bytes: int,
+    ) -> None:
+        """`dtype` is that of the products, see `product_dtype`."""
+        self.head = head
+        self.rows = _triton_rows() if triton else cast(Rows, torch_rows)
+        self.hidden_dtype = hidden_NH.dtype
+        self.hidden_NH = hidden_NH.detach().to(dtype)
+        self.weight_VH = head.weight_VH.detach().to(dtype)
+        self.bias_V = None if head.bias_V is None else head.bias_V.detach().to(dtype)
+        tokens = max(1, budget_bytes // (len(self.weight_VH) * dtype.itemsize))
+        self.columns_N = targets_N
+        if head.shard is not None:
+            self.columns_N = _columns(targets_N, head.shard, len(self.weight_VH))
+            tokens = _least_of_all_ranks(tokens, head.shard, hidden_NH.device)
+        self.size = tokens
+        """Tokens of a block; the same on every rank."""
+        self._logits_NV = self.hidden_NH.new_empty((min(tokens, len(hidden_NH)), len(self.weight_VH)))
+        self._filled: slice | None = None
+
+    def statistics(self, first: int, last: int, *, want_mean: bool) -> RowStatistics:
+        """Of tokens first..last-1 over the whole vocabulary."""
+        options = {"temperature": self.head.temperature, "softcap": self.head.softcap, "want_mean": want_mean}
+        parts = [
+            self.rows.row_statistics(self._logits(tokens), self.columns_N[tokens], **options)
+            for tokens in self._split(first, last)
+        ]
+        joined = parts[0] if len(parts) == 1 else _join(parts, want_mean, like=self._logits_NV)
+        return joined if self.head.shard is None else _over_ranks(joined, self.head.shard)
+
+    def add_gradients(
+        self,
+        first: int,
+        last: int,
+        lse_N: Tensor,
+        mean_N: Tensor | None,
+        gradients: LogprobGradients,
+        *,
+        into: GradientSum,
+    ) -> None:
+        """Add what tokens first..last-1 give, from their statistics and what each of them weighs."""
+        # Backwards: the logits of the last block are those that `statistics` left in the buffer.
+        for tokens in reversed(self._split(first, last)):
+            here = slice(tokens.start - first, tokens.stop - first)
+            logit_gradients_NV = self.rows.logit_gradients_(
+                self._logits(tokens),
+                self.columns_N[tokens],
+                lse_N[here],
+                LogprobGradients(
+                    logprobs_N=gradients.logprobs_N[here],
+                    entropy_N=None if gradients.entropy_N is None else gradients.entropy_N[here],
+                ),
+                None if mean_N is None else mean_N[here],
+                temperature=self.head.temperature,
+                softcap=self.head.softcap,
+            )
+            self._filled = None
+            into.add(tokens, logit_gradients_NV)
+
+    def _split(self, first: int, last: int) -> list[slice]:
+        return [slice(start, min(start + self.size, last)) for start in range(first, last, self.size)]
+
+    def _logits(self, tokens: slice) -> Tensor:
+        logits_NV = self._logits_NV[: tokens.stop - tokens.start]
+        if tokens != self._filled:
+            hidden_NH, weight_HV = self.hidden_NH[tokens], self.weight_VH.T
+            if self.bias_V is None:
+                torch.mm(hidden_NH, weight_HV, out=logits_NV)
+            else:
+                torch.addmm(self.bias_V, hidden_NH, weight_HV, out=logits_NV)
+            self._filled = tokens
+        return logits_NV
+
+
+class GradientSum:
+    """The gradients of hidden states, weight and bias, summed over blocks that hold each token once.
+
+    The weight's is summed in the weight's dtype, with one rounding a block, the bias' in float32 at least.
+    """
+
+    def __init__(self, blocks: Blocks, *, weight: bool, bias: bool) -> None:
+        """Which gradients are wanted beside that of the hidden states."""
+        self._blocks = blocks
+        self._hidden_NH = torch.empty_like(blocks.hidden_NH)
+        weight_VH, bias_V = blocks.head.weight_VH, blocks.head.bias_V
+        self._weight_VH = torch.empty_like(weight_VH) if weight else None
+        self._bias_V: Tensor | None = None
+        if bias and bias_V is not None:
+            self._bias_V = torch.zeros_like(bias_V, dtype=torch.promote_types(bias_V.dtype, torch.float32))
+        # The first block overwrites.
+        self._started = False
+
+    def add(self, tokens: slice, logit_gradients_NV: Tensor) -> None:
+        """What some tokens give, from dL / d logits of them."""
+        torch.mm(logit_gradients_NV, self._blocks.weight_VH, out=self._hidden_NH[tokens])
+        if self._weight_VH is not None:
+            self._add_weight(self._weight_VH, logit_gradients_NV, self._blocks.hidden_NH[tokens])
+        if self._bias_V is not None:
+            self._bias_V += torch.mm(logit_gradients_NV.new_ones(1, len(logit_gradients_NV)), logit_gradients_NV)[0]
+        self._started = True
+
+    def result(self) -> HeadGradients:
+        """The hidden states' over all ranks; each rank has its own part of the weight and the bias."""
+        head = self._blocks.head
+        if self._weight_VH is not None and not self._started:
+            self._weight_VH.zero_()
+        if head.shard is not None:
+            torch.distributed.all_reduce(self._hidden_NH, group=head.shard.group)
+        return HeadGradients(
+            hidden_NH=self._hidden_NH.to(self._blocks.hidden_dtype),
+            weight_VH=self._weight_VH,
+            bias_V=None if self._bias_V is None or head.bias_V is None else self._bias_V.to(head.bias_V.dtype),
+        )
+
+    def _add_weight(self, weight_VH: Tensor, logit_gradients_NV: Tensor, hidden_NH: Tensor) -> None:
+        if weight_VH.dtype == hidden_NH.dtype:
+            weight_VH.addmm_(logit_gradients_NV.T, hidden_NH, beta=1 if self._started else 0)
+            return
+        size = max(1, _PIECE_BYTES // (hidden_NH.itemsize * max(1, hidden_NH.shape[1])))
+        for first in range(0, len(weight_VH), size):
+            piece_VH = weight_VH[first : first + size]
+            product_VH = logit_gradients_NV[:, first : first + size].T @ hidden_NH
+            if self._started:
+                piece_VH.add_(product_VH)
+            else:
+                piece_VH.copy_(product_VH)
+
+
+def _triton_rows() -> Rows:
+    from driftproof.logprobs import triton_rows
+
+    return cast(Rows, triton_rows)
+
+
+def _columns(targets_N: Tensor, shard: VocabShard, vocabulary: int) -> Tensor:
+    """Where each target lies in this rank's shard; -1 where it does not."""
+    columns_N = targets_N - shard.first
+    return columns_N.where((columns_N >= 0) & (columns_N < vocabulary), -1)
+
+
+def _least_of_all_ranks(number: int, shard: VocabShard, device: torch.device) -> int:
+    least = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group=shard.group)
+    return int(least)
+
+
+def _join(parts: list[RowStatistics], want_mean: bool, *, like: Tensor) -> RowStatistics:
+    none = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
+    means = [part.mean_N for part in parts if part.mean_N is not None]
+    return RowStatistics(
+        lse_N=torch.cat([none, *(part.lse_N for part in parts)]),
+        target_N=torch.cat([none, *(part.target_N for part in parts)]),
+        mean_N=torch.cat([none, *means]) if want_mean else None,
+    )
+
+
+def _over_ranks(local: RowStatistics, shard: VocabShard) -> RowStatistics:
+    """The statistics of the whole vocabulary from those of this rank's shard."""
+    mine = torch.stack([local.lse_N, local.target_N, *([] if local.mean_N is None else [local.mean_N])])
+    all_ranks = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(shard.group))]
+    torch.distributed.all_gather(all_ranks, mine, group=shard.group)
+    lse_RN, target_RN, *mean_RN = torch.stack(all_ranks, dim=1)
+    lse_N = lse_RN.logsumexp(0)
+    mean_N = (mean_RN[0] * (lse_RN - lse_N).exp()).sum(0) if mean_RN else None
+    return RowStatistics(lse_N=lse_N, target_N=target_RN.sum(0), mean_N=mean_N)

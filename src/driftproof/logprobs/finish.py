@@ -1,0 +1,134 @@
+"""Whole responses finished chunk by chunk: logits once, then what each token weighs, then both gradients from them.
+
+That is three matrix products, where an operation of autograd needs all logits at a time or a fourth product. It serves
+losses that are separable by response. A response whose logits do not fit the byte budget is a chunk of its own, and its
+logits are computed twice, but for the last block; its gradients are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from driftproof.logprobs import reference
+from driftproof.logprobs.blocks import Blocks, GradientSum, HeadGradients
+from driftproof.logprobs.head import Head, LogprobGradients, TokenLogprobs, product_dtype
+from driftproof.logprobs.operation import from_statistics
+from driftproof.logprobs.variants import DEFAULT_BUDGET_BYTES, Variant, check_inputs, choose
+
+Finish = Callable[[TokenLogprobs, int, int], LogprobGradients]
+"""finish(scored, first, last): the loss of responses first..last-1, differentiated by the log-probs of their tokens."""
+
+
+@torch.no_grad()
+def finish_responses(
+    hidden_NH: Tensor,
+    head: Head,
+    targets_N: Tensor,
+    lengths: Sequence[int],
+    finish: Finish,
+    *,
+    want_entropy: bool = False,
+    variant: Variant = "auto",
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+) -> HeadGradients:
+    """The gradients of a loss that is a sum over responses.
+
+    `finish` is called with each response once, in order, those without tokens too, and runs without autograd. Nothing
+    is differentiated through: the caller hands the gradients on, with
+    `torch.autograd.backward([hidden_NH, head.weight_VH], [gradients.hidden_NH, gradients.weight_VH])`.
+
+    Args:
+        hidden_NH: what the head is applied to, [N, H], response after response.
+        head: the output layer; its weight and bias get a gradient where they require one.
+        targets_N: token ids, int64 [N].
+        lengths: tokens of each response; their sum is N.
+        finish: gets the log-probs (and the entropy) of the tokens of some responses, and says what each token weighs.
+        want_entropy: whether `finish` wants the entropy.
+        variant: see `Variant`; `reference` is one chunk.
+        budget_bytes: most bytes of logits at a time, but at least one token's.
+
+    Raises:
+        ValueError: lengths that do not fit; `finish` returned another shape, or gradients of an entropy that it did not
+            ask for; see also `token_logprobs`.
+    """
+    check_inputs(hidden_NH, head, targets_N, variant, budget_bytes)
+    if min(lengths, default=0) < 0 or sum(lengths) != len(hidden_NH):
+        raise ValueError(
+            f"lengths sum to {sum(lengths)} (the least is {min(lengths, default=0)}); they must be the tokens of each "
+            f"response and sum to {len(hidden_NH)}, the number of hidden states"
+        )
+    variant = choose(variant, hidden_NH, head)
+    if variant == "reference" and lengths:
+        return _finish_at_once(hidden_NH, head, targets_N, len(lengths), finish, want_entropy)
+    blocks = Blocks(
+        hidden_NH,
+        head,
+        targets_N,
+        dtype=product_dtype(hidden_NH),
+        triton=variant == "triton",
+        budget_bytes=budget_bytes,
+    )
+    bias_V = head.bias_V
+    weight, bias = head.weight_VH.requires_grad, bias_V is not None and bias_V.requires_grad
+    total = GradientSum(blocks, weight=weight, bias=bias)
+    starts = [0, *accumulate(lengths)]
+    for first, last in _chunks(lengths, blocks.size):
+        tokens = starts[first], starts[last]
+        statistics = blocks.statistics(*tokens, want_mean=want_entropy)
+        gradients = _weigh(finish, from_statistics(statistics), first, last)
+        blocks.add_gradients(*tokens, statistics.lse_N, statistics.mean_N, gradients, into=total)
+    return total.result()
+
+
+def _chunks(lengths: Sequence[int], size: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of neighbouring responses with at most `size` tokens together, or one with more."""
+    chunks: list[tuple[int, int]] = []
+    first, tokens = 0, 0
+    for response, length in enumerate(lengths):
+        if tokens + length > size and response > first:
+            chunks.append((first, response))
+            first, tokens = response, 0
+        tokens += length
+    return [*chunks, (first, len(lengths))] if lengths else []
+
+
+def _weigh(finish: Finish, scored: TokenLogprobs, first: int, last: int) -> LogprobGradients:
+    gradients = finish(scored, first, last)
+    if gradients.entropy_N is not None and scored.entropy_N is None:
+        raise ValueError("finish returned gradients of the entropy; ask for it with want_entropy=True")
+    for gradient_N in (gradients.logprobs_N, gradients.entropy_N):
+        if gradient_N is not None and gradient_N.shape != scored.logprobs_N.shape:
+            raise ValueError(
+                f"finish returned gradients of shape {list(gradient_N.shape)} for responses {first} to {last - 1}; it "
+                f"must be {list(scored.logprobs_N.shape)}, one number a token"
+            )
+    return gradients
+
+
+def _finish_at_once(
+    hidden_NH: Tensor, head: Head, targets_N: Tensor, responses: int, finish: Finish, want_entropy: bool
+) -> HeadGradients:
+    """By autograd, through all logits."""
+    hidden_NH = hidden_NH.detach().requires_grad_()
+    with torch.enable_grad():
+        scored = reference.token_logprobs(hidden_NH, head, targets_N, want_entropy=want_entropy)
+    logprobs_N, entropy_N = scored.logprobs_N, scored.entropy_N
+    detached = TokenLogprobs(
+        logprobs_N=logprobs_N.detach(), entropy_N=None if entropy_N is None else entropy_N.detach()
+    )
+    weights = _weigh(finish, detached, 0, responses)
+    weighed = [(logprobs_N, weights.logprobs_N), (entropy_N, weights.entropy_N)]
+    known = [(output_N, weight_N) for output_N, weight_N in weighed if output_N is not None and weight_N is not None]
+    parameters = {"weight_VH": head.weight_VH, "bias_V": head.bias_V}
+    wanted = {name: tensor for name, tensor in parameters.items() if tensor is not None and tensor.requires_grad}
+    hidden_gradient_NH, *others = torch.autograd.grad(
+        [output_N for output_N, _ in known],
+        [hidden_NH, *wanted.values()],
+        [weight_N.to(output_N.dtype) for output_N, weight_N in known],
+    )
+    found = dict(zip(wanted, others, strict=True))
+    return HeadGradients(hidden_NH=hidden_gradient_NH, weight_VH=found.get("weight_VH"), bias_V=found.get("bias_V"))

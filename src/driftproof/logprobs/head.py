@@ -1,0 +1,92 @@
+"""What every variant of the log-prob operation takes and returns.
+
+A `Head` that exists is well-formed: its shapes agree, its temperature and soft-cap are positive numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VocabShard:
+    """This rank's rows of a vocab-parallel head; every rank has the same tokens and another part of the vocabulary."""
+
+    first: int
+    """Token id of the first row held here."""
+    group: ProcessGroup
+    """The ranks that hold the whole vocabulary between them."""
+
+    def __post_init__(self) -> None:
+        if self.first < 0:
+            raise ValueError(f"the shard's first token id is {self.first}; ids start at 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Head:
+    """The output layer, and what turns its logits into the distribution that is sampled from.
+
+    That is softmax(z) with z = softcap * tanh(logits / softcap) / temperature and logits = hidden weight^T + bias. The
+    weight and the bias get a gradient exactly when they require one.
+
+    Raises:
+        ValueError: shapes that do not agree, or a temperature or soft-cap that is no positive number.
+    """
+
+    weight_VH: Tensor
+    """[V, H]; with a shard, the rows of this rank."""
+    bias_V: Tensor | None = None
+    temperature: float = 1.0
+    softcap: float | None = None
+    """None where the model does not cap its logits."""
+    shard: VocabShard | None = None
+    """None where the head is whole."""
+
+    def __post_init__(self) -> None:
+        if self.weight_VH.dim() != 2:
+            raise ValueError(f"the head's weight has shape {list(self.weight_VH.shape)}; it must be [V, H]")
+        if self.bias_V is not None and self.bias_V.shape != self.weight_VH.shape[:1]:
+            raise ValueError(
+                f"the head's bias has shape {list(self.bias_V.shape)} beside a weight of {list(self.weight_VH.shape)}; "
+                f"it must be [{self.weight_VH.shape[0]}]"
+            )
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature is {self.temperature}; it must be a positive number")
+        if self.softcap is not None and not (math.isfinite(self.softcap) and self.softcap > 0):
+            raise ValueError(f"softcap is {self.softcap}; it must be a positive number, or None for no cap")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenLogprobs:
+    """What the operation returns for N tokens; float64 throughout where the hidden states are."""
+
+    logprobs_N: Tensor
+    """float32 [N], nats, at most 0."""
+    entropy_N: Tensor | None = None
+    """float32 [N], nats, of the whole distribution; None unless asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LogprobGradients:
+    """What each token weighs: the loss differentiated by what the operation returned."""
+
+    logprobs_N: Tensor
+    """dL / d logprobs_N, [N]."""
+    entropy_N: Tensor | None = None
+    """dL / d entropy_N, [N]; None where the loss does not look at the entropy."""
+
+
+def product_dtype(hidden_NH: Tensor) -> torch.dtype:
+    """The dtype in which the logits are computed: that of the hidden states, or autocast's where it is on."""
+    device = hidden_NH.device.type
+    if hidden_NH.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return hidden_NH.dtype
