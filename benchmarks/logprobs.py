@@ -6,13 +6,15 @@ The loss is the naive policy gradient, mean over responses of -advantage * mean 
 runs in a process of its own: once to measure its memory, then to measure its time. Extra memory is the peak above the
 inputs and the two gradients: resident memory on the CPU (the kernel's high-water mark, reset before the run), the
 allocator's counters on the GPU. The arithmetic rate is that of the products a variant needs (2 N H V each), as a share
-of the rate of the three plain products of the same shapes.
+of the rate of the three plain products of the same shapes. Shapes of an earlier result that are not measured again are
+kept (`--tokens`, `--dtypes`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import ROOT, write_results
+from benchmarks.harness import RESULTS, ROOT, write_results
 from driftproof.logprobs import DEFAULT_BUDGET_BYTES, Head, LogprobGradients, TokenLogprobs, finish_responses
 from driftproof.logprobs import token_logprobs as our_token_logprobs
 
@@ -34,9 +36,13 @@ VOCABULARY = 151_936
 RESPONSE = 256
 """Tokens of each response."""
 SIZES = {
-    "cpu": {"tokens": (2048, 8192), "hidden": (1024,), "dtypes": ("float32", "bfloat16"), "repeats": 3},
-    "cuda": {"tokens": (8192, 32_768), "hidden": (2048, 4096), "dtypes": ("bfloat16",), "repeats": 10},
+    "cpu": {"tokens": (2048, 8192), "hidden": (1024,), "dtypes": ("float32", "bfloat16")},
+    "cuda": {"tokens": (8192, 32_768), "hidden": (2048, 4096), "dtypes": ("bfloat16",)},
 }
+REPEATS = {"cpu": {2048: 3}, "cuda": {8192: 10, 32_768: 10}}
+"""Timed runs for each number of tokens, after one that is not timed; elsewhere one."""
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""For every case: without it a good part of the time on the CPU goes into mapping fresh memory page by page."""
 TARGETS = {
     "cpu": {
         "extra memory of ours": "at most 0.05 of full logits, N = 8192",
@@ -134,9 +140,9 @@ def finish_triton(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def liger(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Its chunked GRPO loss on policy without KL, where the gradient is the naive one; a response a chunk, its default.
+    """Its chunked GRPO loss, on policy and without KL, where the gradient is the naive one; a response a chunk.
 
-    It compiles only the loss on the log-probs, which is no part of the cost: not on the CPU.
+    What it compiles is the loss on the log-probs alone; here that is done on the GPU only.
     """
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
@@ -257,7 +263,7 @@ def measure(case: Case) -> dict[str, Any]:
 def in_a_process(case: Case) -> dict[str, Any]:
     """A row of the table; where the process dies, why."""
     command = [sys.executable, "-m", "benchmarks.logprobs", "--case", json.dumps(asdict(case))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | HUGE_PAGES)
     row = {"variant": case.variant, "dtype": case.dtype, "tokens": case.tokens, "hidden": case.hidden}
     if done.returncode == 0:
         return row | json.loads(done.stdout.splitlines()[-1])
@@ -268,7 +274,8 @@ def in_a_process(case: Case) -> dict[str, Any]:
 def compare(rows: list[dict[str, Any]]) -> None:
     """Add to the rows of one shape their share of the plain rate, and of the time and memory of full logits."""
     by_variant = {row["variant"]: row for row in rows}
-    plain, full = by_variant["plain products"], by_variant["full logits"]
+    missing = {"failed": "not run"}
+    plain, full = by_variant.get("plain products", missing), by_variant.get("full logits", missing)
     for row in rows:
         if "failed" in row or row is plain:
             continue
@@ -280,6 +287,14 @@ def compare(rows: list[dict[str, Any]]) -> None:
             tolerance = 1e-2 if row["dtype"] == "bfloat16" else 1e-4
             pairs = zip(row["gradient_norms"], full["gradient_norms"], strict=True)
             row["gradients_agree"] = all(abs(norm - other) <= tolerance * other for norm, other in pairs)
+
+
+def kept(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of an earlier result whose shapes are not among `rows`."""
+    path = RESULTS / f"{name}.json"
+    earlier: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    shapes = {(row["dtype"], row["tokens"], row["hidden"]) for row in rows}
+    return [row for row in earlier if (row["dtype"], row["tokens"], row["hidden"]) not in shapes]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -315,16 +330,21 @@ def main() -> None:
         for hidden in sizes["hidden"]:
             for tokens in sizes["tokens"]:
                 shape = {"device": arguments.device, "dtype": dtype, "tokens": tokens, "hidden": hidden}
-                options = {"repeats": sizes["repeats"], "budget_bytes": arguments.budget}
+                repeats = arguments.repeats or REPEATS[arguments.device].get(tokens, 1)
+                options = {"repeats": repeats, "budget_bytes": arguments.budget}
                 found = [in_a_process(Case(variant=variant, **shape, **options)) for variant in variants]
                 compare(found)
                 rows += found
                 print(table(found), flush=True)
+    name = "logprobs" if arguments.device == "cpu" else f"logprobs_{arguments.device}"
+    rows = kept(name, rows) + rows
     write_results(
-        "logprobs" if arguments.device == "cpu" else f"logprobs_{arguments.device}",
+        name,
+        command=" ".join(["python -m benchmarks.logprobs", *sys.argv[1:]]),
         packages={name: version(name) for name in ("liger-kernel", "trl", "triton")},
         device=torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU; no GPU was there",
         threads=torch.get_num_threads(),
+        allocator=HUGE_PAGES,
         vocabulary=VOCABULARY,
         tokens_of_a_response=RESPONSE,
         budget_bytes=arguments.budget,

@@ -1,5 +1,6 @@
 """What all tests share: one thread, and a random tiny model on disk."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,10 @@ import torch
 from hypothesis import settings
 
 from driftproof.tiny_model import make_tiny_model
+
+if not torch.cuda.is_available():
+    # Read when Triton is first imported, which any test may be the first to do: its kernels then run on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 settings.register_profile("driftproof", deadline=None, max_examples=40)
 settings.load_profile("driftproof")

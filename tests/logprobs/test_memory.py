@@ -1,4 +1,4 @@
-"""What is held at a time: no tensor of all logits, and no product for a head that is frozen."""
+"""What is held and computed: no tensor of all logits, no product for a frozen head, and logits once where they fit."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ class Shapes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.made: set[tuple[int, ...]] = set()
+        self.products: list[int] = []
+        """Tokens of each product that gave logits."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         known = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
         new = [tensor for tensor in _tensors(result) if tensor.untyped_storage().data_ptr() not in known]
         self.made.update(tuple(tensor.shape) for tensor in new)
+        if function in (torch.ops.aten.mm.out, torch.ops.aten.addmm.out) and result.shape[1] == VOCABULARY:
+            self.products.append(len(result))
         return result
 
 
@@ -36,12 +40,19 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def shapes(way: Any, *, variant: str, frozen: bool = False, dtype: torch.dtype = torch.float64) -> set[tuple[int, ...]]:
-    of = problem(LENGTHS, vocabulary=VOCABULARY, hidden=HIDDEN, softcap=3.0, frozen=frozen).to(dtype)
+def observed(
+    way: Any,
+    *,
+    variant: str,
+    frozen: bool = False,
+    dtype: torch.dtype = torch.float64,
+    lengths: tuple[int, ...] = LENGTHS,
+) -> Shapes:
+    of = problem(lengths, vocabulary=VOCABULARY, hidden=HIDDEN, softcap=3.0, frozen=frozen).to(dtype)
     head = of.head()
     with Shapes() as mode:
         way(of, head, variant=variant, budget_bytes=LARGE * VOCABULARY * dtype.itemsize)
-    return mode.made
+    return mode
 
 
 def most_logits(made: set[tuple[int, ...]]) -> int:
@@ -52,13 +63,26 @@ def most_logits(made: set[tuple[int, ...]]) -> int:
 @pytest.mark.parametrize("way", [differentiated, finished])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_no_more_logits_are_held_than_the_budget_allows(way: Any, dtype: torch.dtype):
-    assert most_logits(shapes(way, variant="reference")) == TOKENS
-    assert most_logits(shapes(way, variant="chunked", dtype=dtype)) == LARGE
+    assert most_logits(observed(way, variant="reference").made) == TOKENS
+    assert most_logits(observed(way, variant="chunked", dtype=dtype).made) == LARGE
 
 
 @pytest.mark.parametrize("way", [differentiated, finished])
 @pytest.mark.parametrize("variant", ["reference", "chunked"])
 def test_a_frozen_head_has_no_product_for_its_gradient(way: Any, variant: str):
-    of = {frozen: shapes(way, variant=variant, frozen=frozen) for frozen in (False, True)}
+    of = {frozen: observed(way, variant=variant, frozen=frozen).made for frozen in (False, True)}
     assert (VOCABULARY, HIDDEN) in of[False]
     assert (VOCABULARY, HIDDEN) not in of[True]
+
+
+@pytest.mark.parametrize(
+    ("way", "lengths", "products"),
+    [
+        (differentiated, (20, 30, 40), [50, 40, 40, 50]),
+        (finished, (20, 30, 40), [50, 40]),
+        # Of a response of three blocks, the last is still there when the gradients are computed.
+        (finished, (120, 10), [50, 50, 20, 50, 50, 10]),
+    ],
+)
+def test_logits_are_computed_again_only_where_they_do_not_fit(way: Any, lengths: tuple[int, ...], products: list[int]):
+    assert observed(way, variant="chunked", lengths=lengths).products == products

@@ -70,6 +70,13 @@ def test_float32_weights_under_autocast_get_float32_gradients(variant: str):
     assert_same(found, exact, tolerance=0.03)
 
 
+def test_autocast_leaves_float64_alone():
+    of = problem()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = differentiated(of, variant="chunked")
+    assert_same(found, differentiated(of, variant="reference"), tolerance=1e-12)
+
+
 def test_bfloat16_hidden_states_take_a_float32_head():
     of = problem((60,), hidden=8, vocabulary=20).to(torch.float32)
     exact = differentiated(of, variant="reference")
@@ -124,6 +131,14 @@ def test_certain_and_impossible_tokens_are_defined(variant: str):
     assert found.entropy_N.tolist() == [0.0, 0.0]
     (found.logprobs_N + found.entropy_N).sum().backward()
     assert hidden.grad.tolist() == [[0.0, 0.0], [1000.0, -1000.0]]
+
+
+def test_rounding_makes_no_logprob_positive_and_no_entropy_negative():
+    hidden, targets = torch.linspace(-50, 50, 1000)[:, None], torch.zeros(1000, dtype=torch.int64)
+    for weight in (torch.ones(1, 1), torch.tensor([[1.0], [-1.0]])):
+        found = token_logprobs(hidden, Head(weight_VH=weight), targets, want_entropy=True, variant="chunked")
+        assert (found.logprobs_N <= 0).all()
+        assert (found.entropy_N >= 0).all()
 
 
 @pytest.mark.parametrize("variant", ["reference", "chunked"])

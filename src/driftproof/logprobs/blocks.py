@@ -1,7 +1,8 @@
 """The head at work on blocks of tokens: logits, statistics and gradients of one block at a time, in one buffer.
 
 The buffer is what the byte budget allows, and at least one token's logits. Beside it and the gradients that are
-returned there is nothing as large as the head, unless the product runs in another dtype than the head's: then one copy.
+returned there is one tensor as large as the head at most: a copy in the dtype of the products where that is another, or
+the transposed gradient, after the buffer was given back.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from driftproof.logprobs import rows as torch_rows
 from driftproof.logprobs.head import Head, LogprobGradients, VocabShard
 from driftproof.logprobs.rows import RowStatistics
 
+_ROWS = torch.contiguous_format
 # Bytes of one piece of the weight's gradient, where it is accumulated in another dtype than the product's.
 _PIECE_BYTES = 2**25
 
@@ -107,6 +109,10 @@ class Blocks:
             self._filled = None
             into.add(tokens, logit_gradients_NV)
 
+    def free(self) -> None:
+        """Give the buffer back."""
+        self._filled, self._logits_NV = None, self._logits_NV.new_empty(0, 0)
+
     def _split(self, first: int, last: int) -> list[slice]:
         return [slice(start, min(start + self.size, last)) for start in range(first, last, self.size)]
 
@@ -133,7 +139,10 @@ class GradientSum:
         self._blocks = blocks
         self._hidden_NH = torch.empty_like(blocks.hidden_NH)
         weight_VH, bias_V = blocks.head.weight_VH, blocks.head.bias_V
-        self._weight_VH = torch.empty_like(weight_VH) if weight else None
+        self._transposed = _better_transposed(blocks.hidden_NH, weight_VH)
+        self._weight: Tensor | None = None
+        if weight:
+            self._weight = torch.empty_like(weight_VH.T if self._transposed else weight_VH, memory_format=_ROWS)
         self._bias_V: Tensor | None = None
         if bias and bias_V is not None:
             self._bias_V = torch.zeros_like(bias_V, dtype=torch.promote_types(bias_V.dtype, torch.float32))
@@ -143,37 +152,63 @@ class GradientSum:
     def add(self, tokens: slice, logit_gradients_NV: Tensor) -> None:
         """What some tokens give, from dL / d logits of them."""
         torch.mm(logit_gradients_NV, self._blocks.weight_VH, out=self._hidden_NH[tokens])
-        if self._weight_VH is not None:
-            self._add_weight(self._weight_VH, logit_gradients_NV, self._blocks.hidden_NH[tokens])
+        if self._weight is not None:
+            self._add_weight(self._weight, logit_gradients_NV, self._blocks.hidden_NH[tokens])
         if self._bias_V is not None:
             self._bias_V += torch.mm(logit_gradients_NV.new_ones(1, len(logit_gradients_NV)), logit_gradients_NV)[0]
         self._started = True
 
     def result(self) -> HeadGradients:
-        """The hidden states' over all ranks; each rank has its own part of the weight and the bias."""
-        head = self._blocks.head
-        if self._weight_VH is not None and not self._started:
-            self._weight_VH.zero_()
+        """The hidden states' over all ranks; each rank has its own part of the weight and the bias.
+
+        Ends the use of the blocks.
+        """
+        self._blocks.free()
+        head, weight_VH = self._blocks.head, self._weight
+        if weight_VH is not None and not self._started:
+            weight_VH.zero_()
+        if weight_VH is not None and self._transposed:
+            weight_VH = _transposed(weight_VH)
         if head.shard is not None:
             torch.distributed.all_reduce(self._hidden_NH, group=head.shard.group)
         return HeadGradients(
             hidden_NH=self._hidden_NH.to(self._blocks.hidden_dtype),
-            weight_VH=self._weight_VH,
+            weight_VH=weight_VH,
             bias_V=None if self._bias_V is None or head.bias_V is None else self._bias_V.to(head.bias_V.dtype),
         )
 
-    def _add_weight(self, weight_VH: Tensor, logit_gradients_NV: Tensor, hidden_NH: Tensor) -> None:
-        if weight_VH.dtype == hidden_NH.dtype:
-            weight_VH.addmm_(logit_gradients_NV.T, hidden_NH, beta=1 if self._started else 0)
-            return
-        size = max(1, _PIECE_BYTES // (hidden_NH.itemsize * max(1, hidden_NH.shape[1])))
-        for first in range(0, len(weight_VH), size):
-            piece_VH = weight_VH[first : first + size]
-            product_VH = logit_gradients_NV[:, first : first + size].T @ hidden_NH
-            if self._started:
-                piece_VH.add_(product_VH)
-            else:
-                piece_VH.copy_(product_VH)
+    def _add_weight(self, weight: Tensor, logit_gradients_NV: Tensor, hidden_NH: Tensor) -> None:
+        beta = 1 if self._started else 0
+        if self._transposed:
+            weight.addmm_(hidden_NH.T.contiguous(), logit_gradients_NV, beta=beta)
+        elif weight.dtype == hidden_NH.dtype:
+            weight.addmm_(logit_gradients_NV.T, hidden_NH, beta=beta)
+        else:
+            size = max(1, _PIECE_BYTES // (hidden_NH.itemsize * max(1, hidden_NH.shape[1])))
+            for piece, columns in zip(weight.split(size), logit_gradients_NV.split(size, dim=1), strict=True):
+                product = columns.T @ hidden_NH
+                if self._started:
+                    piece.add_(product)
+                else:
+                    piece.copy_(product)
+
+
+def _better_transposed(hidden_NH: Tensor, weight_VH: Tensor) -> bool:
+    """Whether to sum the transposed gradient of the weight.
+
+    In bfloat16 oneDNN multiplies about twice as fast where it need not transpose a large factor; from some H tokens on
+    that saves more than the transposition at the end costs.
+    """
+    same = hidden_NH.dtype == weight_VH.dtype == torch.bfloat16
+    return same and hidden_NH.device.type == "cpu" and len(hidden_NH) >= hidden_NH.shape[1]
+
+
+def _transposed(weight_HV: Tensor) -> Tensor:
+    """In pieces: torch would copy the whole on one thread."""
+    weight_VH = weight_HV.new_empty(weight_HV.shape[::-1])
+    for piece_VH, piece_HV in zip(weight_VH.split(4096), weight_HV.split(4096, dim=1), strict=True):
+        piece_VH.copy_(piece_HV.T)
+    return weight_VH
 
 
 def _triton_rows() -> Rows:

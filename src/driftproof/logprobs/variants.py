@@ -16,8 +16,8 @@ Variant = Literal["auto", "reference", "chunked", "triton"]
 `auto` is `reference` where all logits are small, else `triton` on CUDA where Triton is installed, else `chunked`.
 """
 
-DEFAULT_BUDGET_BYTES = 2**28
-"""Bytes of a block of logits."""
+DEFAULT_BUDGET_BYTES = 2**29
+"""Bytes of a block of logits. With half of it, the products of a vocabulary of 150,000 are some 7% slower on a CPU."""
 
 # Where all logits fit in this, the number of operations matters and the memory does not.
 _SMALL_BYTES = 2**20

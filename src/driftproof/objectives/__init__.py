@@ -10,6 +10,7 @@ out.loss.backward()
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import fields
 from typing import Any
 
@@ -30,19 +31,38 @@ OBJECTIVES: dict[str, type[Objective]] = {
     )
 }
 
-__all__ = ["OBJECTIVES", "Aggregation", "Objective", "ObjectiveError", "ObjectiveOutput", "Responses", "build"]
+__all__ = ["OBJECTIVES", "Aggregation", "Objective", "ObjectiveError", "ObjectiveOutput", "Responses", "build", "find"]
 
 
 def build(name: str, /, **hyper_parameters: Any) -> Objective:
-    """The objective called `name`.
+    """The objective called `name`, or your own: `package.module:Class`, a subclass of `Objective`.
 
     Raises:
         ObjectiveError: unknown name or field, listing the valid ones, or a value out of range.
     """
-    if name not in OBJECTIVES:
-        raise ObjectiveError(unknown_name("objective", name, OBJECTIVES))
-    valid = [field.name for field in fields(OBJECTIVES[name])]
+    kind = find(name)
+    valid = [field.name for field in fields(kind)]
     for field in hyper_parameters:
         if field not in valid:
             raise ObjectiveError(f"objective {name!r}: {unknown_name('field', field, valid)}")
-    return OBJECTIVES[name](**hyper_parameters)
+    return kind(**hyper_parameters)
+
+
+def find(name: str) -> type[Objective]:
+    """The class called `name`, or the one at `package.module:Class`.
+
+    Raises:
+        ObjectiveError: unknown name, a module that cannot be imported, or what is there is no objective.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ObjectiveError(unknown_name("objective", name, OBJECTIVES) + ", or your own 'package.module:Class'")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ObjectiveError(f"objective {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise ObjectiveError(f"objective {name!r} is no subclass of driftproof.objectives.Objective")
+    return found

@@ -26,7 +26,7 @@ from driftproof.evaluate import evaluate
 from driftproof.learner import Cadence, Learner, Memory, Optimization, Policy, Tracker
 from driftproof.ledger import Ledger, Plan
 from driftproof.models import ModelInfo, inspect_model
-from driftproof.objectives import OBJECTIVES, Objective, build
+from driftproof.objectives import Objective, build, find
 from driftproof.rollout import RolloutSettings, RolloutWorker
 from driftproof.tasks.protocol import Task, TaskError
 from driftproof.tracking import check_trackers, open_trackers
@@ -99,7 +99,8 @@ def make_objective(config: Config) -> Objective:
         ObjectiveError: unknown name or field. ConfigError: a channel that the engine or the sampling cannot give.
     """
     fields = config.objective.fields
-    if name_of_aggregation(config) == "seq-mean-token-sum-norm":
+    default = find(config.objective.name).aggregation
+    if fields.get("aggregation", default) == "seq-mean-token-sum-norm":
         fields = {"horizon": config.sampling.max_tokens} | fields
     objective = build(config.objective.name, **fields)
     if Channel.BEHAVIOR_LOGPROBS in objective.needs:
@@ -115,12 +116,6 @@ def make_objective(config: Config) -> Objective:
                 "objective that needs none, like asympo or spo"
             )
     return objective
-
-
-def name_of_aggregation(config: Config) -> str | None:
-    """The aggregation that the objective will have; None for an unknown objective."""
-    default = getattr(OBJECTIVES.get(config.objective.name), "aggregation", None)
-    return config.objective.fields.get("aggregation", default)
 
 
 def make_task(config: Config) -> Task:
