@@ -31,4 +31,4 @@ test-slow: .venv/ready
 	$(BIN)/pytest -m slow
 
 clean:
-	rm -rf .venv models runs
+	rm -rf .venv models runs labs

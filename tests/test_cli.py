@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -91,7 +92,57 @@ def test_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(directory) in capsys.readouterr().err
 
 
+def test_tiny_model_of_another_task(tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    settings = ["--task", "running_sums", "--task.most_terms", "3", "--task.heldout=9", "--accuracy", "0.2"]
+    assert main(["tiny-model", str(directory), *settings, "--random"]) == 0
+    record = json.loads((directory / "tiny_model.json").read_text())
+    assert (record["task"], record["task_fields"]) == ("running_sums", {"most_terms": 3, "heldout": 9})
+    assert record["accuracy"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "arithmetics"], "unknown task 'arithmetics'; did you mean 'arithmetic'?"),
+        (["--task", "running_sums", "--task.most_terms", "1"], "least_terms is 2 and most_terms 1; they must be"),
+        (["--task.terms", "3"], "task 'arithmetic': unknown field 'terms'"),
+        (["--task.name", "arithmetic"], "unknown setting 'task.name'; tiny-model takes --task NAME and --task.FIELD"),
+        (["--learner.lr", "1"], "unknown setting 'learner.lr'; tiny-model takes --task NAME and --task.FIELD VALUE"),
+        (["--accuracy", "0.9"], "accuracy is 0.9; it must be above 0 and below 0.7"),
+    ],
+)
+def test_a_tiny_model_that_cannot_be_made(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tiny-model", str(tmp_path / "model"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_settings_where_none_belong(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["check", "--learner.lr", "1"])
-    assert "settings belong to train and eval" in capsys.readouterr().err
+    assert "settings belong to train, eval, lab and tiny-model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report"], "give the directory of a grid and nothing else: driftproof lab report DIRECTORY"),
+        (["report", "nowhere"], "nowhere is not a grid: it has no config.toml"),
+        (["report", "nowhere", "--lab.seeds", "[1]"], "give the directory of a grid and nothing else"),
+        (["recipe.toml", "nowhere"], "unexpected argument nowhere"),
+        (["nowhere.toml"], "recipe nowhere.toml cannot be read"),
+    ],
+)
+def test_a_lab_that_cannot_be(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_recipe_without_a_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[model]\npath = "models/tiny-qwen3"\n')
+    assert main(["lab", str(recipe)]) == 2
+    assert "setting 'lab' is missing" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from driftproof import tiny_model
-from driftproof.tasks.arithmetic import arithmetic
+from driftproof.tasks import Task, TaskError, arithmetic, build, running_sums
 from driftproof.tiny_model import (
     CONTEXT,
     TinyModelError,
@@ -105,13 +105,30 @@ def test_noise_hits_digits_of_the_answer_alone() -> None:
     prompts = [Prompt(index=0, text="47+85=", answer="132")] * 4000
     clean = tiny_model._demonstrations(CHARACTERS, prompts)
     digits = torch.tensor(CHARACTERS.convert_tokens_to_ids(list("0123456789")))
-    noisy = tiny_model._with_noise(clean.tokens, clean.answer, digits)
+    noisy = tiny_model._with_noise(clean.tokens, clean.answer, digits, 0.15)
     changed = (noisy != clean.tokens).float().mean(0)
     assert changed[:6].max() == 0
     assert changed[9] == 0, "the stop token stays"
     # A random digit is the right one a tenth of the time.
-    torch.testing.assert_close(changed[6:9], torch.full((3,), tiny_model.NOISE * 0.9), atol=0.02, rtol=0)
+    torch.testing.assert_close(changed[6:9], torch.full((3,), 0.15 * 0.9), atol=0.02, rtol=0)
     assert torch.isin(noisy[:, 6:9], digits).all()
+
+
+@pytest.mark.parametrize("task", [arithmetic(), arithmetic(digits=9), running_sums(), running_sums(most_terms=30)])
+def test_noise_leaves_the_same_share_of_short_and_long_answers_right(task: Task) -> None:
+    torch.manual_seed(0)
+    clean = tiny_model._demonstrations(CHARACTERS, task.train[:5000])
+    digits = torch.tensor(CHARACTERS.convert_tokens_to_ids(list("0123456789")))
+    noisy = tiny_model._with_noise(clean.tokens, clean.answer, digits, tiny_model._noise(task.train))
+    right = (noisy == clean.tokens).all(1).float().mean().item()
+    # Unequal lengths leave a little more right than equal ones would.
+    assert right == pytest.approx(tiny_model.RIGHT, abs=0.03)
+
+
+def test_noise_of_two_digit_addition_and_of_answers_without_digits() -> None:
+    assert tiny_model._noise(arithmetic().train) == 0.15
+    assert tiny_model._noise([Prompt(index=0, text="a?", answer="b")]) == 0.0
+    assert tiny_model._noise([Prompt(index=i, text="a?", answer="b1"[: i // 9 + 1]) for i in range(10)]) == 1.0
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 24), (2, 24, 8), (1, 16, 16)])
@@ -182,6 +199,8 @@ def test_an_occupied_directory_is_refused(random_model: Path, tmp_path: Path) ->
         make_tiny_model(random_model, train=False)
     with pytest.raises(TinyModelError, match=r"holds another tiny model \(.* seed 0, .*\), not .* seed 5"):
         make_tiny_model(random_model, train=False, seed=5, exist_ok=True)
+    with pytest.raises(TinyModelError, match=r"\(.* task arithmetic, .*\), not .* task running_sums, "):
+        make_tiny_model(random_model, task="running_sums", train=False, exist_ok=True)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(TinyModelError, match=r"exists and is no tiny model; choose another directory or remove it"):
         make_tiny_model(tmp_path, train=False, exist_ok=True)
@@ -205,6 +224,42 @@ def test_unknown_names_are_refused_with_the_valid_ones(setting: dict[str, Any], 
         make_tiny_model(tmp_path / "model", **setting)
 
 
+@pytest.mark.parametrize("accuracy", [0, -0.1, 0.7, 33, math.nan])
+def test_an_accuracy_beyond_the_demonstrations_is_refused(accuracy: float, tmp_path: Path) -> None:
+    with pytest.raises(TinyModelError, match=rf"accuracy is {accuracy}; it must be above 0 and below 0\.7, the share"):
+        make_tiny_model(tmp_path / "model", accuracy=accuracy)
+
+
+def test_a_task_that_cannot_be_learned_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "größer: 9 oder 10?", "answer": "10"}\n' * 3)
+    for task, fields, message in (
+        ("running_sum", {}, r"unknown task 'running_sum'; did you mean 'running_sums'\?"),
+        ("running_sums", {"terms": 3}, r"task 'running_sums': unknown field 'terms'"),
+        ("arithmetic", {"heldout": 0}, r"task 'arithmetic' has no held-out prompts to measure accuracy on"),
+        ("jsonl", {"path": data, "heldout": 1}, r"'characters' cannot write 'ß'; use the tokenizer 'bytes'"),
+    ):
+        with pytest.raises((TaskError, TinyModelError), match=message):
+            make_tiny_model(tmp_path / "model", task=task, task_fields=fields)
+    assert not (tmp_path / "model").exists()
+
+
+def test_any_task_and_its_fields_are_recorded(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "größer: 9 oder 10?", "answer": "10"}\n' * 3)
+    settings: dict[str, Any] = {
+        "tokenizer": "bytes",
+        "task": "jsonl",
+        "task_fields": {"path": data, "heldout": 1},
+        "train": False,
+    }
+    made = make_tiny_model(tmp_path / "model", **settings)
+    record = json.loads((tmp_path / "model" / "tiny_model.json").read_text())
+    assert (record["task"], record["task_fields"]) == ("jsonl", {"path": str(data), "heldout": 1})
+    assert record["accuracy"] == 0.33
+    assert make_tiny_model(tmp_path / "model", **settings, exist_ok=True) == made
+
+
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(step: int, accuracy: float) -> None:
         raise KeyboardInterrupt
@@ -218,34 +273,53 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_few_steps_learn_and_depend_on_the_seed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_model, "TARGET", 1e-3)
+@pytest.mark.parametrize(
+    ("task", "task_fields", "accuracy"), [("arithmetic", {}, 1e-3), ("running_sums", {"most_terms": 3}, 1e-4)]
+)
+def test_a_few_steps_learn_and_depend_on_the_seed_alone(
+    task: str, task_fields: dict[str, int], accuracy: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiny_model, "BATCH", 32)
     curves: list[list[tuple[int, float]]] = [[], []]
     reports = [
-        make_tiny_model(tmp_path / str(i), progress=lambda *point, curve=curve: curve.append(point))
+        make_tiny_model(
+            tmp_path / str(i),
+            task=task,
+            task_fields=task_fields,
+            accuracy=accuracy,
+            progress=lambda *point, curve=curve: curve.append(point),
+        )
         for i, curve in enumerate(curves)
     ]
     assert curves[0] == curves[1]
     assert curves[0][-1][1] == pytest.approx(reports[0].sampled_accuracy, rel=1e-5)
     assert reports[0].steps == curves[0][-1][0] == 5 * len(curves[0])
-    assert curves[0][0][1] < reports[0].sampled_accuracy
+    assert curves[0][-2][1] < accuracy <= reports[0].sampled_accuracy
     assert json.loads((tmp_path / "0" / "tiny_model.json").read_text())["steps"] == reports[0].steps
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "tokenizer", "seed"),
-    [("qwen3", "characters", 0), ("qwen3", "characters", 1), ("llama", "characters", 0), ("qwen3", "bytes", 0)],
+    ("architecture", "tokenizer", "task", "seed"),
+    [
+        ("qwen3", "characters", "arithmetic", 0),
+        ("qwen3", "characters", "arithmetic", 1),
+        ("llama", "characters", "arithmetic", 0),
+        ("qwen3", "bytes", "arithmetic", 0),
+        ("qwen3", "characters", "running_sums", 0),
+        ("qwen3", "characters", "running_sums", 1),
+    ],
 )
-def test_a_third_of_the_sampled_answers_is_right(architecture: Any, tokenizer: Any, seed: int, tmp_path: Path) -> None:
-    report = make_tiny_model(tmp_path / "model", architecture=architecture, tokenizer=tokenizer, seed=seed)
+def test_a_third_of_the_sampled_answers_is_right(
+    architecture: Any, tokenizer: Any, task: str, seed: int, tmp_path: Path
+) -> None:
+    report = make_tiny_model(tmp_path / "model", architecture=architecture, tokenizer=tokenizer, task=task, seed=seed)
     assert 0.30 <= report.sampled_accuracy <= 0.38
     opened = AutoTokenizer.from_pretrained(report.path)
     model = AutoModelForCausalLM.from_pretrained(report.path)
-    prompts = arithmetic(digits=2).heldout
+    prompts = build(task).heldout
     batch = opened([prompt.text for prompt in prompts], return_tensors="pt", padding=True)
-    written = model.generate(**batch, max_new_tokens=5, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    written = model.generate(**batch, max_new_tokens=20, do_sample=False)[:, batch["input_ids"].shape[1] :]
     answers = opened.batch_decode(written, skip_special_tokens=True)
     greedy = sum(a == p.answer for a, p in zip(answers, prompts, strict=True)) / len(prompts)
     # A batch padded on the left rounds differently from one padded on the right: a near tie may fall either way.

@@ -1,4 +1,4 @@
-"""`driftproof`: train, eval, groups, report, check, tiny-model.
+"""`driftproof`: train, eval, lab, groups, report, check, tiny-model.
 
 Guarantees: bad input ends with one sentence on stderr and exit code 2, a run that ended or was stopped early with 1;
 only errors in driftproof itself show a traceback.
@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.config import Config, ConfigError, load_config
+from driftproof.config import Config, ConfigError, LabConfig, load_config, parse_overrides
 
 if TYPE_CHECKING:
+    from driftproof.lab.runner import Result
     from driftproof.runtime.assembly import RunDirectory
 
 
@@ -29,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     known = parser.parse_args(words)
     command: Callable[[argparse.Namespace, list[str]], int] = known.command
-    if settings and command not in (_train, _eval):
-        parser.error(f"settings belong to train and eval: {' '.join(settings)}")
+    if settings and command not in (_train, _eval, _lab, _tiny_model):
+        parser.error(f"settings belong to train, eval, lab and tiny-model: {' '.join(settings)}")
     try:
         return command(known, settings)
     except KeyboardInterrupt:
@@ -80,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("recipe", type=Path, nargs="?", help="recipe that says task and sampling")
     evaluation.set_defaults(command=_eval)
 
+    lab = commands.add_parser(
+        "lab",
+        help="run a grid of objectives, staleness and seeds, and report on it",
+        usage="driftproof lab RECIPE [--dry-run] [--section.key value ...]\n       driftproof lab report DIRECTORY",
+        allow_abbrev=False,
+    )
+    lab.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML recipe with a [lab] section")
+    lab.add_argument("directory", type=Path, nargs="?", metavar="DIRECTORY", help="of a grid, to draw its report again")
+    lab.add_argument("--dry-run", action="store_true", help="check everything, list the runs to be made, stop")
+    lab.set_defaults(command=_lab)
+
     groups = commands.add_parser("groups", help="look at the rollouts of a run", allow_abbrev=False)
     groups.add_argument("run", type=Path)
     groups.add_argument("--by", choices=("best", "worst", "age", "prompt"), default="best")
@@ -97,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("directory", type=Path)
     tiny.add_argument("--architecture", choices=("qwen3", "llama"), default="qwen3")
     tiny.add_argument("--tokenizer", choices=("characters", "bytes"), default="characters")
+    tiny.add_argument("--task", default="arithmetic", help="what it learns; its fields on top: --task.field value")
+    tiny.add_argument("--accuracy", type=float, default=0.33, help="sampled accuracy at which it stops learning")
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--random", action="store_true", help="random weights, no supervised learning")
     tiny.set_defaults(command=_tiny_model)
@@ -188,6 +202,77 @@ def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _lab(known: argparse.Namespace, settings: list[str]) -> int:
+    from driftproof.lab.grid import planned_cells
+    from driftproof.lab.progress import GridProgress
+    from driftproof.lab.runner import check_grid, read_results, run_grid
+    from driftproof.lab.store import check_store
+
+    if known.recipe == Path("report"):
+        return _lab_report(known.directory, settings)
+    if known.directory is not None:
+        raise ConfigError(f"unexpected argument {known.directory}; a grid is drawn again by: driftproof lab report DIR")
+    _quiet_libraries()
+    check_store()
+    config = load_config(known.recipe, settings, LabConfig)
+    directory = config.lab.directory or Path("labs") / config.run.name
+    check_grid(config)
+    found = read_results(config, directory)
+    if known.dry_run:
+        _show_plan(config, directory, found)
+        return 0
+    console = Console()
+    progress = GridProgress(console, len(found))
+    try:
+        run_grid(config, directory, progress)
+    except KeyboardInterrupt:
+        progress.close()
+        done, total = len(read_results(config, directory)), len(planned_cells(config))
+        console.print(f"stopped: {done} of {total} runs are done; the same command goes on", highlight=False)
+        raise
+    finally:
+        progress.close()
+    _show_lab(console, config, directory)
+    return 0
+
+
+def _lab_report(directory: Path | None, settings: list[str]) -> int:
+    from driftproof.lab.store import check_store
+
+    if directory is None or settings:
+        raise ConfigError("give the directory of a grid and nothing else: driftproof lab report DIRECTORY")
+    recipe = directory / "config.toml"
+    if not recipe.is_file():
+        raise ConfigError(f"{directory} is not a grid: it has no config.toml")
+    check_store()
+    _show_lab(Console(), load_config(recipe, [], LabConfig), directory)
+    return 0
+
+
+def _show_lab(console: Console, config: LabConfig, directory: Path) -> None:
+    from driftproof.lab.report import write_report
+    from driftproof.lab.runner import read_results
+    from driftproof.lab.summary import missing_cells, summarize
+    from driftproof.lab.tables import missing_lines, result_table, views_of
+
+    results = read_results(config, directory)
+    files = write_report(config, results, directory)
+    summaries = summarize(results)
+    for view in views_of(summaries):
+        console.print(result_table(config, view, [summary for summary in summaries if summary.view == view]))
+    for line in (*missing_lines(config, missing_cells(config, results)), *map(str, files)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_plan(config: LabConfig, directory: Path, found: Sequence[Result]) -> None:
+    from driftproof.lab.summary import missing_cells
+
+    missing = missing_cells(config, found)
+    for cell in missing:
+        print(cell.key if cell.lr else cell.key.replace("lr0.0", "lr-of-the-sweep"))
+    print(f"{len(missing)} runs to be made, {len(found)} there already, in {directory}")
+
+
 def _groups(known: argparse.Namespace, _: list[str]) -> int:
     from driftproof.codec import Codec
     from driftproof.ledger import Ledger
@@ -226,6 +311,7 @@ def _check(_: argparse.Namespace, __: list[str]) -> int:
     for package, use in (
         ("torch", "required"),
         ("transformers", "required"),
+        ("pyarrow", "lab: pip install 'driftproof[lab]'"),
         ("math-verify", "task verifier 'math': pip install 'driftproof[math]'"),
         ("wandb", "tracking.wandb: pip install 'driftproof[wandb]'"),
         ("trackio", "tracking.trackio: pip install 'driftproof[trackio]'"),
@@ -242,10 +328,15 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _tiny_model(known: argparse.Namespace, _: list[str]) -> int:
+def _tiny_model(known: argparse.Namespace, settings: list[str]) -> int:
     from driftproof.runtime.assembly import limit_threads
     from driftproof.tiny_model import make_tiny_model
 
+    task_fields = {}
+    for section, key, value in parse_overrides(settings):
+        if section != "task" or key == "name":
+            raise ConfigError(f"unknown setting '{section}.{key}'; tiny-model takes --task NAME and --task.FIELD VALUE")
+        task_fields[key] = value
     _quiet_libraries()
     # One thread: as fast on batches this small, and the same model on every machine.
     limit_threads(1)
@@ -258,6 +349,9 @@ def _tiny_model(known: argparse.Namespace, _: list[str]) -> int:
         known.directory,
         architecture=known.architecture,
         tokenizer=known.tokenizer,
+        task=known.task,
+        task_fields=task_fields,
+        accuracy=known.accuracy,
         train=not known.random,
         seed=known.seed,
         progress=progress,
@@ -272,11 +366,9 @@ def _tiny_model(known: argparse.Namespace, _: list[str]) -> int:
 
 
 def _quiet_libraries() -> None:
-    """transformers' progress bars have no place in our display; what it has to say of errors stays."""
-    from transformers.utils import logging
+    from driftproof.runtime.assembly import quiet_libraries
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quiet_libraries()
 
 
 if __name__ == "__main__":

@@ -108,6 +108,15 @@ def stop_ids(tokenizer: Any, model_path: Path) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
+def fingerprint_weights(path: Path) -> str:
+    """Hash of a model directory's configuration, tokenizer and weights."""
+    digest = hashlib.sha256(_fingerprint(path).encode())
+    for file in sorted(path.glob("*.safetensors")):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def _fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json"):

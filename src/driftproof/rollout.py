@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from driftproof.codec import Codec
 from driftproof.engines.protocol import Completed, Engine, EngineError
 from driftproof.ledger import RUNNING, Ledger
 from driftproof.tasks.protocol import Task
-from driftproof.types import Group, Prompt, Request, Sampling, Verdict
+from driftproof.types import Group, Prompt, Request, Sampling, Tokens, Verdict
 from driftproof.verify import Verifier
 from driftproof.weights import latest
 
@@ -37,6 +37,21 @@ class RolloutSettings:
     want_logprobs: bool
     lease_seconds: float = 120.0
     """A worker that is silent for so long has lost its leases."""
+
+
+def make_request(
+    dispatch: int, prompt: Prompt, prompt_tokens: Tokens, *, samples: int, sampling: Sampling, want_logprobs: bool
+) -> Request:
+    """The request of the n-th dispatch; its randomness depends on the run's seed and on n alone."""
+    seed = int(np.random.SeedSequence([sampling.seed, dispatch]).generate_state(1, np.uint64)[0] >> 1)
+    return Request(
+        key=dispatch,
+        prompt=prompt,
+        prompt_tokens=prompt_tokens,
+        samples=samples,
+        sampling=replace(sampling, seed=seed),
+        want_logprobs=want_logprobs,
+    )
 
 
 class RolloutWorker:
@@ -119,20 +134,12 @@ class RolloutWorker:
         return [self._request(lease.dispatch, self.task.train[lease.prompt_index]) for lease in leases]
 
     def _request(self, dispatch: int, prompt: Prompt) -> Request:
-        sampling = self.settings.sampling
-        return Request(
-            key=dispatch,
-            prompt=prompt,
-            prompt_tokens=np.array(self.codec.encode(prompt), dtype=np.int32),
+        return make_request(
+            dispatch,
+            prompt,
+            np.array(self.codec.encode(prompt), dtype=np.int32),
             samples=self.settings.group_size,
-            sampling=Sampling(
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                stop_ids=sampling.stop_ids,
-                seed=int(np.random.SeedSequence([sampling.seed, dispatch]).generate_state(1, np.uint64)[0] >> 1),
-            ),
+            sampling=self.settings.sampling,
             want_logprobs=self.settings.want_logprobs,
         )
 

@@ -1,9 +1,10 @@
 """A base policy that a laptop's CPU can make and train: about 0.6 M parameters, in a plain Hugging Face directory.
 
 Guarantees: the directory is complete or absent, `AutoTokenizer` and `AutoModelForCausalLM` open it, and the result
-depends on architecture, tokenizer and seed alone (to float rounding, which varies with the number of threads). A
-trained model has seen the training split of two-digit addition with noisy demonstrations and stops learning where a
-third of its sampled answers is right, so that reinforcement learning has something to find and something to improve.
+depends on architecture, tokenizer, task, accuracy and seed alone (to float rounding, which varies with the number of
+threads). A trained model has seen the training split of its task, two-digit addition if no other is named, with noisy
+demonstrations, and stops learning at a chosen share of right sampled answers, a third if no other is chosen, so that
+reinforcement learning has something to find and something to improve.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
 
+from driftproof.tasks import Task, build
 from driftproof.types import Prompt
 
 if TYPE_CHECKING:
@@ -53,6 +56,12 @@ class TinyModelReport:
     """The model directory."""
     architecture: str
     tokenizer: str
+    task: str
+    """Its prompts were demonstrated, and its held-out prompts measure the accuracies below."""
+    task_fields: dict[str, Any]
+    """Those that were given; the others had their defaults."""
+    accuracy: float
+    """Sampled accuracy at which training was to stop."""
     seed: int
     trained: bool
     """False: random weights."""
@@ -88,10 +97,9 @@ class _Demonstrations:
     """bool [N, T], true where a token belongs to the answer or is its stop token."""
 
 
-NOISE = 0.15
-"""Share of the answers' digits that a demonstration replaces by a random digit."""
-TARGET = 0.33
-"""Training stops at the first measurement of sampled accuracy that is at least this."""
+DIGITS = "0123456789"
+RIGHT = 0.7
+"""About the share of demonstrations whose answer is right; the others have digits replaced by random ones."""
 BATCH = 128
 MATRIX_RATE = 8e-3
 """Learning rate of the matrices within the layers; an update's root mean square is 0.2 of it."""
@@ -110,6 +118,9 @@ def make_tiny_model(
     *,
     architecture: Architecture = "qwen3",
     tokenizer: TokenizerKind = "characters",
+    task: str = "arithmetic",
+    task_fields: Mapping[str, Any] | None = None,
+    accuracy: float = 0.33,
     train: bool = True,
     seed: int = 0,
     exist_ok: bool = False,
@@ -117,32 +128,45 @@ def make_tiny_model(
 ) -> TinyModelReport:
     """Make a tiny model in `directory`; with `exist_ok`, one made there before with the same settings is kept.
 
+    Training stops at the first measurement of sampled accuracy on held-out prompts that is at least `accuracy`.
+
     Raises:
-        TinyModelError: an unknown architecture or tokenizer; `directory` holds something else or cannot be written;
-            or training does not reach its target.
+        TaskError: an unknown `task`, or `task_fields` it does not take.
+        TinyModelError: an unknown architecture or tokenizer; an `accuracy` that the demonstrations do not allow;
+            a task without held-out prompts, or one that the tokenizer cannot write; `directory` holds something else or
+            cannot be written; or training does not reach `accuracy`.
     """
     _check_name("architecture", architecture, get_args(Architecture))
     _check_name("tokenizer", tokenizer, get_args(TokenizerKind))
-    wanted: dict[str, object] = {"architecture": architecture, "tokenizer": tokenizer, "seed": seed, "trained": train}
-    if existing := _existing(directory, wanted, exist_ok):
+    if not 0 < accuracy < RIGHT:
+        raise TinyModelError(
+            f"accuracy is {accuracy}; it must be above 0 and below {RIGHT}, the share of demonstrations that are right"
+        )
+    settings: dict[str, Any] = {
+        "architecture": architecture,
+        "tokenizer": tokenizer,
+        "task": task,
+        # As they will be read back.
+        "task_fields": json.loads(json.dumps(dict(task_fields or {}), default=str)),
+        "accuracy": accuracy,
+        "seed": seed,
+        "trained": train,
+    }
+    if existing := _existing(directory, settings, exist_ok):
         return existing
 
-    from driftproof.tasks.arithmetic import arithmetic
-
     start = time.perf_counter()
-    task = arithmetic(digits=2)
+    prompts = build(task, **task_fields or {})
     tokenizer_object = _TOKENIZERS[tokenizer]()
+    _check_prompts(prompts, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _random_model(architecture, tokenizer_object)
-        steps = _train(model, tokenizer_object, task.train, task.heldout, progress) if train else 0
-    scores = score_answers(model, tokenizer_object, task.heldout)
+        steps = _train(model, tokenizer_object, prompts, accuracy, progress) if train else 0
+    scores = score_answers(model, tokenizer_object, prompts.heldout)
     report = TinyModelReport(
         path=directory,
-        architecture=architecture,
-        tokenizer=tokenizer,
-        seed=seed,
-        trained=train,
+        **settings,
         parameters=sum(p.numel() for p in model.parameters()),
         steps=steps,
         seconds=time.perf_counter() - start,
@@ -168,9 +192,8 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     """One id per printable ASCII character or newline. Encoding any other character raises, it is never dropped."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    characters = [chr(code) for code in range(32, 127)] + ["\n"]
     # Without an unknown token in the vocabulary a word-level model refuses what it cannot write.
-    backend = Tokenizer(models.WordLevel(_vocabulary(characters), unk_token="<unk>"))
+    backend = Tokenizer(models.WordLevel(_vocabulary(_CHARACTERS), unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     backend.decoder = decoders.Fuse()
     return _wrap(backend)
@@ -190,6 +213,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return _wrap(backend)
 
 
+_CHARACTERS = [*map(chr, range(32, 127)), "\n"]
 _TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "characters": character_tokenizer,
     "bytes": byte_tokenizer,
@@ -243,20 +267,20 @@ def _random_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast
 def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    train: Sequence[Prompt],
-    heldout: Sequence[Prompt],
+    task: Task,
+    target: float,
     progress: Progress | None,
 ) -> int:
-    """Train on noisy demonstrations until `TARGET` is reached; return the number of steps."""
-    demonstrations, measured = _demonstrations(tokenizer, train), _demonstrations(tokenizer, heldout)
-    digits = torch.tensor(tokenizer.convert_tokens_to_ids(list("0123456789")))
+    """Train on noisy demonstrations until the sampled accuracy is `target`; return the number of steps."""
+    demonstrations, measured = _demonstrations(tokenizer, task.train), _demonstrations(tokenizer, task.heldout)
+    digits, noise = torch.tensor(tokenizer.convert_tokens_to_ids(list(DIGITS))), _noise(task.train)
     optimizers = _optimizers(model)
     schedules = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP)) for optimizer in optimizers]
     accuracy = 0.0
     for step in range(1, MAX_STEPS + 1):
-        rows = torch.randint(len(train), (BATCH,))
+        rows = torch.randint(len(task.train), (BATCH,))
         answer = demonstrations.answer[rows]
-        tokens = _with_noise(demonstrations.tokens[rows], answer, digits)
+        tokens = _with_noise(demonstrations.tokens[rows], answer, digits, noise)
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
         functional.cross_entropy(logits[answer[:, 1:]], tokens[answer]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -268,9 +292,12 @@ def _train(
             accuracy = _score(model, measured).probability.mean().item()
             if progress:
                 progress(step, accuracy)
-            if accuracy >= TARGET:
+            if accuracy >= target:
                 return step
-    raise TinyModelError(f"sampled accuracy is {accuracy:.2f} after {MAX_STEPS} steps, not {TARGET}; try another seed")
+    raise TinyModelError(
+        f"sampled accuracy is {accuracy:.2g} after {MAX_STEPS} steps, not {target}; try an easier task, a lower "
+        "accuracy or another seed"
+    )
 
 
 def _optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
@@ -338,9 +365,21 @@ def _score(model: PreTrainedModel, demonstrations: _Demonstrations) -> AnswerSco
         )
 
 
-def _with_noise(tokens: Tensor, answer: Tensor, digits: Tensor) -> Tensor:
-    """Replace a share `NOISE` of the answers' digits by random ones; the stop tokens stay."""
-    noisy = answer & torch.isin(tokens, digits) & (torch.rand(tokens.shape) < NOISE)
+def _noise(prompts: Sequence[Prompt]) -> float:
+    """The share of digits to replace so that about `RIGHT` of the answers stay as they are, to two significant digits.
+
+    A fixed share would leave next to nothing of long answers right.
+    """
+    digits = fmean(sum(character in DIGITS for character in prompt.answer) for prompt in prompts)
+    if digits == 0:
+        return 0.0
+    # A random digit is the right one a tenth of the time.
+    return min(1.0, float(f"{(1 - RIGHT ** (1 / digits)) / 0.9:.2g}"))
+
+
+def _with_noise(tokens: Tensor, answer: Tensor, digits: Tensor, noise: float) -> Tensor:
+    """Replace a share `noise` of the answers' digits by random ones; the stop tokens stay."""
+    noisy = answer & torch.isin(tokens, digits) & (torch.rand(tokens.shape) < noise)
     return torch.where(noisy, digits[torch.randint(len(digits), tokens.shape)], tokens)
 
 
@@ -364,7 +403,20 @@ def _check_name(what: str, name: str, valid: Sequence[str]) -> None:
         raise TinyModelError(f"{what} is {name!r}; valid are: {', '.join(valid)}")
 
 
-def _existing(directory: Path, wanted: dict[str, object], exist_ok: bool) -> TinyModelReport | None:
+def _check_prompts(task: Task, tokenizer: TokenizerKind) -> None:
+    if not task.heldout:
+        raise TinyModelError(f"task {task.name!r} has no held-out prompts to measure accuracy on; hold some out")
+    if tokenizer == "bytes":
+        return
+    for prompt in [*task.train, *task.heldout]:
+        if strange := set(prompt.text + prompt.answer).difference(_CHARACTERS):
+            raise TinyModelError(
+                f"task {task.name!r}, prompt {prompt.text[:60]!r}: the tokenizer 'characters' cannot write "
+                f"{min(strange)!r}; use the tokenizer 'bytes'"
+            )
+
+
+def _existing(directory: Path, wanted: dict[str, Any], exist_ok: bool) -> TinyModelReport | None:
     """The report of the model that is there; None when the place is free."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         _check_writable(directory)
@@ -380,7 +432,7 @@ def _existing(directory: Path, wanted: dict[str, object], exist_ok: bool) -> Tin
     return TinyModelReport(**record | {"path": directory})
 
 
-def _spell(settings: dict[str, object]) -> str:
+def _spell(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 

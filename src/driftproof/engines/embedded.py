@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,6 +221,22 @@ class EmbeddedEngine:
             FileNotFoundError: no weights there, or no longer; the old weights stay.
         """
         load_weights(self._model, snapshot)
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights that are in memory: a `state_dict` of the same architecture.
+
+        Raises:
+            EngineError: a tensor that is missing, unknown or of another shape; the old weights stay.
+        """
+        own = self._model.state_dict()
+        wrong = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
+        if wrong:
+            raise EngineError(
+                f"these weights are of another model: {sorted(wrong)[:3]} differ, are missing or not known"
+            )
+        for name, target in own.items():
+            target.copy_(state[name])
 
     def close(self) -> None:
         """Drop all work and the cache. The model stays with its owner."""
@@ -477,3 +493,7 @@ def _widen(array: NDArray[Any], width: int, fill: int = 0) -> NDArray[Any]:
     wider = np.full((len(array), max(width, 2 * array.shape[1])), fill, dtype=array.dtype)
     wider[:, : array.shape[1]] = array
     return wider
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None

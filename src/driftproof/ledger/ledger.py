@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
+from driftproof.ledger.order import PromptOrder
 from driftproof.ledger.schema import CONTENT, FORMAT_VERSION, SCHEMA, from_row, to_row
 from driftproof.types import Batch, Channel, Group, GroupError
 
@@ -118,7 +116,7 @@ class Ledger:
             )
         plan = json.loads(meta["plan"])
         self.plan = Plan(**plan | {"channels": frozenset(map(Channel, plan["channels"]))})
-        self._epoch: tuple[int, NDArray[np.int64]] | None = None
+        self._order = PromptOrder(self.plan.seed, self.plan.prompts)
 
     @classmethod
     def create(cls, path: Path, plan: Plan) -> Self:
@@ -161,12 +159,8 @@ class Ledger:
     # Rollout side
 
     def prompt_of(self, dispatch: int) -> int:
-        """The prompt of the n-th dispatch: position n in a permutation drawn anew, from the seed, for every epoch."""
-        epoch, position = divmod(dispatch, self.plan.prompts)
-        if self._epoch is None or self._epoch[0] != epoch:
-            order = np.random.default_rng([self.plan.seed, epoch]).permutation(self.plan.prompts)
-            self._epoch = (epoch, order)
-        return int(self._epoch[1][position])
+        """The prompt of the n-th dispatch (see `PromptOrder`)."""
+        return self._order.prompt_of(dispatch)
 
     def lease(self, worker: str, count: int, seconds: float) -> list[Lease]:
         """Up to `count` groups to write, expired leases first, then new dispatches as far as admission allows.
@@ -391,6 +385,17 @@ class Ledger:
         """Per kind of event: how many, and the last message."""
         rows = self._database.execute("SELECT kind, count(*), message, max(id) FROM events GROUP BY kind ORDER BY kind")
         return {kind: (count, message) for kind, count, message, _ in rows}
+
+    def ages_by_step(self) -> tuple[tuple[int, ...], ...]:
+        """For each trained step the ages of its groups, in updates, in the order of dispatch."""
+        rows = self._database.execute(
+            "SELECT trained_step, trained_step - 1 - dispatched_step FROM groups WHERE state = 'trained' "
+            "ORDER BY trained_step, dispatch"
+        )
+        ages: dict[int, list[int]] = {}
+        for step, age in rows:
+            ages.setdefault(step, []).append(age)
+        return tuple(tuple(of_step) for of_step in ages.values())
 
     def records(self) -> Iterator[Record]:
         """All committed groups, in the order of dispatch."""

@@ -19,6 +19,7 @@ from driftproof.tasks.gsm8k import gsm8k
 from driftproof.tasks.jsonl import jsonl
 from driftproof.tasks.protocol import Task, TaskError
 from driftproof.tasks.recorded import RecordedGroup, RecordedTask, read_recorded, recorded
+from driftproof.tasks.running_sums import running_sums
 from driftproof.tasks.validate import validate
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -26,6 +27,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "gsm8k": gsm8k,
     "jsonl": jsonl,
     "recorded": recorded,
+    "running_sums": running_sums,
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "jsonl",
     "read_recorded",
     "recorded",
+    "running_sums",
     "validate",
 ]
 

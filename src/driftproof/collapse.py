@@ -1,0 +1,84 @@
+"""Warns of a collapse while there is still something to save.
+
+A limit watches one metric, averaged over its last steps. Which limits are worth having was measured in the lab
+(docs/results.md: lead times and false alarms).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """Where a metric gets alarming.
+
+    `Limit(metric="health/gradient_imbalance", side="above", value=1.0)`: negatives pull harder than positives.
+    """
+
+    metric: str
+    side: Literal["above", "below"]
+    value: float
+    relative: bool = False
+    """Whether `value` is a multiple of the metric's mean over the run's first `window` steps."""
+    window: int = 20
+    """Steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """A limit that a run has crossed."""
+
+    limit: Limit
+    mean: float
+    """Of the metric over the last window."""
+    bound: float
+    """What it should not have crossed."""
+
+    def __str__(self) -> str:
+        """What happened, in words."""
+        return (
+            f"{self.limit.metric} was {self.mean:.3g} on average over the last {self.limit.window} steps, "
+            f"{self.limit.side} {self.bound:.3g}"
+        )
+
+
+class CollapseDetector:
+    """Looks at the metrics of every step; each limit alarms once."""
+
+    def __init__(self, limits: Sequence[Limit]) -> None:
+        self._watches = [_Watch(limit) for limit in limits]
+
+    def observe(self, metrics: Mapping[str, float]) -> list[Alarm]:
+        """The alarms that this step sets off. A metric that a step does not have is passed over."""
+        alarms = []
+        for watch in self._watches:
+            value = metrics.get(watch.limit.metric)
+            alarm = None if value is None else watch.observe(value)
+            if alarm is not None:
+                alarms.append(alarm)
+        return alarms
+
+
+class _Watch:
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self._recent: deque[float] = deque(maxlen=limit.window)
+        self._bound: float | None = None if limit.relative else limit.value
+        self._alarmed = False
+
+    def observe(self, value: float) -> Alarm | None:
+        self._recent.append(value)
+        if self._alarmed or len(self._recent) < self.limit.window:
+            return None
+        mean = sum(self._recent) / self.limit.window
+        if self._bound is None:
+            self._bound = self.limit.value * mean
+            return None
+        if not (mean > self._bound if self.limit.side == "above" else mean < self._bound):
+            return None
+        self._alarmed = True
+        return Alarm(limit=self.limit, mean=mean, bound=self._bound)

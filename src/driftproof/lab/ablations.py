@@ -1,0 +1,95 @@
+"""ASymPO taken apart and put together otherwise: objectives of the lab, named `driftproof.lab.ablations:Class`.
+
+None of them is an objective of its own; docs/results.md says what each was tried for, and what came of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from driftproof.objectives import Objective, ObjectiveError, Responses
+from driftproof.objectives.objective import TokenLosses, check_choice, check_flag, check_range
+
+Scale = Literal["none", "nll", "confidence"]
+Sides = Literal["both", "negatives"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalized(Objective):
+    """L = (1/R) sum_r A_r C_r S_r / sg(clamp(scale_r, floor, ceiling)), C = 1 where A >= 0 and alpha where A < 0.
+
+    `scale` "nll" is S_r (ASymPO), "confidence" is the mean of 1 - p over the response's tokens, which makes the mass of
+    the gradient in logit space exactly |A_r|; "none" is 1. `sides` "negatives" leaves positives undivided. `clip`
+    replaces log p as ASymPO's stable form does (arXiv 2606.03070, Eq. 44).
+    """
+
+    name: ClassVar[str] = "normalized"
+    scale: Scale = "nll"
+    sides: Sides = "both"
+    alpha: float = 1.0
+    floor: float = 1e-2
+    ceiling: float = math.inf
+    """Largest divisor; 1 divides only responses of a smaller scale."""
+    clip: bool = False
+    p_low: float = 0.02
+    p_high: float = 0.97
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "scale", get_args(Scale))
+        check_choice(self, "sides", get_args(Sides))
+        check_range(self, "alpha", 0.0, 1.0)
+        check_range(self, "floor", 1e-6, 10.0)
+        check_range(self, "ceiling", self.floor, math.inf)
+        check_flag(self, "clip")
+        check_range(self, "p_low", 1e-6, 1.0)
+        check_range(self, "p_high", self.p_low, 1.0)
+
+    def token_losses(self, batch: Responses) -> TokenLosses:
+        negative_R = batch.advantages_R < 0
+        logprobs_N = self._clipped(batch, batch.per_token(negative_R)) if self.clip else batch.logprobs_N
+        divisor_R = self._scale(batch, logprobs_N).clamp(self.floor, self.ceiling)
+        if self.sides == "negatives":
+            divisor_R = torch.where(negative_R, divisor_R, 1)
+        weight_R = torch.where(negative_R, self.alpha * batch.advantages_R, batch.advantages_R) / divisor_R
+        return TokenLosses(-batch.per_token(weight_R) * logprobs_N, {})
+
+    def _scale(self, batch: Responses, logprobs_N: Tensor) -> Tensor:
+        if self.scale == "none":
+            return torch.ones_like(batch.advantages_R)
+        return batch.mean_per_response(-logprobs_N if self.scale == "nll" else 1 - logprobs_N.exp())
+
+    def _clipped(self, batch: Responses, negative_N: Tensor) -> Tensor:
+        low, high = math.log(self.p_low), math.log(self.p_high)
+        return torch.where(negative_N, batch.logprobs_N.clamp(min=low), batch.logprobs_N.clamp(max=high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormalized(Objective):
+    """L = (1/R) sum_r A_r S_r / sg(S of its sign): each sign divided by its own mean NLL over the step, weighed by |A|.
+
+    ASymPO's balance of the two signs, without evening out the responses within a sign.
+    """
+
+    name: ClassVar[str] = "batch-normalized"
+    separable: ClassVar[bool] = False
+    floor: float = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "floor", 1e-6, 10.0)
+
+    def token_losses(self, batch: Responses) -> TokenLosses:
+        if len(batch.lengths_R) != batch.total_responses:
+            raise ObjectiveError("batch-normalized needs the whole step at once")
+        nll_R, divisor_R = -batch.mean_per_response(batch.logprobs_N), torch.ones_like(batch.advantages_R)
+        for sign in (1, -1):
+            weight_R = (sign * batch.advantages_R).clamp(min=0)
+            mean = ((weight_R * nll_R).sum() / weight_R.sum().clamp(min=1e-12)).clamp(min=self.floor)
+            divisor_R = torch.where(weight_R > 0, mean, divisor_R)
+        return TokenLosses(-batch.per_token(batch.advantages_R / divisor_R) * batch.logprobs_N, {})

@@ -1,0 +1,193 @@
+"""One run of the lab: learner and sampler in turns in one process, on data of a chosen age.
+
+Guarantees: the same learner, objective, task and engine as `driftproof train`; at age 0 the same run as its synchronous
+mode, bit for bit where the engine has a slot for every response of a step; the same settings give the same numbers
+again, bit for bit, on one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from driftproof.codec import Codec
+from driftproof.engines.embedded import EmbeddedEngine
+from driftproof.engines.protocol import generate
+from driftproof.evaluate import evaluate
+from driftproof.lab.staleness import Staleness
+from driftproof.learner import Learner
+from driftproof.ledger.order import PromptOrder
+from driftproof.rollout import make_request
+from driftproof.tasks.protocol import Task
+from driftproof.types import Batch, FinishReason, Group, Prompt, Request, Response, Sampling, Verdict
+from driftproof.verify import Verifier
+
+State = dict[str, Tensor]
+Row = dict[str, float]
+
+SIGNALS = ("health/scale_imbalance", "health/gradient_imbalance", "health/entropy", "grad_norm")
+"""The metrics that may announce a collapse, kept of every step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Course:
+    """How a run went."""
+
+    rows: list[Row]
+    """For step 0, every so many steps, and the last: `step`, `accuracy`, and the means of the learner's metrics since
+    the row before."""
+    signals: dict[str, list[float | None]]
+    """Each of `SIGNALS` at every step; None where a step does not have it."""
+
+
+class Accuracy(Protocol):
+    """How good the policy is now."""
+
+    def __call__(self, learner: Learner) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sampler:
+    """What writes and scores the groups."""
+
+    engine: EmbeddedEngine
+    task: Task
+    codec: Codec
+    verifier: Verifier
+    sampling: Sampling
+    group_size: int
+    order: PromptOrder
+    want_logprobs: bool
+
+    def request(self, dispatch: int) -> Request:
+        prompt = self.task.train[self.order.prompt_of(dispatch)]
+        return make_request(
+            dispatch,
+            prompt,
+            np.array(self.codec.encode(prompt), dtype=np.int32),
+            samples=self.group_size,
+            sampling=self.sampling,
+            want_logprobs=self.want_logprobs,
+        )
+
+    def write(self, dispatches: Sequence[int], state: State) -> list[Group]:
+        """The groups of some dispatches, written with these weights."""
+        self.engine.load_state(state)
+        requests = [self.request(dispatch) for dispatch in dispatches]
+        answers: list[tuple[Response, ...]] = generate(self.engine, requests)
+        items = [
+            (self.codec.decode(response.tokens.tolist()), request.prompt.answer)
+            for request, responses in zip(requests, answers, strict=True)
+            for response in responses
+        ]
+        verdicts = iter(self.verifier.score(items))
+        return [
+            Group.from_responses(
+                request.prompt.index, request.prompt_tokens, responses, [next(verdicts) for _ in responses]
+            )
+            for request, responses in zip(requests, answers, strict=True)
+        ]
+
+
+def run(
+    learner: Learner,
+    sampler: Sampler,
+    staleness: Staleness,
+    accuracy: Accuracy,
+    *,
+    steps: int,
+    groups_per_step: int,
+    evaluate_every: int,
+    progress: Callable[[int], object] = lambda step: None,
+) -> Course:
+    """Train `steps` steps, with an evaluation at step 0, every `evaluate_every` steps, and at the last."""
+    rows: list[Row] = [{"step": 0, "accuracy": accuracy(learner)}]
+    history = {0: _copy(learner)}
+    since: list[dict[str, Any]] = []
+    signals: dict[str, list[float | None]] = {name: [] for name in SIGNALS}
+    for step in range(1, steps + 1):
+        sources = staleness.sources(step, groups_per_step)
+        first = (step - 1) * groups_per_step
+        groups: dict[int, Group] = {}
+        for source in sorted(set(sources)):
+            chosen = [first + place for place, of_group in enumerate(sources) if of_group == source]
+            groups |= dict(zip(chosen, sampler.write(chosen, history[source]), strict=True))
+        batch = Batch(
+            step=step,
+            groups=tuple(groups[dispatch] for dispatch in sorted(groups)),
+            ages=tuple(step - 1 - source for source in sources),
+        )
+        since.append(learner.train(batch))
+        for name, series in signals.items():
+            series.append(since[-1].get(name))
+        history[step] = _copy(learner)
+        for old in [update for update in history if update < step - staleness.oldest]:
+            del history[old]
+        if step % evaluate_every == 0 or step == steps:
+            rows.append({**_means(since), "step": step, "accuracy": accuracy(learner)})
+            since = []
+        progress(step)
+    return Course(rows=rows, signals=signals)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExactAccuracy:
+    """Mean probability, over prompts, of sampling exactly the answer and the end of the response: no sampling noise.
+
+    The accuracy of tasks whose verifier is "exact".
+    """
+
+    groups: tuple[Group, ...]
+    """One response each: the answer."""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], codec: Codec) -> ExactAccuracy:
+        return cls(groups=tuple(answer_group(prompt, codec) for prompt in prompts))
+
+    def __call__(self, learner: Learner) -> float:
+        logprobs_N = learner.score(self.groups).logprobs_N.double()
+        lengths_R = torch.tensor([len(group.response_tokens) for group in self.groups])
+        response_N = torch.arange(len(lengths_R)).repeat_interleave(lengths_R)
+        totals_R = torch.zeros(len(lengths_R), dtype=torch.float64).index_add(0, response_N, logprobs_N.cpu())
+        return float(totals_R.exp().mean())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampledAccuracy:
+    """Mean reward of sampled responses to some prompts."""
+
+    engine: EmbeddedEngine
+    prompts: Sequence[Prompt]
+    codec: Codec
+    verifier: Verifier
+    sampling: Sampling
+    samples: int
+
+    def __call__(self, learner: Learner) -> float:
+        self.engine.load_state(learner.policy.model.state_dict())
+        found = evaluate(self.engine, self.prompts, self.codec, self.verifier, self.sampling, self.samples)
+        return found.sampled
+
+
+def answer_group(prompt: Prompt, codec: Codec) -> Group:
+    """A group of one response: the answer of the prompt."""
+    answer = Response(
+        tokens=np.array(codec.encode_response(prompt.answer), dtype=np.int32), finish_reason=FinishReason.STOP
+    )
+    tokens = np.array(codec.encode(prompt), dtype=np.int32)
+    return Group.from_responses(prompt.index, tokens, [answer], [Verdict(reward=1.0)])
+
+
+def _copy(learner: Learner) -> State:
+    return {name: tensor.detach().clone() for name, tensor in learner.policy.model.state_dict().items()}
+
+
+def _means(metrics: Sequence[dict[str, Any]]) -> Row:
+    names = dict.fromkeys(name for step in metrics for name in step)
+    found = {name: [float(step[name]) for step in metrics if name in step] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}

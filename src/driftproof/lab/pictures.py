@@ -1,0 +1,252 @@
+"""The pictures of a grid.
+
+Guarantees: drawn from any part of a grid with at least one run; colours that colour-blind readers can tell apart, and
+markers besides; touches no global state of matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driftproof.config import LabConfig
+from driftproof.lab.grid import View
+from driftproof.lab.runner import Result
+from driftproof.lab.summary import Summary, accuracies, collapsed_at, summarize
+from driftproof.lab.tables import VIEWS, age_name
+
+Series = NDArray[np.float64]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, without their yellow, which is too faint for a line."""
+MARKERS = "osD^vPX"
+STYLES = ("-", "--", ":")
+GREY = "#707070"
+WIDTH = 12.0
+"""Of every picture, in inches of 100 pixels."""
+COLUMNS = 4
+"""Panels beside each other, at most."""
+
+
+def draw_pictures(config: LabConfig, results: Sequence[Result], directory: Path) -> dict[str, str]:
+    """Write `accuracy.png`, `staleness.png` and `imbalance.png`; their file names by what they show.
+
+    Tuning runs are not drawn; {} where there are no others.
+    """
+    drawn = [result for result in results if result.cell.view != "tuning"]
+    if not drawn:
+        return {}
+    pictures: Mapping[str, tuple[str, Callable[[LabConfig, Sequence[Result], Path], None]]] = {
+        "Accuracy over steps": ("accuracy.png", draw_accuracy),
+        "Final accuracy against staleness": ("staleness.png", draw_staleness),
+        "Scale imbalance over steps": ("imbalance.png", draw_imbalance),
+    }
+    for name, draw in pictures.values():
+        draw(config, drawn, directory / name)
+    return {what: name for what, (name, _) in pictures.items()}
+
+
+def draw_accuracy(config: LabConfig, results: Sequence[Result], path: Path) -> None:
+    """Accuracy over steps, a panel per age: the mean over the seeds, and a band from the lowest to the highest."""
+
+    def panel(axes: Any, looks: Mapping[str, Any], runs: Sequence[Result]) -> None:
+        axes.axhline(np.mean([accuracies(run)[0] for run in runs]), color=GREY, linewidth=1.2, linestyle=":")
+        for label, alike in _by_label(runs).items():
+            steps = _steps(alike)
+            found = [dict(zip(_steps([run]), accuracies(run), strict=True)) for run in alike]
+            values = np.array([_series(steps, of_run) for of_run in found])
+            _band(axes, steps, values, np.nanmean, looks, label)
+        axes.set_ylim(bottom=0)
+
+    caption = "Mean over seeds; band: lowest to highest seed; dotted: base policy"
+    _panels(config, results, path, "Accuracy on held-out prompts", caption, panel)
+
+
+def draw_imbalance(config: LabConfig, results: Sequence[Result], path: Path) -> None:
+    """Scale imbalance over steps, a panel per age, on a logarithmic axis, with the collapse of every run marked."""
+
+    from matplotlib.ticker import LogFormatter
+
+    def panel(axes: Any, looks: Mapping[str, Any], runs: Sequence[Result]) -> None:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axes.axhline(1, color=GREY, linewidth=1.2, linestyle=":")
+        for label, alike in _by_label(runs).items():
+            steps = _steps(alike)
+            found = [{int(row["step"]): row.get("health/scale_imbalance", np.nan) for row in run.rows} for run in alike]
+            values = np.array([_series(steps, of_run) for of_run in found])
+            values = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+            _band(axes, steps, values, _geometric_mean, looks, label)
+            for run, of_run in zip(alike, values, strict=True):
+                _mark_collapse(axes, collapsed_at(run), steps, of_run, looks[label]["color"])
+
+    caption = "Geometric mean over seeds; band: lowest to highest seed; ✗: a run collapses here; dotted: balance"
+    _panels(config, results, path, "Scale imbalance: NLL of the negatives / NLL of the positives", caption, panel)
+
+
+def draw_staleness(config: LabConfig, results: Sequence[Result], path: Path) -> None:
+    """Final accuracy against staleness, a panel per view, with 95% bootstrap intervals over the seeds."""
+    summaries = summarize(results)
+    views = list(dict.fromkeys(summary.view for summary in summaries))
+    ages = sorted({summary.staleness for summary in summaries})
+    looks = _looks(config)
+    figure = _figure(
+        5.0, "Final accuracy against staleness", "Mean and 95% bootstrap interval over seeds; dotted: base policy"
+    )
+    for axes, view in zip(figure.subplots(1, len(views), sharey=True, squeeze=False)[0], views, strict=True):
+        chosen = [summary for summary in summaries if summary.view == view]
+        _title(axes, VIEWS[view] if len(views) == 1 else f"view {view!r}")
+        axes.axhline(np.mean([summary.base for summary in chosen]), color=GREY, linewidth=1.2, linestyle=":")
+        for place, (label, look) in enumerate(looks.items()):
+            # Side by side, for intervals on top of each other cannot be read.
+            offset = (place - (len(looks) - 1) / 2) * 0.5 / len(looks)
+            _intervals(axes, [s for s in chosen if s.label == label], ages, offset, look)
+        axes.set_xticks(range(len(ages)), [age_name(config, age) for age in ages])
+        axes.set_xlim(-0.5, len(ages) - 0.5)
+        axes.set_ylim(bottom=0)
+    _save(figure, looks, {summary.label for summary in summaries}, path)
+
+
+def _panels(
+    config: LabConfig,
+    results: Sequence[Result],
+    path: Path,
+    title: str,
+    caption: str,
+    panel: Callable[[Any, Mapping[str, Any], Sequence[Result]], None],
+) -> None:
+    """A picture with a panel for every view and age that has runs; a view begins a row."""
+    views: dict[View, list[int]] = {}
+    for result in results:
+        views.setdefault(result.cell.view, []).append(result.cell.staleness)
+    ages = {view: sorted(set(found)) for view, found in views.items()}
+    columns = min(max(len(found) for found in ages.values()), COLUMNS)
+    rows = [(view, found[i : i + columns]) for view, found in ages.items() for i in range(0, len(found), columns)]
+    looks = _looks(config)
+    figure = _figure(1.3 + 3.1 * len(rows), title, caption)
+    grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
+    for row, (view, found) in zip(grid, rows, strict=True):
+        for axes, age in zip(row, found, strict=False):
+            name = age_name(config, age)
+            _title(axes, name if len(ages) == 1 else f"{view}, {name}")
+            panel(axes, looks, [r for r in results if r.cell.view == view and r.cell.staleness == age])
+            if not any(np.isfinite(line.get_ydata()).any() for line in axes.get_lines() if len(line.get_xdata()) > 2):
+                axes.text(0.5, 0.6, "not recorded", transform=axes.transAxes, ha="center", color=GREY)
+            axes.set_xlabel("step")
+            axes.set_xlim(0, config.run.steps * 1.02)
+            axes.tick_params(labelbottom=True)
+        for axes in row[len(found) :]:
+            axes.set_visible(False)
+    _save(figure, looks, {result.cell.label for result in results}, path)
+
+
+def _figure(height: float, title: str, caption: str) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(WIDTH, height), dpi=100, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{title}\n", fontsize=14, fontweight="bold", x=0.01, ha="left")
+    # In the empty second line of the title, so that the layout keeps room for it.
+    figure.text(0.01, 1 - 0.4 / height, caption, fontsize=10.5, color=GREY, va="top", ha="left")
+    return figure
+
+
+def _title(axes: Any, text: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(text, fontsize=11.5, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(which="both", color="#000000", alpha=0.08)
+    axes.tick_params(labelsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _looks(config: LabConfig) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of every objective by its label: the same in all pictures."""
+    labels = [objective.label or objective.name for objective in config.lab.objectives]
+    return {
+        label: {
+            "color": COLORS[place % len(COLORS)],
+            "marker": MARKERS[place % len(MARKERS)],
+            "linestyle": STYLES[place // len(COLORS) % len(STYLES)],
+        }
+        for place, label in enumerate(labels)
+    }
+
+
+def _by_label(results: Sequence[Result]) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.cell.label, []).append(result)
+    return found
+
+
+def _steps(results: Sequence[Result]) -> list[int]:
+    return sorted({int(row["step"]) for result in results for row in result.rows})
+
+
+def _series(steps: Sequence[int], values: Mapping[int, float]) -> Series:
+    """float64 [steps]; NaN where the run has no value."""
+    return np.array([values.get(step, np.nan) for step in steps], dtype=np.float64)
+
+
+def _geometric_mean(values: Series, axis: int) -> Series:
+    return np.asarray(np.exp(np.nanmean(np.log(values), axis=axis)))
+
+
+def _band(axes: Any, steps: Sequence[int], values: Series, mean: Any, looks: Mapping[str, Any], label: str) -> None:
+    """The mean over runs, and a band from the lowest to the highest; `values` [runs, steps]."""
+    known = np.isfinite(values).any(axis=0)
+    x, values, look = np.asarray(steps)[known], values[:, known], looks[label]
+    if not len(x):
+        return
+    axes.fill_between(x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=look["color"], alpha=0.15, lw=0)
+    # Markers tell the lines apart without their colours; each begins at another place, so that lines on top of each
+    # other are all seen.
+    every = max(len(x) // 5, 1)
+    marks = slice(list(looks).index(label) * every // len(looks), None, every)
+    axes.plot(x, mean(values, axis=0), linewidth=1.8, markersize=5.5, markevery=marks, **look)
+
+
+def _mark_collapse(axes: Any, step: int | None, steps: Sequence[int], values: Series, color: str) -> None:
+    """A cross on a run's own curve; at the lower edge where the curve has no value."""
+    if step is None:
+        return
+    value = values[list(steps).index(step)]
+    look = {"color": color, "marker": "x", "markersize": 9, "markeredgewidth": 2.4, "linestyle": "", "zorder": 5}
+    if np.isfinite(value):
+        axes.plot([step], [value], **look)
+    else:
+        axes.plot([step], [0.02], transform=axes.get_xaxis_transform(), **look)
+
+
+def _intervals(
+    axes: Any, summaries: Sequence[Summary], ages: Sequence[int], offset: float, look: Mapping[str, Any]
+) -> None:
+    ordered = sorted(summaries, key=lambda summary: summary.staleness)
+    if not ordered:
+        return
+    final = np.array([summary.final for summary in ordered])
+    low, high = np.array([summary.final_interval for summary in ordered]).T
+    # A quantile may differ from the mean of equal values by rounding.
+    errors = np.maximum([final - low, high - final], 0)
+    x = [ages.index(summary.staleness) + offset for summary in ordered]
+    axes.errorbar(x, final, yerr=errors, linewidth=1.6, markersize=7, capsize=3, **look)
+
+
+def _save(figure: Any, looks: Mapping[str, Mapping[str, Any]], present: set[str], path: Path) -> None:
+    from matplotlib.lines import Line2D
+
+    labels = [label for label in looks if label in present]
+    handles = [Line2D([], [], linewidth=1.8, markersize=7, **looks[label]) for label in labels]
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), frameon=False)
+    for text in legend.get_texts():
+        text.set(fontsize=11, parse_math=False)
+    figure.savefig(path, format="png")

@@ -1,0 +1,284 @@
+"""A grid, run in as many processes as there are cores.
+
+Guarantees: a finished run is on disk, whole, before it counts; one that was cut off is run again from its start, and
+gives the same numbers; nothing that is there is run again. Results of other settings are refused, not mixed. No process
+outlives the grid, however it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from driftproof.codec import Codec
+from driftproof.config import Config, ConfigError, LabConfig
+from driftproof.lab.experiment import Accuracy, Course, ExactAccuracy, Row, SampledAccuracy, Sampler, run
+from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, planned_cells, tuning_cells
+from driftproof.lab.staleness import ExactLag, Periodic, Replay, Staleness
+from driftproof.ledger import Ledger, LedgerError
+from driftproof.ledger.order import PromptOrder
+from driftproof.models import fingerprint_weights
+from driftproof.runtime.assembly import (
+    limit_threads,
+    make_learner,
+    make_sampling,
+    make_task,
+    make_verifier,
+    open_engine,
+    preflight,
+    quiet_libraries,
+)
+from driftproof.types import Channel
+from driftproof.weights import fsync
+
+Progress = Callable[[int, int], object]
+"""Called with the runs that are done and those there are."""
+
+
+class LabError(RuntimeError):
+    """A grid that ended before its time; what is done is kept."""
+
+
+PRELOADED = ["driftproof.lab.runner", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
+"""Imported once, in the process that the grid's are forked from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Result:
+    """A finished run."""
+
+    cell: Cell
+    rows: tuple[Row, ...]
+    """See `experiment.Course`."""
+    signals: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """See `experiment.Course`."""
+    seconds: float
+
+    @property
+    def final(self) -> float:
+        """Accuracy after the last step."""
+        return self.rows[-1]["accuracy"]
+
+
+def run_grid(config: LabConfig, directory: Path, progress: Progress) -> list[Result]:
+    """Run what is not there yet; all results, tuning runs first.
+
+    Raises:
+        ConfigError: results of other settings are there, or the directory cannot be written.
+        ValueError: a run is refused before anything starts, see `check_grid`.
+        LabError: a process was killed.
+    """
+    check_grid(config)
+    # Refuses results of other settings before anything is written over.
+    read_results(config, directory)
+    try:
+        (directory / "runs").mkdir(parents=True, exist_ok=True)
+        _check_base(config, directory / "base.json")
+        (directory / "config.toml").write_text(config.to_toml())
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be written: {error.strerror}") from error
+    tuning, total = tuning_cells(config), len(planned_cells(config))
+    tuned = _run_cells(config, tuning, directory, lambda done: progress(done, total))
+    rates = best_rates([result.cell for result in tuned], [result.final for result in tuned])
+    cells = grid_cells(config, rates)
+    return [*tuned, *_run_cells(config, cells, directory, lambda done: progress(len(tuned) + done, total))]
+
+
+def check_grid(config: LabConfig) -> None:
+    """Check everything that can be checked without starting.
+
+    Raises:
+        ValueError: in the subclass of the room that refuses, see `assembly.preflight`.
+    """
+    if config.engine.name != "embedded":
+        raise ConfigError(
+            f"the lab writes its own responses; engine.name must be 'embedded', got {config.engine.name!r}"
+        )
+    # Runs of one objective are right or wrong together.
+    for cell in {cell.label: cell for cell in planned_cells(config) if cell.lr}.values():
+        preflight(cell_config(config, cell))
+    if not config.evaluation.prompts or not make_task(config).heldout:
+        raise ConfigError(
+            f"the lab measures accuracy on held-out prompts: task {config.task.name!r} must have some, and "
+            "evaluation.prompts must not be 0"
+        )
+    for staleness in config.lab.staleness:
+        make_staleness(config, staleness)
+
+
+def read_results(config: LabConfig, directory: Path) -> list[Result]:
+    """The results that are on disk, tuning runs first; those that are missing are left out."""
+    tuning = tuning_cells(config)
+    tuned = [result for cell in tuning if (result := _read(config, cell, directory)) is not None]
+    rates = best_rates([result.cell for result in tuned], [result.final for result in tuned])
+    if len(tuned) < len(tuning):
+        return tuned
+    found = [_read(config, cell, directory) for cell in grid_cells(config, rates)]
+    return [*tuned, *(result for result in found if result is not None)]
+
+
+def _check_base(config: LabConfig, record: Path) -> None:
+    """Refuse to go on with another base policy at the same path."""
+    base = json.dumps({"base": fingerprint_weights(config.model.path)})
+    if record.is_file() and record.read_text() != base:
+        raise ConfigError(
+            f"{record.parent} has results of another base policy than the one that {config.model.path} holds now; "
+            "choose another --lab.directory"
+        )
+    record.write_text(base)
+
+
+def _run_cells(
+    config: LabConfig, cells: Sequence[Cell], directory: Path, progress: Callable[[int], object]
+) -> list[Result]:
+    results = {cell.key: _read(config, cell, directory) for cell in cells}
+    missing = [cell for cell in cells if results[cell.key] is None]
+    progress(len(cells) - len(missing))
+    if missing:
+        processes = min(config.lab.processes or len(os.sched_getaffinity(0)), len(missing))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        others = set(multiprocessing.active_children())
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_enter) as pool:
+            try:
+                waiting: set[Future[None]] = {
+                    pool.submit(run_cell, config.to_toml(), cell, directory) for cell in missing
+                }
+                while waiting:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                    progress(len(cells) - len(waiting))
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                # What is under way would take its time, and is run again anyway.
+                for process in set(multiprocessing.active_children()) - others:
+                    process.kill()
+                if isinstance(error, BrokenProcessPool):
+                    raise LabError(
+                        "a process of the grid was killed, maybe because memory ran out; what is done is kept, and the "
+                        "same command goes on; --lab.processes N sets how many run at a time"
+                    ) from error
+                raise
+    found = [_read(config, cell, directory) for cell in cells]
+    return [result for result in found if result is not None]
+
+
+def _enter() -> None:
+    """A process of the grid leaves Ctrl-C to its parent, and ends when that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    quiet_libraries()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def run_cell(recipe: str, cell: Cell, directory: Path) -> None:
+    """Run one cell and write its result; in a process of its own, on one thread."""
+    limit_threads(1)
+    config = LabConfig.from_toml(recipe)
+    started = time.monotonic()
+    course = _experiment(cell_config(config, cell), config, cell)
+    content = {
+        "settings": _settings(config, cell),
+        "seconds": time.monotonic() - started,
+        "rows": course.rows,
+        "signals": course.signals,
+    }
+    path = directory / "runs" / f"{cell.key}.json"
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    partial.write_text(json.dumps(content))
+    fsync(partial)
+    partial.replace(path)
+
+
+def _experiment(config: Config, lab: LabConfig, cell: Cell) -> Course:
+    learner, task, codec = make_learner(config), make_task(config), Codec(config.model.path)
+    prompts = task.heldout[: config.evaluation.prompts]
+    engine = open_engine(config, config.model.path)
+    verifier = make_verifier(config, task)
+    sampling = make_sampling(config, codec)
+    accuracy: Accuracy
+    if task.verifier == "exact":
+        accuracy = ExactAccuracy.of(prompts, codec)
+    else:
+        accuracy = SampledAccuracy(engine, prompts, codec, verifier, sampling, config.evaluation.samples)
+    try:
+        return run(
+            learner,
+            Sampler(
+                engine=engine,
+                task=task,
+                codec=codec,
+                verifier=verifier,
+                sampling=sampling,
+                group_size=config.rollouts.group_size,
+                order=PromptOrder(config.run.seed, len(task.train)),
+                want_logprobs=Channel.BEHAVIOR_LOGPROBS in learner.objective.needs,
+            ),
+            make_staleness(lab, cell.staleness),
+            accuracy,
+            steps=config.run.steps,
+            groups_per_step=config.learner.groups_per_step,
+            evaluate_every=lab.lab.evaluate_every,
+        )
+    finally:
+        verifier.close()
+        engine.close()
+
+
+def make_staleness(config: LabConfig, staleness: int) -> Staleness:
+    """The rule for the age of the data.
+
+    Raises:
+        ConfigError: there is no run to replay, or it has trained no step.
+    """
+    if config.lab.replay is not None:
+        try:
+            with Ledger(config.lab.replay / "ledger.sqlite") as ledger:
+                ages = ledger.ages_by_step()
+        except LedgerError as error:
+            raise ConfigError(f"lab.replay: {error}") from error
+        if not ages:
+            raise ConfigError(f"{config.lab.replay} has no trained step whose ages could be replayed")
+        return Replay(ages=ages)
+    if config.lab.schedule == "periodic" and staleness > 0:
+        return Periodic(every=staleness)
+    return ExactLag(lag=staleness)
+
+
+def _read(config: LabConfig, cell: Cell, directory: Path) -> Result | None:
+    path = directory / "runs" / f"{cell.key}.json"
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    if content["settings"] != _settings(config, cell):
+        raise ConfigError(
+            f"{path} is the result of other settings than these; choose another --lab.directory, or remove it"
+        )
+    return Result(cell=cell, rows=tuple(content["rows"]), signals=content["signals"], seconds=content["seconds"])
+
+
+def _settings(config: LabConfig, cell: Cell) -> str:
+    """Hash of all that determines a run's numbers."""
+    resolved = cell_config(config, cell).model_dump(mode="json", exclude={"tracking", "runtime", "verify"})
+    resolved["run"] = {name: resolved["run"][name] for name in ("seed", "steps")}
+    lab = {name: str(getattr(config.lab, name)) for name in ("schedule", "replay", "evaluate_every")}
+    text = json.dumps([resolved, lab, cell.staleness], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,185 @@
+"""A grid in tables, for terminals and as Markdown.
+
+Guarantees: pure functions; the same results give the same text; labels cannot disturb a terminal or a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from driftproof.config import LabConfig
+from driftproof.lab.detection import Detection
+from driftproof.lab.grid import Cell, View, planned_cells
+from driftproof.lab.summary import Summary
+from driftproof.report.text import printable
+
+VIEWS: Mapping[View, str] = {
+    "tuning": "Sweep of the learning rates at staleness 0",
+    "given": "Every objective at its given learning rate",
+    "tuned": "Every objective at the best learning rate of its own sweep",
+    "matched": "Every gradient scaled to the same norm",
+}
+
+ANNOUNCED = (
+    "Means over 20 steps. The lead is from alarm to collapse; an alarm in a run that did not collapse is false. "
+    "All runs of the report together, whatever their objective."
+)
+COLLAPSE = (
+    "A run has collapsed at step s if from s on every evaluation is under half of the best accuracy that the run had "
+    "before, and under the base policy's. A run that dips and comes back has not collapsed."
+)
+
+INTERVALS = (
+    "Accuracies are means over the seeds after the last step, in brackets their 95% bootstrap interval over the seeds; "
+    "collapse rates have 95% Wilson intervals. ✗k/n: k of n runs have collapsed."
+)
+
+
+def age_name(config: LabConfig, staleness: int) -> str:
+    """What an age is called: "age 16", or what stands for it under another schedule."""
+    if config.lab.schedule == "replay":
+        return "replayed ages"
+    if config.lab.schedule == "periodic" and staleness:
+        return f"published every {staleness}"
+    return f"age {staleness}"
+
+
+def result_table(config: LabConfig, view: View, summaries: Sequence[Summary]) -> Group:
+    """Final accuracies of one view: a row per objective, a column per age, or per learning rate of the sweep."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    header, *rows = _matrix(config, view, summaries)
+    for name in header:
+        table.add_column(name, justify="left")
+    for label, *cells in rows:
+        table.add_row(Text(label), *(Text(cell, style="red" if "✗" in cell else "") for cell in cells))
+    # A title of the table itself would be broken to its width.
+    return Group(Text(VIEWS[view], style="bold"), table)
+
+
+def markdown(
+    config: LabConfig,
+    summaries: Sequence[Summary],
+    missing: Sequence[Cell],
+    pictures: Mapping[str, str],
+    detections: Sequence[Detection] = (),
+) -> str:
+    """The report; `pictures` are file names by what they show."""
+    lines = [f"# {_escaped(config.run.name)}", "", _setting(config)]
+    for line in missing_lines(config, missing):
+        lines += ["", line]
+    for view in views_of(summaries):
+        chosen = [summary for summary in summaries if summary.view == view]
+        lines += ["", f"## {VIEWS[view]}", "", *_markdown_table(_matrix(config, view, chosen))]
+        lines += ["", *_markdown_table(_details(config, chosen))]
+    if any(found.collapsed for found in detections):
+        lines += ["", "## What announces a collapse", "", ANNOUNCED, "", *_markdown_table(_detection_rows(detections))]
+    lines += ["", "## How to read this", "", INTERVALS, "", COLLAPSE]
+    for what, name in pictures.items():
+        lines += ["", f"## {what}", "", f"![{what}]({name})"]
+    return "\n".join(lines) + "\n"
+
+
+def missing_lines(config: LabConfig, missing: Sequence[Cell]) -> list[str]:
+    """What a grid lacks, a line per view; [] when nothing is missing."""
+    planned = [cell.view for cell in planned_cells(config)]
+    lacking = [cell.view for cell in missing]
+    return [
+        f"Missing: {lacking.count(view)} of {planned.count(view)} runs of the view {view!r}."
+        for view in dict.fromkeys(planned)
+        if view in lacking
+    ]
+
+
+def views_of(summaries: Sequence[Summary]) -> list[View]:
+    """The views there are, in their order."""
+    return list(dict.fromkeys(summary.view for summary in summaries))
+
+
+def result_text(summary: Summary, seeds: int) -> str:
+    """For example "0.61 [0.58, 0.64]", "0.08 [0.05, 0.10] ✗3/5", or "0.61 (1 of 5 seeds)"."""
+    low, high = summary.final_interval
+    parts = [f"{summary.final:.2f}"]
+    if summary.runs > 1:
+        parts.append(f"[{low:.2f}, {high:.2f}]")
+    if summary.collapsed:
+        parts.append(f"✗{summary.collapsed}/{summary.runs}")
+    if summary.runs < seeds:
+        parts.append(f"({summary.runs} of {seeds} seeds)")
+    return " ".join(parts)
+
+
+def _matrix(config: LabConfig, view: View, summaries: Sequence[Summary]) -> list[list[str]]:
+    """Header and rows; "-" where there is no run yet."""
+    tuning = view == "tuning"
+    seeds = len(set(config.lab.tuning_seeds if tuning else config.lab.seeds))
+    places = {(s.label, s.lr if tuning else s.staleness): s for s in summaries}
+    labels = list(dict.fromkeys(printable(objective.label or objective.name) for objective in config.lab.objectives))
+    keys = list(dict.fromkeys(key for _, key in sorted(places, key=lambda place: place[1])))
+    names = [f"lr {key:g}" if tuning else age_name(config, int(key)) for key in keys]
+    texts = {(printable(label), key): result_text(summary, seeds) for (label, key), summary in places.items()}
+    return [["objective", *names], *([label, *(texts.get((label, key), "-") for key in keys)] for label in labels)]
+
+
+def _details(config: LabConfig, summaries: Sequence[Summary]) -> list[list[str]]:
+    header = ["objective", "learning rate", "staleness", "runs", "base", "final", "best", "collapsed", "median step"]
+    order = [objective.label or objective.name for objective in config.lab.objectives]
+    rows = []
+    for summary in sorted(summaries, key=lambda s: (order.index(s.label), s.staleness, s.lr)):
+        (low, high), (rare, often) = summary.final_interval, summary.collapse_interval
+        step = summary.median_collapse_step
+        rows.append(
+            [
+                printable(summary.label),
+                f"{summary.lr:g}",
+                age_name(config, summary.staleness),
+                str(summary.runs),
+                f"{summary.base:.3f}",
+                f"{summary.final:.3f} [{low:.3f}, {high:.3f}]",
+                f"{summary.best:.3f}",
+                f"{summary.collapsed}/{summary.runs} [{rare:.2f}, {often:.2f}]",
+                "" if step is None else f"{step:g}",
+            ]
+        )
+    return [header, *rows]
+
+
+def _detection_rows(detections: Sequence[Detection]) -> list[list[str]]:
+    header = ["alarm when", "collapses announced", "median lead", "false alarms"]
+    rows = []
+    for found in detections:
+        (rare, often), (few, many) = found.warned_interval, found.false_alarm_interval
+        limit, lead = found.limit, found.median_lead
+        rows.append(
+            [
+                f"{limit.metric} {limit.side} {limit.value:g}" + (" of its first window" if limit.relative else ""),
+                f"{found.warned}/{found.collapsed} [{rare:.2f}, {often:.2f}]",
+                "" if lead is None else f"{lead:g} steps",
+                f"{found.false_alarms}/{found.healthy} [{few:.2f}, {many:.2f}]",
+            ]
+        )
+    return [header, *rows]
+
+
+def _setting(config: LabConfig) -> str:
+    seeds = ", ".join(map(str, dict.fromkeys(config.lab.seeds)))
+    fields = "".join(f", {name} {value}" for name, value in config.task.fields.items())
+    return _escaped(
+        f"Model {config.model.path.name}, task {config.task.name}{fields}; {config.run.steps} steps of "
+        f"{config.learner.groups_per_step} groups of {config.rollouts.group_size} responses; accuracy every "
+        f"{config.lab.evaluate_every} steps on {config.evaluation.prompts} held-out prompts; seeds {seeds}."
+    )
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    header, *body = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
+    return [header, "|---" * len(rows[0]) + "|", *body]
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join(f"\\{c}" if c in "\\`*_<>|#" else c for c in printable(text))
