@@ -1,7 +1,7 @@
 """Warns of a collapse while there is still something to save.
 
-A limit watches one metric, averaged over its last steps. Which limits are worth having was measured in the lab
-(docs/results.md: lead times and false alarms).
+A limit watches one metric, averaged over its last steps. The lab's report says of many limits how early they would have
+warned, and how often for nothing (docs/results.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Objectives: pure functions of tensors that declare what they need. Imports torch and `driftproof.types` alone.
+"""Objectives: pure functions of tensors that declare what they need. Imports torch and nothing heavier.
 
 ```python
 from driftproof.objectives import build, Responses

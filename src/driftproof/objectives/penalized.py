@@ -50,9 +50,8 @@ class DRPO(BehaviorCorrected):
     Source: arXiv 2606.09821, Eq. 8-9. Aggregated as there, a sum over tokens divided by a constant: `horizon`.
 
     The threshold is unclear in the sources: the paper says 12.5, which put into the formula never turns anything back
-    (|pi - mu| is at most 1), and may be the coefficient 1/(2 delta) of delta = 0.04. We take 0.5: the largest of the
-    rounder values at which the penalty still turns back what DPPO (delta 0.15) would have masked by far, and in our
-    first trials at age 16 better than 0.15. Sweep it.
+    (|pi - mu| is at most 1), and may be the coefficient 1/(2 delta) of delta = 0.04. We take 0.5, which was
+    better than 0.15 in our first trials at age 16. Sweep it.
     """
 
     name: ClassVar[str] = "drpo"
