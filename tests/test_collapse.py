@@ -27,6 +27,9 @@ def alarms(series: list[float | None], **limit: object) -> list[int]:
         # Half of what it was in the first window.
         ([4.0, 4.0, 4.0, 3.0, 2.0, 1.0, 1.0], {"side": "below", "value": 0.5, "relative": True}, [7]),
         ([1.0, 1.0, 1.0, 3.0, 3.0], {"value": 2.0, "relative": True}, [5]),
+        # A multiple of nothing, or of less, is no limit.
+        ([-1.0, -1.0, -1.0, -9.0, -9.0, -9.0], {"side": "below", "value": 0.5, "relative": True}, []),
+        ([0.0, 0.0, 0.0, 9.0, 9.0, 9.0], {"value": 2.0, "relative": True}, []),
     ],
 )
 def test_a_limit_alarms_when_the_mean_of_its_window_crosses_it(

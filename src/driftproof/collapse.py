@@ -1,7 +1,7 @@
 """Warns of a collapse while there is still something to save.
 
 A limit watches one metric, averaged over its last steps. The lab's report says of many limits how early they would have
-warned, and how often for nothing (docs/results.md).
+warned, and how often for nothing (docs/results.md); those that did best are `SIGNS_OF_COLLAPSE`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,18 @@ class Limit:
     side: Literal["above", "below"]
     value: float
     relative: bool = False
-    """Whether `value` is a multiple of the metric's mean over the run's first `window` steps."""
+    """Whether `value` is a multiple of the metric's mean over the run's first `window` steps. Where that mean is not
+    positive a multiple says nothing, and the limit never alarms."""
     window: int = 20
     """Steps."""
+
+
+SIGNS_OF_COLLAPSE = (
+    Limit(metric="health/positive_nll", side="above", value=1.25, relative=True, window=10),
+    Limit(metric="reward", side="below", value=0.75, relative=True, window=10),
+)
+"""What `driftproof train` warns of: right responses get improbable under the current policy, however old the data is, or
+the rewards fall."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +78,7 @@ class _Watch:
         self._recent: deque[float] = deque(maxlen=limit.window)
         self._bound: float | None = None if limit.relative else limit.value
         self._alarmed = False
+        """Or never will."""
 
     def observe(self, value: float) -> Alarm | None:
         self._recent.append(value)
@@ -77,6 +87,7 @@ class _Watch:
         mean = sum(self._recent) / self.limit.window
         if self._bound is None:
             self._bound = self.limit.value * mean
+            self._alarmed = not mean > 0
             return None
         if not (mean > self._bound if self.limit.side == "above" else mean < self._bound):
             return None

@@ -121,6 +121,8 @@ class LearnerSection(Section):
     """Steps between snapshots; always 1 where max_staleness is 0."""
     keep_snapshots: int = Field(default=3, ge=2)
     checkpoint_every: int = Field(default=50, ge=1)
+    on_collapse: Literal["warn", "stop", "off"] = "warn"
+    """What a sign of collapse is answered with: an event, a clean stop besides, nothing."""
 
 
 class RuntimeSection(Section):

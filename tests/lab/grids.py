@@ -18,8 +18,8 @@ def make_config(*names: str, **lab: Any) -> LabConfig:
 
 
 def make_result(cell: Cell, accuracies: Sequence[float], **metrics: Sequence[float]) -> Result:
-    """A run evaluated every 10 steps; `metrics` have a value for every evaluation but the first."""
-    rows = [{"step": 10 * place, "accuracy": accuracy} for place, accuracy in enumerate(accuracies)]
+    """A run evaluated every 20 steps; `metrics` have a value for every evaluation but the first."""
+    rows = [{"step": 20 * place, "accuracy": accuracy} for place, accuracy in enumerate(accuracies)]
     for name, values in metrics.items():
         for row, value in zip(rows[1:], values, strict=True):
             row[name.replace("__", "/")] = value

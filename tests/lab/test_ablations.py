@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 
-from driftproof.lab.ablations import BatchNormalized, Normalized
+from driftproof.lab.ablations import BatchNormalized, Normalized, ProbableNegatives
 from driftproof.objectives import Objective, ObjectiveError, build
+from driftproof.types import Channel
 from tests.objectives.steps import Step, evaluate, make_step, steps
 
 
@@ -53,3 +56,30 @@ def test_per_batch_both_signs_weigh_the_same_and_a_part_is_refused():
     assert not torch.isclose(gradient[0] / naive[0], gradient[3] / naive[3])
     with pytest.raises(ObjectiveError, match="needs the whole step"):
         evaluate(step, BatchNormalized(), [[0, 1], [2, 3]])
+
+
+def test_the_entropy_floor_divides_by_nothing_less_than_the_entropy():
+    step = make_step([3, 2], [1.0, 0.0], [0, 0])
+    entropy_N = torch.tensor([9.0, 10.0, 11.0, 0.0, 0.0], dtype=torch.float64)
+    step = replace(step, channels=step.channels | {"entropy": entropy_N})
+    found = evaluate(step, Normalized(entropy_floor=True)).gradient[0]
+    naive, asympo = (evaluate(step, build(name)).gradient[0] for name in ("naive", "asympo"))
+    torch.testing.assert_close(found, torch.cat([naive[:3] / 10, asympo[3:]]), rtol=1e-10, atol=1e-12)
+    assert Normalized(entropy_floor=True).needs == {Channel.ENTROPY}
+    assert not Normalized().needs
+
+
+@given(step=steps(shortest=1))
+def test_probable_negatives_push_in_proportion_to_their_probability(step: Step):
+    logprobs_N = step.channels["logprobs"]
+    naive = evaluate(step, build("naive")).gradient[0]
+    negative_N = naive > 0
+    per_token = evaluate(step, ProbableNegatives(alpha=0.5)).gradient[0]
+    torch.testing.assert_close(
+        per_token, torch.where(negative_N, 0.5 * logprobs_N.exp() * naive, naive), rtol=1e-10, atol=1e-12
+    )
+    per_response = evaluate(step, ProbableNegatives(level="response")).gradient[0]
+    means = torch.cat([part.mean().expand(len(part)) for part in logprobs_N.split(step.lengths_R.tolist())])
+    torch.testing.assert_close(
+        per_response, torch.where(negative_N, means.exp() * naive, naive), rtol=1e-10, atol=1e-12
+    )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.lab.collapse import collapse_step
+from driftproof.lab.collapse import WINDOW, collapse_step, recent_means
 
 ACCURACY = st.floats(0, 1) | st.just(math.nan)
 RUN = st.lists(ACCURACY, min_size=1, max_size=12)
@@ -31,7 +31,22 @@ RUN = st.lists(ACCURACY, min_size=1, max_size=12)
     ],
 )
 def test_by_hand(accuracies: list[float], step: int | None) -> None:
-    assert collapse_step([10 * place for place in range(len(accuracies))], accuracies) == step
+    """Evaluations so far apart that no two fall into one window."""
+    found = collapse_step([WINDOW * place for place in range(len(accuracies))], accuracies)
+    assert found == (step if step is None else WINDOW * step // 10)
+
+
+def test_accuracy_is_averaged_over_the_last_twenty_steps() -> None:
+    assert WINDOW == 20
+    assert recent_means([0, 5, 15, 20, 25], [0.1, 0.2, 0.6, 0.7, math.nan]) == pytest.approx(
+        [0.1, 0.15, 0.3, 0.5, 1.3 / 3]
+    )
+
+
+def test_one_low_evaluation_at_the_end_is_no_collapse() -> None:
+    steps = [0, 10, 20, 30, 40, 50]
+    assert collapse_step(steps, [0.3, 0.5, 0.6, 0.6, 0.6, 0.01]) is None
+    assert collapse_step(steps, [0.3, 0.5, 0.6, 0.6, 0.1, 0.1]) == 50
 
 
 @given(RUN)
@@ -43,26 +58,27 @@ def test_the_definition_word_by_word(accuracies: list[float]) -> None:
         return place > 0 and found[place] < before / 2 and found[place] < found[0]
 
     starts = [s for s in range(len(found)) if all(collapsed(place) for place in range(s, len(found)))]
-    assert collapse_step(range(len(found)), accuracies) == min(starts, default=None)
+    step = collapse_step(range(0, WINDOW * len(found), WINDOW), accuracies)
+    assert step == (WINDOW * min(starts) if starts else None)
 
 
 @given(RUN, st.floats(0, 1))
 def test_what_comes_back_has_not_collapsed(accuracies: list[float], more: float) -> None:
     base = 0.0 if math.isnan(accuracies[0]) else accuracies[0]
     recovered = [*accuracies, min(base + more, 1.0)]
-    assert collapse_step(range(len(recovered)), recovered) is None
+    assert collapse_step(range(0, WINDOW * len(recovered), WINDOW), recovered) is None
 
 
 @given(RUN, st.integers(1, 5))
 def test_it_stays_where_it_is_while_nothing_changes(accuracies: list[float], longer: int) -> None:
-    step = collapse_step(range(len(accuracies)), accuracies)
     longer_run = accuracies + [accuracies[-1]] * longer
-    assert collapse_step(range(len(longer_run)), longer_run) == step
+    step, later = (collapse_step(range(0, WINDOW * len(run), WINDOW), run) for run in (accuracies, longer_run))
+    assert later == step
 
 
 def test_the_order_of_the_evaluations_matters() -> None:
-    assert collapse_step([0, 1, 2], [0.3, 0.6, 0.1]) == 2
-    assert collapse_step([0, 1, 2], [0.3, 0.1, 0.6]) is None
+    assert collapse_step([0, 20, 40], [0.3, 0.6, 0.1]) == 40
+    assert collapse_step([0, 20, 40], [0.3, 0.1, 0.6]) is None
 
 
 def test_a_step_for_every_evaluation() -> None:

@@ -31,7 +31,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         "lr": 3e-4,
         "seed": 7,
         "seconds": 1.5,
-        "collapse_step": 20,
+        "collapse_step": 40,
         "step": 0,
         "final": False,
         "accuracy": 0.3,
@@ -39,7 +39,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         "lr_mean": None,
     }
     columns = ("step", "final", "accuracy", "health/scale_imbalance", "lr", "lr_mean")
-    assert [rows[2][column] for column in columns] == [20, True, 0.1, math.inf, 3e-4, 3e-4]
+    assert [rows[2][column] for column in columns] == [40, True, 0.1, math.inf, 3e-4, 3e-4]
     assert list(tmp_path.iterdir()) == [tmp_path / "results.parquet"]
 
 
@@ -57,7 +57,7 @@ def test_metrics_that_only_some_runs_have(tmp_path: Path) -> None:
     assert table["grad_norm"].to_pylist() == [None, None, None, 2.0]
     # NaN is a value that was measured; null is one that was not.
     assert math.isnan(table["accuracy"].to_pylist()[1])
-    assert table["collapse_step"].to_pylist() == [10, 10, None, None]
+    assert table["collapse_step"].to_pylist() == [20, 20, None, None]
 
 
 def test_a_row_for_every_evaluation(tmp_path: Path) -> None:

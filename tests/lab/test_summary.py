@@ -23,15 +23,15 @@ def test_over_the_seeds() -> None:
     assert summary.final == pytest.approx(0.7 / 3)
     assert summary.final_interval == bootstrap([0.1, 0.1, 0.5])
     assert summary.best == pytest.approx((0.6 + 0.3 + 0.5) / 3)
-    assert summary.collapse_steps == (10, 20)
-    assert summary.median_collapse_step == 15
+    assert summary.collapse_steps == (20, 40)
+    assert summary.median_collapse_step == 30
     assert summary.collapse_interval == wilson(2, 3)
 
 
 def test_a_run_without_numbers_counts_as_0() -> None:
     result = make_result(cells(1)[0], [0.3, 0.5, math.nan])
     assert accuracies(result) == [0.3, 0.5, 0.0]
-    assert collapsed_at(result) == 20
+    assert collapsed_at(result) == 40
     [summary] = summarize([result])
     assert (summary.final, summary.best, summary.final_interval) == (0.0, 0.5, (0.0, 0.0))
 

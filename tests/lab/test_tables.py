@@ -77,7 +77,7 @@ def test_the_report_says_what_one_needs_to_read_it() -> None:
     config = make_config("naive", "asympo", staleness=[16], seeds=[0, 1])
     text = report(config, make_results(config))
     assert "| naive | 1e-06 | age 16 | 2 | 0.330 | 0.070 [0.065, 0.075]" in text
-    assert "| 2/2 [0.34, 1.00] | 35 |" in text
+    assert "| 2/2 [0.34, 1.00] | 70 |" in text
     for part in ("seeds 0, 1.", "A run has collapsed at step s", "bootstrap", "Wilson", "![Accuracy](accuracy.png)"):
         assert part in text
     assert report(config, make_results(config)) == text

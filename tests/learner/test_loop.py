@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from driftproof.learner import Cadence, Learner, StallError, learn, list_checkpoints
+from driftproof.collapse import SIGNS_OF_COLLAPSE
+from driftproof.learner import Cadence, Learner, OnCollapse, StallError, learn, list_checkpoints
 from driftproof.ledger import STOPPING, Ledger, Plan
 from driftproof.weights import Publisher, latest, list_snapshots
 from tests.groups import make_group
@@ -32,8 +33,8 @@ class Recording:
 class Run:
     """The parts of a run, synchronous: a group is admitted once the step before is recorded."""
 
-    def __init__(self, directory: Path) -> None:
-        plan = Plan(seed=0, prompts=7, groups_per_step=2, max_staleness=0, steps=STEPS)
+    def __init__(self, directory: Path, steps: int = STEPS) -> None:
+        plan = Plan(seed=0, prompts=7, groups_per_step=2, max_staleness=0, steps=steps)
         self.ledger = Ledger.create(directory / "ledger.sqlite", plan)
         (directory / "base").mkdir()
         self.publisher = Publisher(directory / "snapshots", directory / "base", keep=9)
@@ -49,7 +50,13 @@ class Run:
             group = make_group([1], [[2, 3], [4]], [1.0, 0.0], prompt_index=lease.prompt_index)
             self.ledger.commit("a", {lease.dispatch: group}, {"busy_seconds": 1.5 * len(self.seen), "tokens": 3})
 
-    def learn(self, learner: Learner, while_waiting: Callable[[], object] | None = None, **cadence: Any) -> None:
+    def learn(
+        self,
+        learner: Learner,
+        while_waiting: Callable[[], object] | None = None,
+        on_collapse: OnCollapse = "warn",
+        **cadence: Any,
+    ) -> None:
         self.publisher.publish(learner.step, learner.policy.model.state_dict())
         learn(
             self.ledger,
@@ -59,6 +66,7 @@ class Run:
             [self.tracker],
             Cadence(**cadence),
             while_waiting or self.write,
+            on_collapse,
         )
 
 
@@ -128,3 +136,45 @@ def test_a_skipped_step_is_an_event(run: Run):
     count, message = run.ledger.events()["step skipped"]
     assert count == STEPS
     assert message.startswith(f"step {STEPS}: the gradient was ")
+
+
+def worse_and_worse(run: Run) -> Callable[[], None]:
+    """Every response is right at first, and none after that."""
+
+    def write() -> None:
+        for lease in run.ledger.lease("a", 9, 100.0):
+            rewards = [1.0, 1.0] if run.ledger.step < FALL else [0.0, 0.0]
+            group = make_group([1], [[2, 3], [4]], rewards, prompt_index=lease.prompt_index)
+            run.ledger.commit("a", {lease.dispatch: group})
+
+    return write
+
+
+FALL = max(limit.window for limit in SIGNS_OF_COLLAPSE)
+
+
+@pytest.fixture
+def long_run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path, steps=FALL + 6)
+    yield run
+    run.ledger.close()
+
+
+@pytest.mark.parametrize(("on_collapse", "steps", "events"), [("warn", 6, 1), ("stop", 3, 1), ("off", 6, 0)])
+def test_a_sign_of_collapse_is_answered_as_asked(long_run: Run, on_collapse: OnCollapse, steps: int, events: int):
+    long_run.learn(tiny_learner(), worse_and_worse(long_run), on_collapse)
+    assert long_run.ledger.step == FALL + steps
+    count, message = long_run.ledger.events().get("sign of collapse", (0, ""))
+    assert count == events
+    if events:
+        assert message == f"step {FALL + 3}: reward was 0.7 on average over the last 10 steps, below 0.75"
+
+
+def test_a_run_goes_on_after_a_stop_for_a_sign_of_collapse(long_run: Run):
+    learner = tiny_learner()
+    long_run.learn(learner, worse_and_worse(long_run), "stop")
+    assert [path.name for path in list_checkpoints(long_run.checkpoints)] == [f"step-{FALL + 3:08}"]
+    long_run.ledger.rewind(FALL + 3)
+    long_run.learn(learner, worse_and_worse(long_run), "stop")
+    assert long_run.ledger.step == FALL + 6
+    assert long_run.ledger.events()["sign of collapse"][0] == 1

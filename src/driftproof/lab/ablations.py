@@ -14,9 +14,11 @@ from torch import Tensor
 
 from driftproof.objectives import Objective, ObjectiveError, Responses
 from driftproof.objectives.objective import TokenLosses, check_choice, check_flag, check_range
+from driftproof.types import Channel
 
 Scale = Literal["none", "nll", "confidence"]
 Sides = Literal["both", "negatives"]
+Level = Literal["token", "response"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,8 @@ class Normalized(Objective):
 
     `scale` "nll" is S_r (ASymPO), "confidence" is the mean of 1 - p over the response's tokens, which makes the mass of
     the gradient in logit space exactly |A_r|; "none" is 1. `sides` "negatives" leaves positives undivided. `clip`
-    replaces log p as ASymPO's stable form does (arXiv 2606.03070, Eq. 44).
+    replaces log p as ASymPO's stable form does (arXiv 2606.03070, Eq. 44). `entropy_floor` raises a response's floor to
+    the mean entropy at its tokens: what is more probable than the policy expects of itself is not divided by less.
     """
 
     name: ClassVar[str] = "normalized"
@@ -35,9 +38,14 @@ class Normalized(Objective):
     floor: float = 1e-2
     ceiling: float = math.inf
     """Largest divisor; 1 divides only responses of a smaller scale."""
+    entropy_floor: bool = False
     clip: bool = False
     p_low: float = 0.02
     p_high: float = 0.97
+
+    @property
+    def needs(self) -> frozenset[Channel]:
+        return super().needs | ({Channel.ENTROPY} if self.entropy_floor else set())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,6 +54,7 @@ class Normalized(Objective):
         check_range(self, "alpha", 0.0, 1.0)
         check_range(self, "floor", 1e-6, 10.0)
         check_range(self, "ceiling", self.floor, math.inf)
+        check_flag(self, "entropy_floor")
         check_flag(self, "clip")
         check_range(self, "p_low", 1e-6, 1.0)
         check_range(self, "p_high", self.p_low, 1.0)
@@ -54,6 +63,9 @@ class Normalized(Objective):
         negative_R = batch.advantages_R < 0
         logprobs_N = self._clipped(batch, batch.per_token(negative_R)) if self.clip else batch.logprobs_N
         divisor_R = self._scale(batch, logprobs_N).clamp(self.floor, self.ceiling)
+        if self.entropy_floor:
+            assert batch.entropy_N is not None
+            divisor_R = torch.maximum(divisor_R, batch.mean_per_response(batch.entropy_N))
         if self.sides == "negatives":
             divisor_R = torch.where(negative_R, divisor_R, 1)
         weight_R = torch.where(negative_R, self.alpha * batch.advantages_R, batch.advantages_R) / divisor_R
@@ -93,3 +105,30 @@ class BatchNormalized(Objective):
             mean = ((weight_R * nll_R).sum() / weight_R.sum().clamp(min=1e-12)).clamp(min=self.floor)
             divisor_R = torch.where(weight_R > 0, mean, divisor_R)
         return TokenLosses(-batch.per_token(batch.advantages_R / divisor_R) * batch.logprobs_N, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbableNegatives(Objective):
+    """L = (1/R) sum_r A_r (1/m) sum_t W_t (-log p_t), W = 1 where A >= 0 and alpha sg(P_t) where A < 0.
+
+    P is the token's own current probability, or at level "response" exp(-S_r), the geometric mean over the response.
+    What has become improbable is not pushed further down: in logit space a negative token's mass is 2 alpha |A| P (1 - p)
+    where that of `naive` is 2 |A| (1 - p).
+    """
+
+    name: ClassVar[str] = "probable-negatives"
+    level: Level = "token"
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "level", get_args(Level))
+        check_range(self, "alpha", 0.0, math.inf)
+
+    def token_losses(self, batch: Responses) -> TokenLosses:
+        logprobs_N = batch.logprobs_N.detach()
+        if self.level == "response":
+            logprobs_N = batch.per_token(batch.mean_per_response(logprobs_N))
+        advantages_N = batch.per_token(batch.advantages_R)
+        weight_N = torch.where(advantages_N < 0, self.alpha * logprobs_N.exp(), 1)
+        return TokenLosses(-advantages_N * weight_N * batch.logprobs_N, {})

@@ -6,37 +6,49 @@ Guarantees: pure functions of results, with the same detector that `driftproof t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
-from driftproof.collapse import CollapseDetector, Limit
+from driftproof.collapse import SIGNS_OF_COLLAPSE, CollapseDetector, Limit
 from driftproof.lab.runner import Result
 from driftproof.lab.statistics import wilson
-from driftproof.lab.summary import collapsed_at
+from driftproof.lab.summary import accuracies, collapsed_at
 
-CANDIDATES = (
-    *(Limit(metric="health/scale_imbalance", side="above", value=value) for value in (4.0, 8.0)),
-    *(Limit(metric="health/gradient_imbalance", side="above", value=value) for value in (1.0, 1.5, 2.0)),
-    *(Limit(metric="health/entropy", side="below", value=value, relative=True) for value in (0.5, 0.25)),
-    *(Limit(metric="health/entropy", side="above", value=value, relative=True) for value in (1.5, 2.0)),
-    *(Limit(metric="grad_norm", side="above", value=value, relative=True) for value in (1.5, 2.0, 4.0)),
+Limits = tuple[Limit, ...]
+"""Alarms when any of them does."""
+
+CANDIDATES: tuple[Limits, ...] = (
+    SIGNS_OF_COLLAPSE,
+    *((replace(SIGNS_OF_COLLAPSE[0], value=value),) for value in (1.1, 1.25, 1.5, 2.0)),
+    *((replace(SIGNS_OF_COLLAPSE[1], value=value),) for value in (0.9, 0.75, 0.5)),
+    *((Limit(metric="health/scale_imbalance", side="above", value=value),) for value in (4.0, 8.0)),
+    *((Limit(metric="health/gradient_imbalance", side="above", value=value),) for value in (1.0, 2.0)),
+    *((Limit(metric="health/entropy", side="below", value=value, relative=True, window=10),) for value in (0.5, 0.25)),
+    *((Limit(metric="health/entropy", side="above", value=value, relative=True, window=10),) for value in (1.25, 1.5)),
+    *((Limit(metric="grad_norm", side="above", value=value, relative=True, window=10),) for value in (1.5, 2.0)),
 )
-"""Limits that a report compares."""
+"""What a report compares; first what `driftproof train` warns of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """What one limit would have said of many runs."""
+    """What some limits would have said of many runs."""
 
-    limit: Limit
+    limits: Limits
     collapsed: int
     """Runs that collapsed."""
     leads: tuple[int, ...]
     """Steps from the alarm to the collapse, of the collapsed runs in which it came first."""
-    healthy: int
-    """Runs that did not collapse."""
+    late: int
+    """Collapsed runs with an alarm at their collapse or after it."""
+    lost: int
+    """Runs that did not collapse, and ended no better than the base policy."""
+    lost_alarms: int
+    """Those of them with an alarm."""
+    learned: int
+    """Runs that did not collapse, and ended better than the base policy."""
     false_alarms: int
-    """Healthy runs with an alarm."""
+    """Those of them with an alarm."""
 
     @property
     def warned(self) -> int:
@@ -54,30 +66,43 @@ class Detection:
 
     @property
     def false_alarm_interval(self) -> tuple[float, float]:
-        """95% Wilson interval of the share of healthy runs with an alarm."""
-        return wilson(self.false_alarms, self.healthy)
+        """95% Wilson interval of the share of runs with an alarm among those that learned."""
+        return wilson(self.false_alarms, self.learned)
 
 
-def detect(results: Sequence[Result], limit: Limit) -> Detection:
-    """What `limit` would have said, step by step."""
-    leads, collapsed, healthy, false_alarms = [], 0, 0, 0
+def detect(results: Sequence[Result], limits: Limits) -> Detection:
+    """What `limits` would have said, step by step."""
+    leads: list[int] = []
+    lost: list[bool] = []
+    learned: list[bool] = []
+    late = 0
     for result in results:
-        alarm, collapse = first_alarm(result, limit), collapsed_at(result)
+        alarm, collapse = first_alarm(result, limits), collapsed_at(result)
         if collapse is None:
-            healthy += 1
-            false_alarms += alarm is not None
-            continue
-        collapsed += 1
-        if alarm is not None and alarm < collapse:
+            base, *_, final = accuracies(result)
+            (learned if final > base else lost).append(alarm is not None)
+        elif alarm is not None and alarm < collapse:
             leads.append(collapse - alarm)
-    return Detection(limit=limit, collapsed=collapsed, leads=tuple(leads), healthy=healthy, false_alarms=false_alarms)
+        else:
+            late += alarm is not None
+    return Detection(
+        limits=limits,
+        collapsed=len(results) - len(lost) - len(learned),
+        leads=tuple(leads),
+        late=late,
+        lost=len(lost),
+        lost_alarms=sum(lost),
+        learned=len(learned),
+        false_alarms=sum(learned),
+    )
 
 
-def first_alarm(result: Result, limit: Limit) -> int | None:
+def first_alarm(result: Result, limits: Limits) -> int | None:
     """The step of the first alarm; None if there is none."""
-    detector = CollapseDetector([limit])
-    series = result.signals.get(limit.metric, ())
-    for step, value in enumerate(series, start=1):
-        if detector.observe({limit.metric: value} if value is not None else {}):
-            return step
+    detector = CollapseDetector(limits)
+    steps = max((len(series) for series in result.signals.values()), default=0)
+    for step in range(steps):
+        metrics = {name: value for name, series in result.signals.items() if (value := series[step]) is not None}
+        if detector.observe(metrics):
+            return step + 1
     return None

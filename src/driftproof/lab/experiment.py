@@ -30,7 +30,15 @@ from driftproof.verify import Verifier
 State = dict[str, Tensor]
 Row = dict[str, float]
 
-SIGNALS = ("health/scale_imbalance", "health/gradient_imbalance", "health/entropy", "grad_norm")
+SIGNALS = (
+    "reward",
+    "health/positive_nll",
+    "health/negative_nll",
+    "health/scale_imbalance",
+    "health/gradient_imbalance",
+    "health/entropy",
+    "grad_norm",
+)
 """The metrics that may announce a collapse, kept of every step."""
 
 

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from driftproof.collapse import Limit
 from driftproof.config import LabConfig
 from driftproof.lab.detection import Detection
 from driftproof.lab.grid import Cell, View, planned_cells
@@ -26,12 +27,13 @@ VIEWS: Mapping[View, str] = {
 }
 
 ANNOUNCED = (
-    "Means over 20 steps. The lead is from alarm to collapse; an alarm in a run that did not collapse is false. "
-    "All runs of the report together, whatever their objective."
+    "Means over 10 steps where the limit is a multiple of the first ones, else over 20. The lead is from alarm to "
+    "collapse; an alarm at the collapse or after it is late. A lost run did not collapse, but ended no better than the "
+    "base policy; an alarm in any other run that did not collapse is false. All runs, whatever their objective."
 )
 COLLAPSE = (
-    "A run has collapsed at step s if from s on every evaluation is under half of the best accuracy that the run had "
-    "before, and under the base policy's. A run that dips and comes back has not collapsed."
+    "A run has collapsed at step s if from s on its accuracy, averaged over 20 steps, is under half of the best such "
+    "average that it had before, and under the base policy's. A run that dips and comes back has not collapsed."
 )
 
 INTERVALS = (
@@ -149,20 +151,28 @@ def _details(config: LabConfig, summaries: Sequence[Summary]) -> list[list[str]]
 
 
 def _detection_rows(detections: Sequence[Detection]) -> list[list[str]]:
-    header = ["alarm when", "collapses announced", "median lead", "false alarms"]
+    header = ["alarm when", "collapses announced", "median lead", "seen late", "lost runs", "false alarms"]
     rows = []
     for found in detections:
         (rare, often), (few, many) = found.warned_interval, found.false_alarm_interval
-        limit, lead = found.limit, found.median_lead
+        lead = found.median_lead
         rows.append(
             [
-                f"{limit.metric} {limit.side} {limit.value:g}" + (" of its first window" if limit.relative else ""),
+                " or ".join(map(_limit_text, found.limits)),
                 f"{found.warned}/{found.collapsed} [{rare:.2f}, {often:.2f}]",
                 "" if lead is None else f"{lead:g} steps",
-                f"{found.false_alarms}/{found.healthy} [{few:.2f}, {many:.2f}]",
+                f"{found.late}/{found.collapsed}",
+                f"{found.lost_alarms}/{found.lost}",
+                f"{found.false_alarms}/{found.learned} [{few:.2f}, {many:.2f}]",
             ]
         )
     return [header, *rows]
+
+
+def _limit_text(limit: Limit) -> str:
+    return f"{limit.metric} {limit.side} {limit.value:g}" + (
+        f" of its first {limit.window} steps" if limit.relative else ""
+    )
 
 
 def _setting(config: LabConfig) -> str:

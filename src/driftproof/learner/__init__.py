@@ -2,7 +2,7 @@
 
 from driftproof.learner.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from driftproof.learner.learner import Learner, Memory, Optimization
-from driftproof.learner.loop import Cadence, StallError, Tracker, learn
+from driftproof.learner.loop import Cadence, OnCollapse, StallError, Tracker, learn
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy, Scored
 
@@ -12,6 +12,7 @@ __all__ = [
     "Learner",
     "Memory",
     "MicroBatch",
+    "OnCollapse",
     "Optimization",
     "Policy",
     "Scored",

@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from driftproof.collapse import SIGNS_OF_COLLAPSE, CollapseDetector
 from driftproof.learner.checkpoint import save_checkpoint
 from driftproof.learner.learner import Learner
-from driftproof.ledger import RUNNING, Ledger
+from driftproof.ledger import RUNNING, STOPPING, Ledger
 from driftproof.types import Batch
 from driftproof.weights import Publisher
+
+OnCollapse = Literal["warn", "stop", "off"]
 
 
 class StallError(RuntimeError):
@@ -51,17 +54,21 @@ def learn(
     trackers: list[Tracker],
     cadence: Cadence,
     while_waiting: Callable[[], object],
+    on_collapse: OnCollapse = "warn",
 ) -> None:
     """Train until the plan's steps are done or somebody asks to stop.
 
     `while_waiting` is called again and again while too few groups are ready: it sleeps, or, without overlap, does the
-    rollout side's work.
+    rollout side's work. `on_collapse` says what a sign of collapse is answered with: an event, a stop besides, nothing.
 
     Raises:
         StallError: no batch within `stall_seconds`.
     """
     steps = ledger.plan.steps
     rollout = _RolloutMeter(ledger)
+    detector = CollapseDetector(SIGNS_OF_COLLAPSE if on_collapse != "off" else ())
+    for earlier in ledger.steps():
+        detector.observe(earlier)
     end_of_step = time.monotonic()
     while learner.step < steps:
         recorded = time.monotonic()
@@ -88,6 +95,10 @@ def learn(
         ledger.finish_step(learner.step, metrics)
         for tracker in trackers:
             tracker.log(learner.step, metrics)
+        for alarm in detector.observe(metrics):
+            ledger.record_event("sign of collapse", f"step {learner.step}: {alarm}")
+            if on_collapse == "stop":
+                ledger.set_state(STOPPING)
         if learner.step % cadence.checkpoint_every == 0 and learner.step < steps:
             _checkpoint(ledger, learner, checkpoints)
     _checkpoint(ledger, learner, checkpoints)

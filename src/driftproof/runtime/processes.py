@@ -75,6 +75,7 @@ def _learn(config: Config, directory: RunDirectory, worker_name: str | None) -> 
             trackers,
             make_cadence(config),
             while_waiting=worker.work if worker else _pause,
+            on_collapse=config.learner.on_collapse,
         )
         if worker:
             worker.close()
