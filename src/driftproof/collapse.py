@@ -33,7 +33,7 @@ SIGNS_OF_COLLAPSE = (
     Limit(metric="health/positive_nll", side="above", value=1.25, relative=True, window=10),
     Limit(metric="reward", side="below", value=0.75, relative=True, window=10),
 )
-"""What `driftproof train` warns of: right responses get improbable under the current policy, however old the data is, or
+"""What `driftproof train` warns of: right responses get improbable under the current policy, however old the data is;
 the rewards fall."""
 
 

@@ -44,4 +44,6 @@ def _made_up(cell: Cell, evaluations: int) -> Result:
         late = cell.objective.name in ("naive", "gpg") and cell.staleness > 8 and place > 2 + cell.seed % 3
         accuracies.append(0.05 + shift if late else learned)
         imbalance.append(math.exp(0.1 * place + shift) * (1 + 40 * late * place))
-    return make_result(cell, accuracies, health__scale_imbalance=imbalance[1:], lr=[cell.lr] * (evaluations - 1))
+    constant = {"lr": cell.lr, "loss": 0.0, "grad_norm": 1.0}
+    metrics = {name: [value] * (evaluations - 1) for name, value in constant.items()}
+    return make_result(cell, accuracies, health__scale_imbalance=imbalance[1:], **metrics)

@@ -182,6 +182,24 @@ def test_a_report_without_running(grid: Path, tmp_path: Path, capsys: pytest.Cap
     assert "Missing" not in capsys.readouterr().out
 
 
+def test_a_page_is_filled_in_from_the_grids_there_are(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labs").mkdir()
+    (tmp_path / "labs" / "any").symlink_to(grid)
+    name = load_config(grid / "config.toml", [], LabConfig).run.name
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- lab: table {name} given -->\n<!-- lab end -->\n")
+    assert main(["lab", "page", "page.md"]) == 0
+    assert capsys.readouterr().out == "page.md\n"
+    assert "| grpo | 0." in page.read_text()
+    page.write_text("<!-- lab: table other given -->\n<!-- lab end -->\n")
+    assert main(["lab", "page", "page.md"]) == 2
+    assert f"needs the grid 'other', which has not been run; there are: {name}" in capsys.readouterr().err
+    assert main(["lab", "page"]) == 2
+
+
 def test_a_dry_run_lists_what_would_be_run(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = grid.parent / "recipe.toml"
     before = set(grid.rglob("*"))

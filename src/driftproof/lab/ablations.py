@@ -112,8 +112,8 @@ class ProbableNegatives(Objective):
     """L = (1/R) sum_r A_r (1/m) sum_t W_t (-log p_t), W = 1 where A >= 0 and alpha sg(P_t) where A < 0.
 
     P is the token's own current probability, or at level "response" exp(-S_r), the geometric mean over the response.
-    What has become improbable is not pushed further down: in logit space a negative token's mass is 2 alpha |A| P (1 - p)
-    where that of `naive` is 2 |A| (1 - p).
+    What has become improbable is not pushed further down: in logit space a negative token has the mass
+    2 alpha |A| P (1 - p), in `naive` 2 |A| (1 - p).
     """
 
     name: ClassVar[str] = "probable-negatives"

@@ -5,7 +5,7 @@ Guarantees: pure functions; the same results give the same text; labels cannot d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -54,7 +54,7 @@ def age_name(config: LabConfig, staleness: int) -> str:
 def result_table(config: LabConfig, view: View, summaries: Sequence[Summary]) -> Group:
     """Final accuracies of one view: a row per objective, a column per age, or per learning rate of the sweep."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    header, *rows = _matrix(config, view, summaries)
+    header, *rows = result_rows(config, view, summaries)
     for name in header:
         table.add_column(name, justify="left")
     for label, *cells in rows:
@@ -71,15 +71,15 @@ def markdown(
     detections: Sequence[Detection] = (),
 ) -> str:
     """The report; `pictures` are file names by what they show."""
-    lines = [f"# {_escaped(config.run.name)}", "", _setting(config)]
+    lines = [f"# {escaped(config.run.name)}", "", setting_text(config)]
     for line in missing_lines(config, missing):
         lines += ["", line]
     for view in views_of(summaries):
         chosen = [summary for summary in summaries if summary.view == view]
-        lines += ["", f"## {VIEWS[view]}", "", *_markdown_table(_matrix(config, view, chosen))]
-        lines += ["", *_markdown_table(_details(config, chosen))]
+        lines += ["", f"## {VIEWS[view]}", "", *markdown_table(result_rows(config, view, chosen))]
+        lines += ["", *markdown_table(detail_rows(config, chosen))]
     if any(found.collapsed for found in detections):
-        lines += ["", "## What announces a collapse", "", ANNOUNCED, "", *_markdown_table(_detection_rows(detections))]
+        lines += ["", "## What announces a collapse", "", ANNOUNCED, "", *markdown_table(detection_rows(detections))]
     lines += ["", "## How to read this", "", INTERVALS, "", COLLAPSE]
     for what, name in pictures.items():
         lines += ["", f"## {what}", "", f"![{what}]({name})"]
@@ -115,8 +115,8 @@ def result_text(summary: Summary, seeds: int) -> str:
     return " ".join(parts)
 
 
-def _matrix(config: LabConfig, view: View, summaries: Sequence[Summary]) -> list[list[str]]:
-    """Header and rows; "-" where there is no run yet."""
+def result_rows(config: LabConfig, view: View, summaries: Sequence[Summary]) -> list[list[str]]:
+    """Header and rows of final accuracies; "-" where there is no run yet."""
     tuning = view == "tuning"
     seeds = len(set(config.lab.tuning_seeds if tuning else config.lab.seeds))
     places = {(s.label, s.lr if tuning else s.staleness): s for s in summaries}
@@ -127,7 +127,8 @@ def _matrix(config: LabConfig, view: View, summaries: Sequence[Summary]) -> list
     return [["objective", *names], *([label, *(texts.get((label, key), "-") for key in keys)] for label in labels)]
 
 
-def _details(config: LabConfig, summaries: Sequence[Summary]) -> list[list[str]]:
+def detail_rows(config: LabConfig, summaries: Sequence[Summary]) -> list[list[str]]:
+    """Header and a row per objective, age and rate, with intervals and collapses."""
     header = ["objective", "learning rate", "staleness", "runs", "base", "final", "best", "collapsed", "median step"]
     order = [objective.label or objective.name for objective in config.lab.objectives]
     rows = []
@@ -150,7 +151,8 @@ def _details(config: LabConfig, summaries: Sequence[Summary]) -> list[list[str]]
     return [header, *rows]
 
 
-def _detection_rows(detections: Sequence[Detection]) -> list[list[str]]:
+def detection_rows(detections: Sequence[Detection]) -> list[list[str]]:
+    """Header and a row per set of limits."""
     header = ["alarm when", "collapses announced", "median lead", "seen late", "lost runs", "false alarms"]
     rows = []
     for found in detections:
@@ -175,21 +177,23 @@ def _limit_text(limit: Limit) -> str:
     )
 
 
-def _setting(config: LabConfig) -> str:
+def setting_text(config: LabConfig) -> str:
+    """What a grid ran, in a sentence."""
     seeds = ", ".join(map(str, dict.fromkeys(config.lab.seeds)))
     fields = "".join(f", {name} {value}" for name, value in config.task.fields.items())
-    return _escaped(
+    return escaped(
         f"Model {config.model.path.name}, task {config.task.name}{fields}; {config.run.steps} steps of "
         f"{config.learner.groups_per_step} groups of {config.rollouts.group_size} responses; accuracy every "
         f"{config.lab.evaluate_every} steps on {config.evaluation.prompts} held-out prompts; seeds {seeds}."
     )
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    header, *body = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
-    return [header, "|---" * len(rows[0]) + "|", *body]
+def markdown_table(rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first row is its header; cells show as they are."""
+    header, *body = [[escaped(cell) for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *body)]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
     return "".join(f"\\{c}" if c in "\\`*_<>|#" else c for c in printable(text))
