@@ -54,6 +54,17 @@ PRELOADED = ["driftproof.lab.runner", "transformers.modeling_utils", "transforme
 """Imported once, in the process that the grid's are forked from."""
 
 
+NOT_DETERMINING: dict[str, bool | set[str]] = {
+    "tracking": True,
+    "runtime": True,
+    "verify": True,
+    "run": {"name", "directory"},
+    "engine": {"threads"},
+    "learner": {"threads", "publish_every", "keep_snapshots", "checkpoint_every", "on_collapse"},
+}
+"""Settings that a run of the lab does not have, or whose numbers do not depend on them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Result:
     """A finished run."""
@@ -277,8 +288,7 @@ def _read(config: LabConfig, cell: Cell, directory: Path) -> Result | None:
 
 def _settings(config: LabConfig, cell: Cell) -> str:
     """Hash of all that determines a run's numbers."""
-    resolved = cell_config(config, cell).model_dump(mode="json", exclude={"tracking", "runtime", "verify"})
-    resolved["run"] = {name: resolved["run"][name] for name in ("seed", "steps")}
+    resolved = cell_config(config, cell).model_dump(mode="json", exclude=NOT_DETERMINING)
     lab = {name: str(getattr(config.lab, name)) for name in ("schedule", "replay", "evaluate_every")}
     text = json.dumps([resolved, lab, cell.staleness], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
