@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from driftproof.lab.ablations import BatchNormalized, Normalized, ProbableNegatives
+from driftproof.lab.ablations import BatchNormalized, ClampedDRPO, Normalized, ProbableNegatives
 from driftproof.objectives import Objective, ObjectiveError, build
 from driftproof.types import Channel
 from tests.objectives.steps import Step, evaluate, make_step, steps
@@ -83,3 +83,18 @@ def test_probable_negatives_push_in_proportion_to_their_probability(step: Step):
     torch.testing.assert_close(
         per_response, torch.where(negative_N, means.exp() * naive, naive), rtol=1e-10, atol=1e-12
     )
+
+
+@given(step=steps(shortest=1))
+def test_unclamped_it_has_the_gradient_of_drpo(step: Step):
+    expected = evaluate(step, build("drpo", delta=0.1, horizon=8)).gradient
+    found = evaluate(step, ClampedDRPO(delta=0.1, horizon=8)).gradient
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+
+
+@given(step=steps(shortest=1))
+def test_clamped_it_neither_turns_back_nor_pushes_harder(step: Step):
+    plain = evaluate(step, build("drpo", delta=1e6, horizon=8)).gradient[0]
+    found = evaluate(step, ClampedDRPO(delta=0.1, horizon=8, low=0.0, high=1.0)).gradient[0]
+    assert (found * plain >= 0).all()
+    assert (found.abs() <= plain.abs() * (1 + 1e-4)).all()

@@ -1,4 +1,4 @@
-"""ASymPO taken apart and put together otherwise: objectives of the lab, named `driftproof.lab.ablations:Class`.
+"""ASymPO and DRPO taken apart and put together otherwise: objectives of the lab, `driftproof.lab.ablations:Class`.
 
 None of them is an objective of its own; docs/results.md says what each was tried for, and what came of it.
 """
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from driftproof.objectives import Objective, ObjectiveError, Responses
+from driftproof.objectives.behavior_corrected import exponential
 from driftproof.objectives.objective import TokenLosses, check_choice, check_flag, check_range
+from driftproof.objectives.penalized import DRPO
 from driftproof.types import Channel
 
 Scale = Literal["none", "nll", "confidence"]
@@ -132,3 +134,28 @@ class ProbableNegatives(Objective):
         advantages_N = batch.per_token(batch.advantages_R)
         weight_N = torch.where(advantages_N < 0, self.alpha * logprobs_N.exp(), 1)
         return TokenLosses(-advantages_N * weight_N * batch.logprobs_N, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClampedDRPO(DRPO):
+    """The gradient of DRPO, -rho A W per token with W = 1 - sign(A (rho - 1)) |pi - mu| / delta, W clamped.
+
+    DRPO has W from 1 - 1 / delta to 1 + 1 / delta. `low=0` turns nothing back towards the behavior policy, `high=1`
+    pushes nothing harder that has moved the wrong way.
+    """
+
+    name: ClassVar[str] = "clamped-drpo"
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "low", -math.inf, 1.0)
+        check_range(self, "high", 1.0, math.inf)
+
+    def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
+        ratio_N = exponential(log_ratio_N)
+        advantage_N = batch.per_token(batch.advantages_R)
+        mu_N = (batch.logprobs_N - log_ratio_N).detach().exp()
+        weight_N = 1 - advantage_N.sign() * mu_N * (ratio_N - 1) / self.delta
+        return TokenLosses(-advantage_N * ratio_N * weight_N.clamp(self.low, self.high).detach(), {})
