@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODELS := models
 
-.PHONY: setup train test test-slow check clean
+.PHONY: setup train smoke results test test-slow check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -15,9 +15,19 @@ $(MODELS)/tiny-qwen3: | .venv/ready
 	$(BIN)/driftproof tiny-model $@
 $(MODELS)/tiny-bytes: | .venv/ready
 	$(BIN)/driftproof tiny-model $@ --tokenizer bytes
+$(MODELS)/tiny-sums: | .venv/ready
+	$(BIN)/driftproof tiny-model $@ --task running_sums --task.digits 1 --accuracy 0.33
 
 train: .venv/ready $(MODELS)/tiny-qwen3
 	$(BIN)/driftproof train recipes/quickstart.toml
+
+smoke: .venv/ready $(MODELS)/tiny-qwen3
+	$(BIN)/driftproof lab recipes/lab/smoke.toml
+
+# Every grid that docs/results.md is made of, and the page: two hours on two cores, and it goes on where it stopped.
+results: .venv/ready $(MODELS)/tiny-qwen3 $(MODELS)/tiny-sums
+	for recipe in recipes/lab/*.toml; do $(BIN)/driftproof lab $$recipe || exit 1; done
+	$(BIN)/driftproof lab page docs/results.md
 
 check: .venv/ready
 	$(BIN)/ruff check .
