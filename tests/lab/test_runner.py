@@ -182,6 +182,12 @@ def test_a_report_without_running(grid: Path, tmp_path: Path, capsys: pytest.Cap
     assert "Missing" not in capsys.readouterr().out
 
 
+def test_one_view_is_seen_while_the_sweep_of_another_is_missing(grid: Path) -> None:
+    views = ["--lab.views", '["given", "tuned"]', "--lab.learning_rates", "[1e-3]", "--lab.tuning_seeds", "[9]"]
+    config = load_config(grid / "config.toml", views, LabConfig)
+    assert {result.cell.key for result in read_results(config, grid)} == KEYS
+
+
 def test_a_page_is_filled_in_from_the_grids_there_are(
     grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

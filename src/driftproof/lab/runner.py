@@ -134,8 +134,10 @@ def read_results(config: LabConfig, directory: Path) -> list[Result]:
     tuned = [result for cell in tuning if (result := _read(config, cell, directory)) is not None]
     rates = best_rates([result.cell for result in tuned], [result.final for result in tuned])
     if len(tuned) < len(tuning):
-        return tuned
-    found = [_read(config, cell, directory) for cell in grid_cells(config, rates)]
+        rates = {}
+    # Without rates there is no run of the view "tuned" yet.
+    cells = [cell for cell in planned_cells(config, rates)[len(tuning) :] if cell.lr]
+    found = [_read(config, cell, directory) for cell in cells]
     return [*tuned, *(result for result in found if result is not None)]
 
 
