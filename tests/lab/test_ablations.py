@@ -17,6 +17,7 @@ from tests.objectives.steps import Step, evaluate, make_step, steps
         (Normalized(scale="none", alpha=0.2), build("spo")),
         (Normalized(), build("asympo")),
         (Normalized(clip=True), build("asympo", stable=True)),
+        (Normalized(alpha=0.2), build("scaled-asympo")),
         (Normalized(scale="nll", ceiling=1e-2), build("naive")),
     ],
     ids=lambda o: o.name,

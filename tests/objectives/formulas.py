@@ -86,7 +86,7 @@ def asymre(shift: float) -> tuple[Losses, Slopes]:
     return per_response(lambda response, _: 0.0 if math.isnan(response.reward) else response.advantage - shift)
 
 
-def asympo(floor: float, low: float = -math.inf, high: float = math.inf) -> tuple[Losses, Slopes]:
+def asympo(floor: float, low: float = -math.inf, high: float = math.inf, alpha: float = 1.0) -> tuple[Losses, Slopes]:
     """`low` and `high` are the log-probs that negatives and positives are clipped to."""
 
     def clipped(response: Written, logprob: float) -> float:
@@ -94,7 +94,7 @@ def asympo(floor: float, low: float = -math.inf, high: float = math.inf) -> tupl
 
     def weight(response: Written) -> float:
         nll = fmean(-clipped(response, logprob) for logprob in response.logprobs)
-        return response.advantage / max(nll, floor)
+        return response.advantage * (alpha if response.advantage < 0 else 1.0) / max(nll, floor)
 
     def losses(free: Written, frozen: Written, step: Step) -> list[float]:
         return [-weight(frozen) * clipped(frozen, logprob) for logprob in free.logprobs]
@@ -344,6 +344,12 @@ CASES = [
     Case(
         build("asympo", stable=True, floor=0.0, p_low=0.3, p_high=0.5),
         *asympo(0.0, math.log(0.3), math.log(0.5)),
+        stops=True,
+    ),
+    Case(build("scaled-asympo"), *asympo(1e-2, alpha=0.2), stops=True),
+    Case(
+        build("scaled-asympo", alpha=0.7, stable=True),
+        *asympo(1e-2, math.log(0.02), math.log(0.97), alpha=0.7),
         stops=True,
     ),
     Case(build("asymre"), *asymre(-0.1)),

@@ -331,6 +331,10 @@ DEFAULTS: dict[str, tuple[str, dict[str, object]]] = {
     "gpg": ("token-mean", {"alpha": "valid-groups"}),
     "spo": ("seq-mean-token-mean", {"alpha": 0.2}),
     "asympo": ("seq-mean-token-mean", {"floor": 1e-2, "stable": False, "p_low": 0.02, "p_high": 0.97}),
+    "scaled-asympo": (
+        "seq-mean-token-mean",
+        {"floor": 1e-2, "stable": False, "p_low": 0.02, "p_high": 0.97, "alpha": 0.2},
+    ),
     "asymre": ("seq-mean-token-mean", {"baseline_shift": -0.1}),
     "rft": ("seq-mean-token-mean", {}),
     "ppo": (
@@ -379,12 +383,13 @@ def bounds() -> list[tuple[str, str, object]]:
         *((name, field) for name in ("cispo", "topr") for field in ("ratio_low", "ratio_high")),
         *((name, "delta") for name in ("dppo-tv", "dppo-kl", "drpo")),
         *((name, "ratio_high") for name in ("dppo-tv", "dppo-kl")),
-        *(("spo", "alpha"), ("gpg", "alpha"), ("simple-po", "epsilon")),
+        *(("spo", "alpha"), ("scaled-asympo", "alpha"), ("gpg", "alpha"), ("simple-po", "epsilon")),
     ]
     above_one = [
         *((name, "clip_low") for name in ("ppo", "grpo", "dr-grpo", "gspo")),
         *((name, "correction_low") for name in RATIO | {"ppo"}),
-        *(("spo", "alpha"), ("dppo-tv", "delta"), ("ppo", "discount"), ("ppo", "gae_lambda"), ("m2po", "least_low")),
+        *(("spo", "alpha"), ("scaled-asympo", "alpha")),
+        *(("dppo-tv", "delta"), ("ppo", "discount"), ("ppo", "gae_lambda"), ("m2po", "least_low")),
         *(("asympo", "p_low"), ("asympo", "p_high"), ("cispo", "ratio_low"), ("topr", "ratio_low")),
     ]
     below_one = [

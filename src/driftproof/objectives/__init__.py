@@ -16,7 +16,7 @@ from typing import Any
 
 from driftproof.names import unknown_name
 from driftproof.objectives.actor_critic import PPO
-from driftproof.objectives.behavior_free import GPG, RFT, SPO, ASymPO, AsymRE, Naive
+from driftproof.objectives.behavior_free import GPG, RFT, SPO, ASymPO, AsymRE, Naive, ScaledASymPO
 from driftproof.objectives.clipped import GRPO, GSPO, M2PO, DrGRPO
 from driftproof.objectives.objective import Aggregation, Objective, ObjectiveError, ObjectiveOutput
 from driftproof.objectives.penalized import DRPO, SimplePO
@@ -26,7 +26,7 @@ from driftproof.objectives.weighted import CISPO, DPPOKL, DPPOTV, TOPR
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
     for objective in (
-        *(Naive, GPG, SPO, ASymPO, AsymRE, RFT),
+        *(Naive, GPG, SPO, ASymPO, ScaledASymPO, AsymRE, RFT),
         *(PPO, GRPO, DrGRPO, GSPO, CISPO, DPPOTV, DPPOKL, DRPO, SimplePO, TOPR, M2PO),
     )
 }

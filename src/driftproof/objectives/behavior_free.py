@@ -1,4 +1,4 @@
-"""Objectives that need the current policy alone: naive, GPG, SPO, ASymPO, AsymRE, RFT.
+"""Objectives that need the current policy alone: naive, GPG, SPO, ASymPO, scaled ASymPO, AsymRE, RFT.
 
 Notation: A the advantage of a response, m its tokens, S = -(1/m) sum log pi its mean token NLL under the current
 policy, sg stop-gradient, R the responses and N the tokens of the optimizer step. Each `token_losses` is written before
@@ -152,6 +152,29 @@ class ASymPO(Objective):
             "clipped_high_share": batch.share_of_tokens(~negative_N & (logprobs_N > high)),
             "clipped_low_share": batch.share_of_tokens(negative_N & (logprobs_N < low)),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledASymPO(ASymPO):
+    """ASymPO with SPO's weight on negatives: L = (1/R) sum_r A_r C_r S_r / sg(max(S_r, floor)), C as in `SPO`.
+
+    Source: arXiv 2606.03070, Eq. 16 and 18 put together, which the paper does not do: in the staleness lab it was
+    steadier on stale data than ASymPO (docs/results.md). alpha=1 is `asympo`, alpha=0 has no negatives. The loss is
+    that of ASymPO plus (1 - alpha) times the sum of abs A over negatives, by R: constant, and not 0.
+    """
+
+    name: ClassVar[str] = "scaled-asympo"
+    alpha: float = 0.2
+    """Weight of negative responses, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "alpha", 0.0, 1.0)
+
+    def token_losses(self, batch: Responses) -> TokenLosses:
+        losses_N, metrics = super().token_losses(batch)
+        scale_R = torch.ones_like(batch.advantages_R).masked_fill(batch.advantages_R < 0, self.alpha)
+        return TokenLosses(batch.per_token(scale_R) * losses_N, metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
