@@ -65,7 +65,9 @@ def test_where_nothing_is_as_claimed_it_is_not_reproduced() -> None:
 
 def test_a_verdict_follows_from_the_checks() -> None:
     yes, no = Check(text="", holds=True), Check(text="", holds=False)
-    verdicts = [Finding(claim=CLAIMS[0], checks=checks).verdict for checks in ((), (yes,), (yes, no), (no,))]
+    verdicts = [
+        Finding(claim=CLAIMS[0], checks=checks, evidence="").verdict for checks in ((), (yes,), (yes, no), (no,))
+    ]
     assert verdicts == ["not run", "reproduced", "partly", "not reproduced"]
 
 
@@ -114,3 +116,19 @@ def test_differences_are_paired_by_seed() -> None:
     assert found is not None
     assert (found.seeds, str(found)) == (5, "+0.10 [+0.10, +0.10]")
     assert difference(study, "given", "spo", "naive", 16) is None
+
+
+def test_evidence_is_in_figures() -> None:
+    study = make_study("collapse", *SEVEN, final=as_claimed, signal=3.0)
+    assert finding(1, study).evidence == (
+        "naive: collapsed 5/5 [0.57, 1.00], below its base 5/5; gpg: collapsed 5/5 [0.57, 1.00], below its base 5/5; "
+        "spo: collapsed 0/5 [0.00, 0.43], below its base 0/5; asympo: collapsed 0/5 [0.00, 0.43], below its base 0/5"
+    )
+    assert finding(2, study).evidence == (
+        "spo minus grpo: +0.30 to +0.30 in 1 settings; asympo minus grpo: +0.40 to +0.40 in 1 settings"
+    )
+    assert finding(3, study).evidence.startswith("the negatives' NLL grew 3.0 times before a collapse (median of 10)")
+    assert finding(4, study).evidence == ""
+    alphas = {"spo 0.0": 0.5, "spo 0.2": 0.7}
+    ends = finding(4, make_study("alpha", *alphas, final=lambda cell: alphas[cell.label])).evidence
+    assert ends == "spo 0.0: 0.50 [0.50, 0.50]; spo 0.2: 0.70 [0.70, 0.70]"

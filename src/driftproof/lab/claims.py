@@ -30,6 +30,16 @@ ALPHAS = ("spo 0.0", "spo 0.1", "spo 0.2", "spo 0.5", "spo 1.0")
 PAPERS_ALPHA = "spo 0.2"
 DELTAS = ("drpo 0.04", "drpo 0.08", "drpo 0.15", "drpo 0.2", "drpo 0.5", "drpo 2.5", "drpo 12.5")
 FALLING, STEADY = ("naive", "gpg"), ("spo", "asympo")
+STALE, RATIOS = ("collapse", "sums", "periodic"), ("collapse", "threshold")
+PARTS = (
+    ("asympo", "clipping alone", "dividing does more than clipping"),
+    ("asympo", "asympo stable", "the plain form does as well as the stable one"),
+    ("asympo", "per batch", "per response is better than per batch"),
+    ("asympo", "negatives alone", "dividing both signs is better than the negatives alone"),
+    ("asympo", "by 1 - p", "the NLL is a better divisor than the mean of 1 - p"),
+    ("asympo", "naive at lr / mean NLL", "it is not the step size"),
+)
+"""What ASymPO is compared with in claim 6, and what that would show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +84,8 @@ class Claim:
     source: str
     checks: Callable[[Mapping[str, Study]], Iterator[Check]]
     """Of the studies there are, by their names."""
+    evidence: Callable[[Mapping[str, Study]], str]
+    """The figures in a sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +94,8 @@ class Finding:
 
     claim: Claim
     checks: tuple[Check, ...]
+    evidence: str
+    """Empty where nothing was run."""
 
     @property
     def verdict(self) -> Verdict:
@@ -107,7 +121,11 @@ class Difference:
 
 def judge(studies: Mapping[str, Study]) -> list[Finding]:
     """All claims against the grids there are."""
-    return [Finding(claim=claim, checks=tuple(claim.checks(studies))) for claim in CLAIMS]
+    findings = []
+    for claim in CLAIMS:
+        checks = tuple(claim.checks(studies))
+        findings.append(Finding(claim=claim, checks=checks, evidence=claim.evidence(studies) if checks else ""))
+    return findings
 
 
 def difference(study: Study, view: View, one: str, other: str, age: int) -> Difference | None:
@@ -142,9 +160,49 @@ def _finals(runs: Sequence[Result]) -> str:
     return f"{summary.final:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def _ends(*labels: str, grids: tuple[str, ...]) -> Callable[[Mapping[str, Study]], str]:
+    """How many stale runs of each objective collapsed, and how many ended below the policy they began with."""
+
+    def evidence(studies: Mapping[str, Study]) -> str:
+        parts = []
+        for label in labels:
+            runs = [run for study, view, age, _ in _stale(studies, *grids) for run in study.runs(view, label, age)]
+            below = sum(accuracies(run)[-1] < accuracies(run)[0] for run in runs)
+            parts.append(f"{label}: collapsed {_collapses(runs)}, below its base {below}/{len(runs)}")
+        return "; ".join(parts)
+
+    return evidence
+
+
+def _gaps(*pairs: tuple[str, str], grids: tuple[str, ...]) -> Callable[[Mapping[str, Study]], str]:
+    """The least and the largest difference of final accuracy between two objectives over all settings."""
+
+    def evidence(studies: Mapping[str, Study]) -> str:
+        parts = []
+        for one, other in pairs:
+            found = [difference(study, view, one, other, age) for study, view, age, _ in _stale(studies, *grids)]
+            means = [gap.mean for gap in found if gap is not None]
+            if means:
+                parts.append(f"{one} minus {other}: {min(means):+.2f} to {max(means):+.2f} in {len(means)} settings")
+        return "; ".join(parts)
+
+    return evidence
+
+
+def _each_ends_at(*labels: str, grid: str) -> Callable[[Mapping[str, Study]], str]:
+    """Final accuracy of each objective of a grid of one setting."""
+
+    def evidence(studies: Mapping[str, Study]) -> str:
+        places = [(study, view, age) for study, view, age, _ in _stale(studies, grid)]
+        found = [(label, study.runs(view, label, age)) for study, view, age in places for label in labels]
+        return "; ".join(f"{label}: {_finals(runs)}" for label, runs in found if runs)
+
+    return evidence
+
+
 def stale_collapse(studies: Mapping[str, Study]) -> Iterator[Check]:
     """Claim 1."""
-    for study, view, age, where in _stale(studies, "collapse", "sums", "periodic"):
+    for study, view, age, where in _stale(studies, *STALE):
         for label in FALLING:
             if runs := study.runs(view, label, age):
                 [summary] = summarize(runs)
@@ -169,17 +227,28 @@ def stale_collapse(studies: Mapping[str, Study]) -> Iterator[Check]:
 
 def on_par(studies: Mapping[str, Study]) -> Iterator[Check]:
     """Claim 2."""
-    for study, view, age, where in _stale(studies, "collapse", "sums", "periodic"):
+    for study, view, age, where in _stale(studies, *STALE):
         for label in STEADY:
             if found := difference(study, view, label, "grpo", age):
                 yield Check(text=f"{where}: {label} minus grpo {found}", holds=found.low > -MARGIN)
+
+
+def growth(studies: Mapping[str, Study]) -> str:
+    """By how much both scales grew before the collapses of claim 3."""
+    parts = []
+    for metric, what in (("health/negative_nll", "negatives"), ("health/positive_nll", "positives")):
+        pairs = [pair for run, step in _fallen(studies) if (pair := _start_and_before(run, metric, step)) is not None]
+        if pairs:
+            times = median(before / start for start, before in pairs)
+            parts.append(f"the {what}' NLL grew {times:.1f} times before a collapse (median of {len(pairs)})")
+    return "; ".join(parts)
 
 
 def scales_drift(studies: Mapping[str, Study]) -> Iterator[Check]:
     """Claim 3."""
     chosen = [studies[name] for name in ("collapse", "sums") if name in studies]
     results = [r for study in chosen for r in study.results if r.cell.view != "tuning" and r.cell.staleness > 0]
-    fallen = [(r, step) for r in results if r.cell.label in FALLING and (step := collapsed_at(r)) is not None]
+    fallen = _fallen(studies)
     scales = {"health/negative_nll": "the negatives' NLL", "health/scale_imbalance": "its ratio to the positives'"}
     for metric, what in scales.items():
         pairs = [pair for run, step in fallen if (pair := _start_and_before(run, metric, step)) is not None]
@@ -205,6 +274,13 @@ def scales_drift(studies: Mapping[str, Study]) -> Iterator[Check]:
         yield Check(text=text, holds=min(kept) > 0.1)
 
 
+def _fallen(studies: Mapping[str, Study]) -> list[tuple[Result, int]]:
+    """The stale runs of naive and GPG that collapsed, and when."""
+    places = list(_stale(studies, "collapse", "sums"))
+    runs = [run for study, view, age, _ in places for label in FALLING for run in study.runs(view, label, age)]
+    return [(run, step) for run in runs if (step := collapsed_at(run)) is not None]
+
+
 def _start_and_before(run: Result, metric: str, collapse: int) -> tuple[float, float] | None:
     """Means of a signal over the first steps, and over later ones before the collapse; None where there are none."""
     series = run.signals.get(metric, ())
@@ -225,7 +301,7 @@ def alpha_matters(studies: Mapping[str, Study]) -> Iterator[Check]:
 
 def steadier(studies: Mapping[str, Study]) -> Iterator[Check]:
     """Claim 5."""
-    for study, view, age, where in _stale(studies, "collapse", "sums", "threshold"):
+    for study, view, age, where in _stale(studies, *RATIOS):
         if found := difference(study, view, "dppo-tv", "grpo", age):
             yield Check(text=f"{where}: dppo-tv minus grpo {found}", holds=found.low > 0)
         for label in ("drpo", *DELTAS):
@@ -235,16 +311,8 @@ def steadier(studies: Mapping[str, Study]) -> Iterator[Check]:
 
 def what_does_the_work(studies: Mapping[str, Study]) -> Iterator[Check]:
     """Claim 6."""
-    parts = (
-        ("asympo", "clipping alone", "dividing does more than clipping"),
-        ("asympo", "asympo stable", "the plain form does as well as the stable one"),
-        ("asympo", "per batch", "per response is better than per batch"),
-        ("asympo", "negatives alone", "dividing both signs is better than the negatives alone"),
-        ("asympo", "by 1 - p", "the NLL is a better divisor than the mean of 1 - p"),
-        ("asympo", "naive at lr / mean NLL", "it is not the step size"),
-    )
     for study, view, age, where in _stale(studies, "ablation"):
-        for one, other, text in parts:
+        for one, other, text in PARTS:
             if found := difference(study, view, one, other, age):
                 holds = found.low > (-MARGIN if "as well as" in text else 0)
                 yield Check(text=f"{where}: {text}: {one} minus {other} {found}", holds=holds)
@@ -256,12 +324,14 @@ CLAIMS = (
         text="Naive and GPG collapse on stale data; ASymPO and SPO do not",
         source="arXiv 2606.03070",
         checks=stale_collapse,
+        evidence=_ends(*FALLING, *STEADY, grids=STALE),
     ),
     Claim(
         number=2,
         text="ASymPO's and SPO's final accuracy is on par with behavior-corrected GRPO",
         source="arXiv 2606.03070",
         checks=on_par,
+        evidence=_gaps(("spo", "grpo"), ("asympo", "grpo"), grids=STALE),
     ),
     Claim(
         number=3,
@@ -269,18 +339,27 @@ CLAIMS = (
         "ASymPO's loss stays zero-sum while its gradient does not vanish",
         source="arXiv 2606.03070, Eq. 11-13 and Theorem 2",
         checks=scales_drift,
+        evidence=growth,
     ),
-    Claim(number=4, text="SPO's alpha matters", source="arXiv 2606.03070", checks=alpha_matters),
+    Claim(
+        number=4,
+        text="SPO's alpha matters",
+        source="arXiv 2606.03070",
+        checks=alpha_matters,
+        evidence=_each_ends_at(*ALPHAS, grid="alpha"),
+    ),
     Claim(
         number=5,
         text="DPPO is steadier than GRPO, DRPO than DPPO",
         source="arXiv 2602.04879, arXiv 2606.09821",
         checks=steadier,
+        evidence=_gaps(("dppo-tv", "grpo"), ("drpo", "dppo-tv"), *((d, "dppo-tv") for d in DELTAS), grids=RATIOS),
     ),
     Claim(
         number=6,
         text="What makes ASymPO work is the division by a response's own NLL",
         source="arXiv 2606.03070",
         checks=what_does_the_work,
+        evidence=_each_ends_at("asympo", *(other for _, other, _ in PARTS), grid="ablation"),
     ),
 )

@@ -179,4 +179,4 @@ class _Blocks:
 
 def _evidence(finding: Finding) -> str:
     holding = sum(check.holds for check in finding.checks)
-    return f"{holding} of {len(finding.checks)} checks hold" if finding.checks else ""
+    return f"{finding.evidence}; {holding} of {len(finding.checks)} checks hold" if finding.checks else ""
