@@ -124,9 +124,9 @@ def test_evidence_is_in_figures() -> None:
         "naive: collapsed 5/5 [0.57, 1.00], below its base 5/5; gpg: collapsed 5/5 [0.57, 1.00], below its base 5/5; "
         "spo: collapsed 0/5 [0.00, 0.43], below its base 0/5; asympo: collapsed 0/5 [0.00, 0.43], below its base 0/5"
     )
-    assert finding(2, study).evidence == (
-        "spo minus grpo: +0.30 to +0.30 in 1 settings; asympo minus grpo: +0.40 to +0.40 in 1 settings"
-    )
+    assert finding(2, study).evidence == ("spo minus grpo: +0.30; asympo minus grpo: +0.40")
+    both = {name: make_study(name, *SEVEN, final=as_claimed) for name in ("collapse", "sums")}
+    assert judge(both)[1].evidence.startswith("spo minus grpo: +0.30 to +0.30 in 2 settings; ")
     assert finding(3, study).evidence.startswith("the negatives' NLL grew 3.0 times before a collapse (median of 10)")
     assert finding(4, study).evidence == ""
     alphas = {"spo 0.0": 0.5, "spo 0.2": 0.7}

@@ -182,7 +182,9 @@ def _gaps(*pairs: tuple[str, str], grids: tuple[str, ...]) -> Callable[[Mapping[
         for one, other in pairs:
             found = [difference(study, view, one, other, age) for study, view, age, _ in _stale(studies, *grids)]
             means = [gap.mean for gap in found if gap is not None]
-            if means:
+            if len(means) == 1:
+                parts.append(f"{one} minus {other}: {means[0]:+.2f}")
+            elif means:
                 parts.append(f"{one} minus {other}: {min(means):+.2f} to {max(means):+.2f} in {len(means)} settings")
         return "; ".join(parts)
 
