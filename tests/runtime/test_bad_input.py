@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -225,18 +226,15 @@ def test_a_disk_that_is_too_small_is_refused(
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_with_space(recipe: Path, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "60M") as disk:
-        run = disk / "run"
+    with small_disk(tmp_path / "disk", "100M") as disk:
+        run, fill = disk / "run", disk / "fill"
+        # A disk that others have filled by then has no room for a new file.
+        fill.touch()
         process = launch(recipe, "--run.directory", run, "--run.steps", 400, "--evaluation.prompts", 0)
         wait_for_step(run, 3, process)
-        fill = disk / "fill"
-        with fill.open("wb") as file:
-            try:
-                while True:
-                    file.write(b"0" * 65536)
-                    file.flush()
-            except OSError:
-                pass
+        with fill.open("r+b", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"0" * 65536)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "No space left" in stderr or "full" in stderr
