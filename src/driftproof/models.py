@@ -88,13 +88,26 @@ def load_tokenizer(path: Path) -> Any:
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a prompt: through the chat template where the tokenizer has one, else the text as it is."""
     if tokenizer.chat_template is None:
-        text = f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
-        return list(tokenizer.encode(text))
-    messages = [{"role": "user", "content": prompt.text}]
-    if prompt.system:
-        messages.insert(0, {"role": "system", "content": prompt.system})
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        return list(tokenizer.encode(_plain_text(prompt)))
+    encoded = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, return_dict=True)
     return list(encoded["input_ids"])
+
+
+def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
+    """The text that `encode_prompt` reads, without the token that every text begins with."""
+    if tokenizer.chat_template is None:
+        return _plain_text(prompt)
+    text = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=False)
+    return str(text).removeprefix(tokenizer.bos_token or "")
+
+
+def _plain_text(prompt: Prompt) -> str:
+    return f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": prompt.text}]
 
 
 def stop_ids(tokenizer: Any, model_path: Path) -> tuple[int, ...]:
@@ -123,3 +136,12 @@ def _fingerprint(path: Path) -> str:
         file = path / name
         digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()[:16]
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let the layers of a model in eval mode keep their inputs alone and compute the rest again for their gradients."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        # A layer recomputes in train mode only; what is inside it stays in eval mode, without dropout.
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True

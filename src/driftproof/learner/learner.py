@@ -19,6 +19,7 @@ from driftproof.learner.flat_batch import FlatBatch, FrozenChannels
 from driftproof.learner.gradients import backward, score
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy, Scored
+from driftproof.models import checkpoint_activations
 from driftproof.objectives import Objective, ObjectiveError
 from driftproof.types import Batch, Channel, Group
 
@@ -101,11 +102,7 @@ class Learner:
             fused=True,
         )
         if memory.gradient_checkpointing:
-            policy.model.activation_checkpointing_enable({"use_reentrant": False})
-            for module in policy.model.modules():
-                # A layer recomputes in train mode only; what is inside it stays in eval mode, without dropout.
-                if getattr(module, "gradient_checkpointing", False):
-                    module.training = True
+            checkpoint_activations(policy.model)
 
     def train(self, batch: Batch) -> dict[str, float]:
         """One step; its metrics, which are means where a step has several updates.
