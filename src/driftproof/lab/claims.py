@@ -17,8 +17,8 @@ from typing import Literal
 from driftproof.config import LabConfig
 from driftproof.lab.grid import View
 from driftproof.lab.runner import Result
-from driftproof.lab.statistics import bootstrap, wilson
 from driftproof.lab.summary import accuracies, collapsed_at, summarize
+from driftproof.statistics import bootstrap, wilson
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not run"]
 

@@ -11,8 +11,8 @@ from statistics import median
 
 from driftproof.collapse import SIGNS_OF_COLLAPSE, CollapseDetector, Limit
 from driftproof.lab.runner import Result
-from driftproof.lab.statistics import wilson
 from driftproof.lab.summary import accuracies, collapsed_at
+from driftproof.statistics import wilson
 
 Limits = tuple[Limit, ...]
 """Alarms when any of them does."""

@@ -89,7 +89,7 @@ class Sampler:
         requests = [self.request(dispatch) for dispatch in dispatches]
         answers: list[tuple[Response, ...]] = generate(self.engine, requests)
         items = [
-            (self.codec.decode(response.tokens.tolist()), request.prompt.answer)
+            (self.codec.decode(response.tokens.tolist()), request.prompt.answer, request.prompt.text)
             for request, responses in zip(requests, answers, strict=True)
             for response in responses
         ]

@@ -13,7 +13,7 @@ from driftproof.config import LabConfig
 from driftproof.lab.collapse import collapse_step, number_or_zero
 from driftproof.lab.grid import Cell, View, best_rates, planned_cells
 from driftproof.lab.runner import Result
-from driftproof.lab.statistics import bootstrap, wilson
+from driftproof.statistics import bootstrap, wilson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

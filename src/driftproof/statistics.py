@@ -1,4 +1,4 @@
-"""Intervals for the few runs that a laptop can afford."""
+"""Intervals for few runs, or few problems."""
 
 from __future__ import annotations
 

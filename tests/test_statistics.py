@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.lab.statistics import bootstrap, wilson
+from driftproof.statistics import bootstrap, wilson
 
 
 @pytest.mark.parametrize(
