@@ -1,0 +1,82 @@
+"""Benchmarks by their names, on the model and the engine of a configuration.
+
+Guarantees: a benchmark's record is beside its figures, so that the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from driftproof import tasks
+from driftproof.benchmark import Score, run_benchmark
+from driftproof.codec import Codec
+from driftproof.config import Config, ConfigError
+from driftproof.models import fingerprint_weights
+from driftproof.runtime.assembly import make_sampling, make_verifier, open_engine
+from driftproof.tasks import Task
+
+
+def score_benchmarks(
+    config: Config, names: Sequence[str], data: Path | None, output: Path, console: Console
+) -> Iterator[Score]:
+    """Score on each benchmark in turn, all of them known before the first begins.
+
+    Raises:
+        TaskError: unknown benchmark, or its data cannot be read. ConfigError: a task without held-out prompts.
+        BenchmarkError: a record in `output` is that of other settings.
+    """
+    benchmarks = [_benchmark(config, name, data) for name in names]
+    codec = Codec(config.model.path)
+    sampling = make_sampling(config, codec)
+    engine = open_engine(config, config.model.path)
+    settings = {
+        "weights": fingerprint_weights(config.model.path),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_tokens,
+        "seed": sampling.seed,
+    }
+    for task in benchmarks:
+        verifier = make_verifier(config, task)
+
+        def progress(done: int, of: int, name: str = task.name) -> None:
+            console.print(f"{name}: {done} of {of} problems", end="\r", highlight=False)
+
+        try:
+            yield run_benchmark(
+                task.name,
+                engine,
+                task.heldout,
+                codec,
+                verifier,
+                sampling,
+                config.evaluation.samples,
+                output / f"{task.name}.jsonl",
+                settings,
+                progress,
+            )
+        finally:
+            verifier.close()
+    engine.close()
+
+
+def _benchmark(config: Config, name: str, data: Path | None) -> Task:
+    fields = dict(config.task.fields) if name == config.task.name else {}
+    if data is not None:
+        fields |= _files(name, data / name)
+    task = tasks.build(name, **fields)
+    if not task.heldout:
+        raise ConfigError(f"task {name!r} has no held-out problems to be scored on")
+    return task
+
+
+def _files(name: str, directory: Path) -> dict[str, Path]:
+    """The fields that make a task of a benchmark's files; one that can be trained on takes two."""
+    if name in tasks.TASKS and "heldout" in inspect.signature(tasks.TASKS[name]).parameters:
+        return {"path": directory / "train.jsonl", "heldout": directory / "test.jsonl"}
+    return {"path": directory / "test.jsonl"}
