@@ -28,7 +28,7 @@ def test_prompts_are_sums_and_the_splits_are_disjoint(digits: int, heldout: int,
 def test_two_digits_hold_every_pair() -> None:
     task = arithmetic()
     assert {p.text for p in [*task.train, *task.heldout]} == {f"{a}+{b}=" for a in range(100) for b in range(100)}
-    validate(task)
+    validate(task).check()
 
 
 def test_the_seed_decides() -> None:

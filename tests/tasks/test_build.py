@@ -25,7 +25,7 @@ def test_a_task_is_built_by_name(tmp_path: Path) -> None:
         (
             "arithmetics",
             {},
-            "unknown task 'arithmetics'; did you mean 'arithmetic'? valid: arithmetic, gsm8k, jsonl, recorded",
+            "unknown task 'arithmetics'; did you mean 'arithmetic'? valid: aime24, aime25, amc23, arithmetic, gsm8k",
         ),
         (
             "arithmetic",
@@ -48,5 +48,5 @@ def test_a_task_that_does_not_fit_its_verifier_is_refused(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     prompts = (Prompt(index=0, text="1+1=", answer="2"),)
     with pytest.raises(TaskError, match=r"does not tell the right answer '2' \(worth 1\.0\) from '3' \(worth 1\.0\)"):
-        validate(Task(name="sums", train=prompts, heldout=(), verifier="generous:verify"))
-    validate(Task(name="sums", train=prompts, heldout=(), verifier="exact"))
+        validate(Task(name="sums", train=prompts, heldout=(), verifier="generous:verify")).check()
+    validate(Task(name="sums", train=prompts, heldout=(), verifier="exact")).check()

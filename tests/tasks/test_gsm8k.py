@@ -39,4 +39,4 @@ def test_the_published_files() -> None:
     task = gsm8k(PUBLISHED / "train.jsonl", heldout=PUBLISHED / "test.jsonl")
     assert (len(task.train), len(task.heldout)) == (7473, 1319)
     assert all(prompt.answer.removeprefix("-").isdecimal() for prompt in task.train)
-    validate(task)
+    validate(task).check()

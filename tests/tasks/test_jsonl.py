@@ -35,7 +35,7 @@ def test_rows_become_prompts(tmp_path: Path) -> None:
     assert [prompt.index for prompt in task.heldout] == list(range(10))
     assert task == jsonl(str(path), heldout=10, seed=1)
     assert task.heldout != jsonl(path, heldout=10, seed=2).heldout
-    validate(task)
+    validate(task).check()
 
 
 def test_fields_can_be_named_and_a_system_message_given(tmp_path: Path) -> None:

@@ -76,3 +76,11 @@ def leave_pid(text: str, answer: str) -> float:
     if answer == "grandchild":
         subprocess.run([sys.executable, "-c", f"import foreign_verifiers as f; f.leave_pid({text + '2'!r}, 'sleep')"])
     return 1.0
+
+
+def trl_style(completions: list[str], answer: list[str], prompts: list[str], **columns: object) -> list[float]:
+    """As TRL's trainers call it; a quarter for a wrong answer to a question that has a star."""
+    return [
+        1.0 if completion == right else 0.25 * ("*" in prompt)
+        for completion, right, prompt in zip(completions, answer, prompts, strict=True)
+    ]

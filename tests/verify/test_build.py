@@ -34,5 +34,13 @@ def test_a_function_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_unknown_name_is_refused_with_the_valid_ones() -> None:
-    with pytest.raises(VerifierError, match=r"'maths'; did you mean 'math'\? valid: exact, math, or your own"):
+    with pytest.raises(VerifierError, match=r"'maths'; did you mean 'math'\? valid: exact, math, math-boxed, "):
         build("maths")
+
+
+def test_a_reward_function_of_trls_form_gets_completions_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    verifier = build("foreign_verifiers:trl_style", timeout_seconds=20)
+    verdicts = verifier.score([("42", "42", "6*7"), ("41", "42", "6*7")])
+    verifier.close()
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.25]

@@ -98,7 +98,7 @@ def closed(content: str) -> bool:
 
 def test_an_answer_nobody_can_read_is_an_error() -> None:
     with pytest.raises(ValueError, match="cannot be read as mathematics"):
-        math("\\boxed{1}", "}")
+        math("\\boxed{1}", "")
 
 
 def test_a_hostile_answer_meets_the_time_limit() -> None:

@@ -11,23 +11,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from driftproof.names import unknown_name
 from driftproof.tasks.arithmetic import arithmetic
+from driftproof.tasks.benchmarks import BENCHMARKS, benchmark, math
 from driftproof.tasks.gsm8k import gsm8k
 from driftproof.tasks.jsonl import jsonl
 from driftproof.tasks.protocol import Task, TaskError
+from driftproof.tasks.reasoning_gym import reasoning_gym
 from driftproof.tasks.recorded import RecordedGroup, RecordedTask, read_recorded, recorded
 from driftproof.tasks.running_sums import running_sums
-from driftproof.tasks.validate import validate
+from driftproof.tasks.validate import Validation, validate
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": arithmetic,
     "gsm8k": gsm8k,
     "jsonl": jsonl,
+    "math": math,
+    "reasoning_gym": reasoning_gym,
     "recorded": recorded,
     "running_sums": running_sums,
+    **{name: partial(benchmark, name) for name in BENCHMARKS},
 }
 
 __all__ = [
@@ -36,11 +42,15 @@ __all__ = [
     "RecordedTask",
     "Task",
     "TaskError",
+    "Validation",
     "arithmetic",
+    "benchmark",
     "build",
     "gsm8k",
     "jsonl",
+    "math",
     "read_recorded",
+    "reasoning_gym",
     "recorded",
     "running_sums",
     "validate",

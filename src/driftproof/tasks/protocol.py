@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from driftproof.types import Prompt
 
@@ -23,3 +24,5 @@ class Task:
     """Never dispatched to training; same numbering, from 0."""
     verifier: str
     """Name in `driftproof.verify`."""
+    gold: Callable[[Prompt], str] = attrgetter("answer")
+    """How a response would write the right answer."""

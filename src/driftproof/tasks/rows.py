@@ -1,10 +1,14 @@
-"""JSON lines, read strictly: every row is an object, or the error names FILE:LINE and what a row looks like."""
+"""Rows of JSON lines, Parquet, or a Hugging Face dataset, read strictly.
+
+Every row is an object, or the error names FILE:LINE and what a row looks like. A dataset is named like a file,
+`hf:NAME:SPLIT` or `hf:NAME:CONFIGURATION:SPLIT`, for example `hf:openai/gsm8k:main:test`.
+"""
 
 from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +20,9 @@ from driftproof.tasks.protocol import TaskError
 class Row:
     """One line of a file."""
 
-    path: Path
+    path: Path | str
     line: int
-    """1-based."""
+    """1-based; of Parquet and of datasets the number of the row."""
     fields: dict[str, Any]
     example: str
     """A valid row, shown in errors."""
@@ -72,12 +76,60 @@ class Row:
 
 
 def read_rows(path: str | Path, example: str) -> Iterator[Row]:
-    """The rows of a JSON lines file in UTF-8, at least one; blank lines are allowed at its end only.
+    """The rows of a JSON lines file in UTF-8 (blank lines at its end only), a `.parquet` file or a dataset `hf:...`.
 
     Raises:
-        TaskError: the file cannot be read, is empty, or a line is not a JSON object.
+        TaskError: it cannot be read, has no rows, a line is not a JSON object, or the library to read it is missing.
     """
-    path = Path(path)
+    if str(path).startswith("hf:"):
+        return _tabular(str(path), _load_dataset(str(path)), example)
+    if Path(path).suffix == ".parquet":
+        return _tabular(path, _load_parquet(Path(path)), example)
+    return _json_lines(Path(path), example)
+
+
+def _tabular(path: str | Path, table: Iterable[dict[str, Any]], example: str) -> Iterator[Row]:
+    number = 0
+    for number, fields in enumerate(table, start=1):
+        yield Row(path=path, line=number, fields=fields, example=example)
+    if not number:
+        raise TaskError(f"{path}: there are no rows; a row looks like {example}")
+
+
+def _load_parquet(path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise TaskError(
+            f"{path}: reading Parquet needs pyarrow ({error}): pip install 'driftproof[datasets]'"
+        ) from error
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise TaskError(f"{path}: no Parquet file that can be read: {error}") from error
+    return (row for batch in table.iter_batches() for row in batch.to_pylist())
+
+
+def _load_dataset(source: str) -> Iterable[dict[str, Any]]:
+    name, *configuration, split = source.split(":")[1:] if source.count(":") in (2, 3) else ("", "")
+    if not (name and split):
+        raise TaskError(f"{source}: a dataset is named hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT")
+    try:
+        import datasets
+    except ImportError as error:
+        raise TaskError(
+            f"{source}: Hugging Face datasets is missing ({error}): pip install 'driftproof[datasets]', "
+            "or give the path of a local JSON lines or Parquet file"
+        ) from error
+    try:
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(name, *configuration, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise TaskError(f"{source}: the dataset cannot be loaded: {error}") from error
+    return rows
+
+
+def _json_lines(path: Path, example: str) -> Iterator[Row]:
     try:
         lines = path.read_bytes().rstrip().split(b"\n")
     except OSError as error:

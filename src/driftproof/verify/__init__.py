@@ -1,5 +1,8 @@
 """Rewards. A verifier is a function of (response text, answer) that returns a number.
 
+A reward function with TRL's signature, `completions, **columns -> list[float]`, is one too: it is given `completions`,
+`prompts` and `answer`, lists of one each, by keyword and as far as it takes them.
+
 ```python
 from driftproof.verify import build
 verifier = build("math", processes=2, timeout_seconds=5.0)     # or "exact", or your own "package.module:function"
@@ -13,13 +16,22 @@ from __future__ import annotations
 from driftproof.names import unknown_name
 from driftproof.verify.exact import ExactVerifier
 from driftproof.verify.pool import VerifierPool
-from driftproof.verify.protocol import Verifier, VerifierError
+from driftproof.verify.protocol import Item, Verifier, VerifierError
 
-__all__ = ["Verifier", "VerifierError", "VerifierPool", "build"]
+_FUNCTIONS = {
+    "math": "driftproof.verify.math:math",
+    "math-boxed": "driftproof.verify.math:boxed",
+    "math-hashes": "driftproof.verify.math:hashes",
+    "math-number": "driftproof.verify.math:number",
+}
+"""The last three take the final answer from one place only: the last box, the last `####`, the last number."""
+
+__all__ = ["Item", "Verifier", "VerifierError", "VerifierPool", "build"]
 
 
 def build(name: str, *, processes: int = 1, timeout_seconds: float = 5.0) -> Verifier:
-    """The verifier called `name`: "exact", "math", or "package.module:function", ready to score.
+    """The verifier called `name`: "exact", "math" (or "math-boxed", "math-hashes", "math-number"), or your own
+    "package.module:function", ready to score.
 
     "exact" runs in this process; the others in a pool of `processes` processes, `timeout_seconds` for each answer.
 
@@ -28,8 +40,8 @@ def build(name: str, *, processes: int = 1, timeout_seconds: float = 5.0) -> Ver
     """
     if name == "exact":
         return ExactVerifier()
-    if name == "math":
-        return VerifierPool("driftproof.verify.math:math", processes=processes, timeout_seconds=timeout_seconds)
-    if ":" in name:
-        return VerifierPool(name, processes=processes, timeout_seconds=timeout_seconds)
-    raise VerifierError(unknown_name("verifier", name, ("exact", "math")) + ", or your own 'package.module:function'")
+    if name in _FUNCTIONS or ":" in name:
+        function = _FUNCTIONS.get(name, name)
+        return VerifierPool(function, processes=processes, timeout_seconds=timeout_seconds)
+    valid = ("exact", *_FUNCTIONS)
+    raise VerifierError(unknown_name("verifier", name, valid) + ", or your own 'package.module:function'")

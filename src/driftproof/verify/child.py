@@ -1,7 +1,7 @@
 """The process in which a verifier runs: `python -m driftproof.verify.child package.module:function LIFELINE`.
 
 Speaks JSON, one object a line. It first writes `{}` (ready) or `{"error": ...}` (the verifier cannot be imported). Then
-it reads `[text, answer]` lines from standard input and answers each, in order, with `{"reward": number}`,
+it reads `[text, answer]` or `[text, answer, prompt]` lines and answers each, in order, with `{"reward": number}`,
 `{"raised": ...}` or `{"invalid": ...}`. The process ends when its parent does, however the parent ended and whatever
 the verifier is doing, even in C code that never lets go of the interpreter (on Linux; elsewhere once it is idle).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import inspect
 import json
 import math
 import numbers
@@ -17,7 +18,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,7 @@ def main() -> None:
         return
     reply({})
     for line in requests:
-        text, answer = json.loads(line)
-        reply(_judge(verify, text, answer))
+        reply(_judge(verify, *json.loads(line)))
 
 
 def _end_with_parent(lifeline: int) -> None:
@@ -65,19 +65,54 @@ def _take_standard_streams() -> tuple[Any, Any]:
     return requests, replies
 
 
-def _load(name: str) -> Callable[[str, str], Any]:
+def _load(name: str) -> Callable[[str, str, str], Any]:
     # Last on the path, so that a verifier beside the recipe is found without an installation.
     sys.path.append(str(Path.cwd()))
     module, _, function = name.partition(":")
     verify = getattr(importlib.import_module(module), function)
     if not callable(verify):
         raise TypeError(f"{function} is a {type(verify).__name__}, not a function of (text, answer)")
-    return verify  # type: ignore[no-any-return]
+    parameters = _parameters(verify)
+    if "completions" not in parameters:
+        return lambda text, answer, prompt: verify(text, answer)
+    return _from_reward_function(verify, parameters)
 
 
-def _judge(verify: Callable[[str, str], Any], text: str, answer: str) -> dict[str, Any]:
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        reward = verify(text, answer)
+        return inspect.signature(function).parameters
+    except ValueError:  # some built-in functions have none
+        return {}
+
+
+def _from_reward_function(
+    function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]
+) -> Callable[[str, str, str], Any]:
+    """A verifier from a function with TRL's signature, given one completion at a time.
+
+    Raises:
+        TypeError: it asks for a column that a prompt does not have.
+    """
+    known = ("completions", "prompts", "answer")
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    needed = {name for name in named if parameters[name].default is inspect.Parameter.empty}
+    if unknown := sorted(needed.difference(known)):
+        raise TypeError(f"the reward function needs {', '.join(unknown)}; what it can have is {', '.join(known)}")
+
+    def verify(text: str, answer: str, prompt: str) -> Any:
+        columns = {"completions": [text], "prompts": [prompt], "answer": [answer]}
+        rewards = function(**{name: column for name, column in columns.items() if takes_all or name in named})
+        if not isinstance(rewards, Sequence) or len(rewards) != 1:
+            raise TypeError(f"for 1 completion the reward function must return a list of 1 number, not {rewards!r}")
+        return rewards[0]
+
+    return verify
+
+
+def _judge(verify: Callable[[str, str, str], Any], text: str, answer: str, prompt: str = "") -> dict[str, Any]:
+    try:
+        reward = verify(text, answer, prompt)
         if isinstance(reward, numbers.Real) and math.isfinite(reward):
             return {"reward": float(reward)}
         return {"invalid": repr(reward)[:_MOST_CHARACTERS]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from driftproof.types import Verdict
+from driftproof.verify.protocol import Item
 
 
 def exact(text: str, answer: str) -> float:
@@ -17,9 +18,9 @@ class ExactVerifier:
 
     failures: Mapping[str, int] = {}
 
-    def score(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """One verdict per (response text, answer), in order; rewards are 1.0 or 0.0."""
-        return [Verdict(reward=exact(text, answer)) for text, answer in items]
+    def score(self, items: Sequence[Item]) -> list[Verdict]:
+        """One verdict per item, in order; rewards are 1.0 or 0.0."""
+        return [Verdict(reward=exact(item[0], item[1])) for item in items]
 
     def close(self) -> None:
         """Nothing to end."""

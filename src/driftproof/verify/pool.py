@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from driftproof.types import Verdict
-from driftproof.verify.protocol import VerifierError
+from driftproof.verify.protocol import Item, VerifierError
 
 _START_SECONDS = 60.0
 """How long a process may take to start and to import the verifier."""
@@ -45,7 +45,8 @@ class VerifierPool:
         """Start the processes and wait until they have imported the verifier.
 
         Args:
-            verify_name: "package.module:function", a function of (text, answer) that returns a number.
+            verify_name: "package.module:function", a function of (text, answer) that returns a number, or one with
+                TRL's signature (`completions, **columns -> list[float]`).
             processes: how many items are verified at once.
             timeout_seconds: wall time one item may take.
 
@@ -73,8 +74,8 @@ class VerifierPool:
         """Counted since the start: `timeouts`, `crashes` (the verifier died or raised), `invalid_rewards`."""
         return self._failures
 
-    def score(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """One verdict per (response text, answer), in the order of `items`.
+    def score(self, items: Sequence[Item]) -> list[Verdict]:
+        """One verdict per item, in the order of `items`.
 
         Raises:
             VerifierError: the pool is closed, or a replaced process could not import the verifier again.
@@ -126,7 +127,7 @@ class VerifierPool:
             if len(child.queue) == _MOST_QUEUED:
                 break
             position = work.waiting.popleft()
-            child.give(position, *work.items[position])
+            child.give(position, work.items[position])
         for child in ready:
             self._send(child)
 
@@ -197,7 +198,7 @@ class VerifierPool:
 class _Work:
     """The items of one call of `score`."""
 
-    def __init__(self, items: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
         self.waiting = deque(range(len(items)))
         self.verdicts: dict[int, Verdict] = {}
@@ -253,11 +254,11 @@ class _Child:
             return self.since + _START_SECONDS
         return self.since + timeout_seconds if self.queue else math.inf
 
-    def give(self, position: int, text: str, answer: str) -> None:
+    def give(self, position: int, item: Item) -> None:
         if not self.queue:
             self.since = time.monotonic()
         self.queue.append(position)
-        self.unsent += json.dumps([text, answer]).encode() + b"\n"
+        self.unsent += json.dumps(item).encode() + b"\n"
 
     def send(self) -> None:
         """Send what the channel takes now. A dead process shows when it is read from, not here."""

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from driftproof.types import Verdict
 
+Item = tuple[str, str] | tuple[str, str, str]
+"""(response text, answer) or (response text, answer, prompt text); a reward function may want to see the prompt."""
+
 
 class VerifierError(ValueError):
     """A verifier that cannot be built or go on; the message says what is wrong and what is valid."""
@@ -20,8 +23,8 @@ class Verifier(Protocol):
         """How many items got no reward so far, by cause; empty for a verifier that cannot fail."""
         ...
 
-    def score(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """One verdict per (response text, answer), in the order of `items`.
+    def score(self, items: Sequence[Item]) -> list[Verdict]:
+        """One verdict per item, in the order of `items`.
 
         Raises:
             VerifierError: the verifier is closed or can no longer be started.

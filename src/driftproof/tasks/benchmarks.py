@@ -1,0 +1,160 @@
+r"""Mathematics: the benchmarks of the field, to evaluate on, and training sets in the style of MATH and DAPO.
+
+Prompts are made in one way for all of them: `template` with the problem in it, behind `shots` worked examples, which
+show a base model how an answer is written. The gold answer of a worked solution is what its last `\boxed{}` holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from driftproof.tasks.protocol import Task, TaskError
+from driftproof.tasks.rows import Row, read_rows
+from driftproof.tasks.split import numbered, split_files
+from driftproof.types import Prompt
+from driftproof.verify.answers import last_boxed
+
+TEMPLATE = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """Where a benchmark is found and what its columns are called."""
+
+    dataset: str
+    """As `driftproof.tasks.rows` names it."""
+    problem: tuple[str, ...] = ("problem", "question")
+    """The first of these columns that a row has."""
+    answer: tuple[str, ...] = ("answer", "solution")
+    verifier: str = "math"
+
+
+BENCHMARKS = {
+    "math500": Benchmark(dataset="hf:HuggingFaceH4/MATH-500:test"),
+    "aime24": Benchmark(dataset="hf:HuggingFaceH4/aime_2024:train"),
+    "aime25": Benchmark(dataset="hf:math-ai/aime25:test"),
+    "amc23": Benchmark(dataset="hf:math-ai/amc23:test"),
+    "minerva": Benchmark(dataset="hf:math-ai/minervamath:test"),
+}
+
+EXAMPLES = (
+    ("What is the area of a rectangle with sides 7 and 12?", "The area is 7 * 12 = 84. The answer is \\boxed{84}."),
+    ("Solve 3x + 5 = 4.", "Subtracting 5 gives 3x = -1, so x = -1/3. The answer is \\boxed{-\\frac{1}{3}}."),
+    ("Expand (x - 2)(x + 5).", "x^2 + 5x - 2x - 10 = x^2 + 3x - 10. The answer is \\boxed{x^2 + 3x - 10}."),
+    ("A fair die is thrown twice. What is the probability that both throws are sixes?",
+     "The throws are independent: 1/6 * 1/6 = 1/36. The answer is \\boxed{\\frac{1}{36}}."),
+)  # fmt: skip
+
+
+def benchmark(
+    name: str, path: str | Path | None = None, *, shots: int = 0, template: str = TEMPLATE, system: str = ""
+) -> Task:
+    """A benchmark of `BENCHMARKS`: all its problems are held out, none is trained on.
+
+    Args:
+        name: which one.
+        path: a local file of JSON lines or Parquet, or another dataset; by default it comes from Hugging Face.
+        shots: how many of the 4 worked examples stand before the problem.
+        template: the prompt, with the problem in the place of `{problem}`.
+        system: system message of every prompt.
+
+    Raises:
+        TaskError: a file or dataset that cannot be read, a bad row, `shots` out of range, a template without a place.
+    """
+    known = BENCHMARKS[name]
+    style = _Style(shots=shots, template=template, system=system)
+    heldout = _read(path or known.dataset, known.problem, known.answer, style)
+    return Task(name=name, train=(), heldout=numbered(heldout), verifier=known.verifier)
+
+
+def math(
+    path: str | Path,
+    *,
+    problem_field: str = "problem",
+    answer_field: str = "answer",
+    heldout: int | str | Path = 256,
+    seed: int = 0,
+    verifier: str = "math",
+    shots: int = 0,
+    template: str = TEMPLATE,
+    system: str = "",
+) -> Task:
+    r"""Problems to train on, from JSON lines, Parquet or a dataset `hf:NAME:SPLIT`.
+
+    `problem_field` and `answer_field` name the columns; a dot reaches into a column, as in `reward_model.ground_truth`.
+    An answer that holds a `\boxed{}` is a worked solution. `heldout` is a count, drawn by `seed`, or another source.
+
+    Raises:
+        TaskError: as `benchmark`, and a `heldout` that leaves nothing to train on.
+    """
+    style = _Style(shots=shots, template=template, system=system)
+
+    def read(source: str | Path) -> list[Prompt]:
+        return _read(source, (problem_field,), (answer_field,), style)
+
+    train, held = split_files(read, path, heldout, seed)
+    return Task(name="math", train=train, heldout=held, verifier=verifier)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Style:
+    """How a problem becomes a prompt."""
+
+    shots: int
+    template: str
+    system: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shots <= len(EXAMPLES):
+            raise TaskError(f"shots is {self.shots}; it must be between 0 and {len(EXAMPLES)}")
+        if "{problem}" not in self.template:
+            raise TaskError(f"template is {self.template!r}; it must say where the problem goes: {{problem}}")
+
+    def text(self, problem: str) -> str:
+        worked = [f"{self._ask(asked)}\n{solution}\n\n" for asked, solution in EXAMPLES[: self.shots]]
+        return "".join(worked) + self._ask(problem)
+
+    def _ask(self, problem: str) -> str:
+        return self.template.replace("{problem}", problem)
+
+
+def _read(
+    source: str | Path, problem_fields: tuple[str, ...], answer_fields: tuple[str, ...], style: _Style
+) -> list[Prompt]:
+    example = f'{{"{problem_fields[0]}": "What is 6 times 7?", "{answer_fields[0]}": "42"}}'
+    return [
+        Prompt(
+            index=0,
+            text=style.text(_column(row, problem_fields)),
+            answer=_gold(row, _column(row, answer_fields)),
+            system=style.system,
+        )
+        for row in read_rows(source, example)
+    ]
+
+
+def _column(row: Row, names: tuple[str, ...]) -> str:
+    """The text of the first column that is there; numbers, as datasets have them, are written out."""
+    name = next((name for name in names if name.partition(".")[0] in row.fields), names[0])
+    first, *path = name.split(".")
+    value = row.value(first)
+    for part in path:
+        if not isinstance(value, dict) or part not in value:
+            raise row.error(f'the field "{name}" is missing')
+        value = value[part]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    text = row.check_text(f'the field "{name}"', value)
+    if not text.strip():
+        raise row.error(f'the field "{name}" is empty')
+    return text
+
+
+def _gold(row: Row, answer: str) -> str:
+    if "\\boxed" not in answer:
+        return answer
+    gold = last_boxed(answer)
+    if gold is None or not gold.strip():
+        raise row.error("the solution has no closed \\boxed{} with an answer in it")
+    return gold.strip()

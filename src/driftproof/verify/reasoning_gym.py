@@ -1,0 +1,42 @@
+"""The scorers of reasoning-gym. Only to be used through the process pool, like every foreign code.
+
+The answer of such a prompt is JSON, `{"dataset": name, "options": {...}, "index": i, "answer": text}`: the entry is
+made anew from it, because scorers look at more of an entry than its answer.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+try:
+    import reasoning_gym
+    from reasoning_gym.utils import extract_answer
+except ImportError as error:
+    raise ImportError(
+        f"reasoning-gym is missing ({error}); install it: pip install 'driftproof[reasoning-gym]'"
+    ) from error
+
+
+def score(text: str, answer: str) -> float:
+    """What the dataset's own scorer gives to the text in the last `<answer>` tags, without tags to the whole text.
+
+    Raises:
+        ValueError: the dataset made another entry than the task's, as another version of it may.
+    """
+    wanted = json.loads(answer)
+    entry = _dataset(wanted["dataset"], json.dumps(wanted["options"]))[wanted["index"]]
+    if entry["answer"] != wanted["answer"]:
+        raise ValueError(f"reasoning_gym {wanted['dataset']}, entry {wanted['index']} is not the one of the task")
+    found = extract_answer(text)
+    return float(
+        _dataset(wanted["dataset"], json.dumps(wanted["options"])).score_answer(
+            text.strip() if found is None else found, entry
+        )
+    )
+
+
+@lru_cache(maxsize=8)
+def _dataset(name: str, options: str) -> Any:
+    return reasoning_gym.create_dataset(name, **json.loads(options))
