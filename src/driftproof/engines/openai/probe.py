@@ -1,0 +1,279 @@
+"""What a server can do, found out by asking it.
+
+Guarantees: the questions are GETs, one tokenization, and completions of one token; the API key is in no message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import numpy as np
+
+from driftproof.engines.openai.wire import Call, Dialect, ReplyError, build_body, read_object
+from driftproof.engines.protocol import EngineError
+from driftproof.types import Prompt, Request, Sampling
+
+_SECONDS = 60.0
+"""For one question; a loaded server answers late."""
+_KEEPALIVE_SECONDS = 4.0
+"""Below the 5 s after which uvicorn, under vLLM and SGLang, closes an idle connection."""
+_OWNERS = {"vllm": Dialect.VLLM, "sglang": Dialect.SGLANG, "llamacpp": Dialect.LLAMACPP}
+"""`owned_by` in /v1/models."""
+
+
+class Unreachable(EngineError):
+    """A server that does not answer now, and may later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """What one server says of itself and shows."""
+
+    url: str
+    dialect: Dialect
+    models: tuple[str, ...]
+    """Names under which it serves."""
+    model: str
+    """The one that is asked: the chosen one, or the first."""
+    version: str
+    """Empty where it does not tell."""
+    token_ids: bool
+    """Gives the ids of the tokens it sampled."""
+    logprobs: bool
+    """Gives the log-prob of each token that it sampled."""
+    tempered_logprobs: bool
+    """Those log-probs are of the distribution after temperature."""
+    max_length: int | None
+    """Tokens of prompt and response together, where it tells."""
+    started: str
+    """When its process started, as /metrics says it; empty where it does not tell."""
+
+
+def probe(url: str, *, model: str = "", api_key_variable: str = "") -> ServerFacts:
+    """Ask the server at `url` what it can do; `model` is one of the names it serves, or its first.
+
+    Raises:
+        Unreachable: nothing answers there now.
+        EngineError: no completion server, not that model, or a key it does not take.
+    """
+
+    async def ask() -> ServerFacts:
+        async with open_client(api_key_variable) as client:
+            return await look(client, server_url(url), model)
+
+    return asyncio.run(ask())
+
+
+def server_url(url: str) -> str:
+    """`http://host:port` of a URL that may end in `/v1`.
+
+    Raises:
+        EngineError: no such URL, or one that carries a password.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = None
+    if not usable:
+        raise EngineError(f"engine URL {url!r} is not one; it looks like http://127.0.0.1:8000")
+    if "@" in parts.netloc:
+        raise EngineError(
+            "an engine URL holds a user or password; name an environment variable with the API key instead"
+        )
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def open_client(api_key_variable: str) -> httpx2.AsyncClient:
+    """An HTTP client without limits of its own, with the key of an environment variable where one is named.
+
+    Raises:
+        EngineError: the variable is not set.
+    """
+    headers = {}
+    if api_key_variable:
+        key = os.environ.get(api_key_variable, "").strip()
+        if not key:
+            raise EngineError(f"the environment variable {api_key_variable} is to hold the API key, but is not set")
+        if not key.isascii() or not key.isprintable():
+            raise EngineError(f"the API key in {api_key_variable} has characters that no HTTP header can carry")
+        headers["Authorization"] = f"Bearer {key}"
+    return httpx2.AsyncClient(
+        headers=headers,
+        timeout=httpx2.Timeout(None, connect=10.0),
+        limits=httpx2.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_SECONDS),
+        # Proxies of the environment are not for a server that is named by its address.
+        trust_env=False,
+    )
+
+
+async def look(client: httpx2.AsyncClient, url: str, model: str = "") -> ServerFacts:
+    """`probe` with an open client."""
+    cards = await _model_cards(client, url)
+    models = tuple(str(card.get("id")) for card in cards)
+    if model and model not in models:
+        raise EngineError(f"{url} does not serve model {model!r}; it serves {', '.join(models)}")
+    card = next(card for card in cards if not model or card.get("id") == model)
+    dialect = _OWNERS.get(str(card.get("owned_by")))
+    name = model or models[0]
+    # One that does not say what it is may still answer as vLLM does; else it is asked for what all know.
+    tried = dialect or Dialect.VLLM
+    first = await _first_choice(client, url, tried, name, temperature=1.0)
+    if dialect is None and not first.get("token_ids"):
+        tried = Dialect.OPENAI
+        first = await _first_choice(client, url, tried, name, temperature=1.0)
+    likeliest = _likeliest(first)
+    hot = None if likeliest is None else _likeliest(await _first_choice(client, url, tried, name, temperature=8.0))
+    return ServerFacts(
+        url=url,
+        dialect=tried,
+        models=models,
+        model=name,
+        version=str((await _optional(client, url, "/version")).get("version", "")),
+        token_ids=bool(first.get("token_ids")),
+        logprobs=likeliest is not None,
+        tempered_logprobs=None not in (likeliest, hot) and abs((likeliest or 0.0) - (hot or 0.0)) > 1e-3,
+        max_length=await _max_length(client, url, tried, card),
+        started=await start_time(client, url),
+    )
+
+
+async def start_time(client: httpx2.AsyncClient, url: str) -> str:
+    """When the server's process started, or empty where it does not tell.
+
+    Raises:
+        Unreachable: it does not answer.
+    """
+    response = await _send(client, "GET", url, "/metrics")
+    found = re.search(r"^process_start_time_seconds(?:\{[^}]*\})? (\S+)$", response.text, re.MULTILINE)
+    return found[1] if response.status_code == 200 and found else ""
+
+
+async def check_tokenizer(client: httpx2.AsyncClient, facts: ServerFacts, text: str, expected: Sequence[int]) -> bool:
+    """Whether the server tokenizes `text` at all; if so, it must get the `expected` ids.
+
+    Raises:
+        EngineError: it gets others.
+    """
+    body: dict[str, Any] = {"model": facts.model, "prompt": text, "add_special_tokens": False}
+    if facts.dialect is Dialect.LLAMACPP:
+        body = {"content": text, "add_special": False}
+    tokens = (await _optional(client, facts.url, "/tokenize", body)).get("tokens")
+    if not isinstance(tokens, list):
+        return False
+    if tokens != list(expected):
+        raise EngineError(
+            f"{facts.url} has another tokenizer than the learner: {text[:60]!r} {_first_difference(tokens, expected)}; "
+            "serve the learner's model, or set engine.retokenize = true for an objective that needs no log-probs"
+        )
+    return True
+
+
+def _first_difference(theirs: Sequence[Any], ours: Sequence[int]) -> str:
+    place = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
+    one = repr(theirs[place])[:20] if place < len(theirs) else "the end"
+    other = str(ours[place]) if place < len(ours) else "the end"
+    return f"differs first at token {place}, {one} there and {other} here ({len(theirs)} and {len(ours)} tokens)"
+
+
+async def _model_cards(client: httpx2.AsyncClient, url: str) -> list[dict[str, Any]]:
+    response = await _send(client, "GET", url, "/v1/models")
+    if response.status_code in (401, 403):
+        raise EngineError(
+            f"{url} refuses us (status {response.status_code}); name the environment variable that holds its API key"
+        )
+    if response.status_code >= 500 or response.status_code == 429:
+        raise Unreachable(f"{url}/v1/models: status {response.status_code}")
+    cards: Any = None
+    if response.status_code == 200:
+        try:
+            cards = read_object(response.content).get("data")
+        except ReplyError:
+            cards = None
+    if not isinstance(cards, list) or not cards or not all(isinstance(card, dict) for card in cards):
+        raise EngineError(
+            f"{url}/v1/models lists no models (status {response.status_code}); give the address of an "
+            "OpenAI-compatible completion server, like http://127.0.0.1:8000"
+        )
+    return cards
+
+
+async def _first_choice(
+    client: httpx2.AsyncClient, url: str, dialect: Dialect, model: str, *, temperature: float
+) -> dict[str, Any]:
+    """One sampled token; {} where the server refuses to be asked so."""
+    request = Request(
+        key=0,
+        prompt=Prompt(index=0, text="", answer=""),
+        prompt_tokens=np.array([1], dtype=np.int32),
+        samples=1,
+        sampling=Sampling(max_tokens=1, temperature=temperature),
+    )
+    call = Call(request=request, samples=1, offset=0, max_tokens=1)
+    body = build_body(dialect, call, model)
+    if dialect is not Dialect.LLAMACPP:
+        body["logprobs"] = 1
+    reply = await _optional(client, url, dialect.route, body)
+    if dialect is Dialect.LLAMACPP:
+        return {"token_ids": reply.get("tokens")}
+    choices = reply.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+
+
+def _likeliest(choice: dict[str, Any]) -> float | None:
+    """The largest log-prob of the first token, where there is one."""
+    try:
+        return max(float(value) for value in choice["logprobs"]["top_logprobs"][0].values())
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
+        return None
+
+
+async def _max_length(client: httpx2.AsyncClient, url: str, dialect: Dialect, card: dict[str, Any]) -> int | None:
+    length = card.get("max_model_len")
+    if dialect is Dialect.LLAMACPP:
+        settings = (await _optional(client, url, "/props")).get("default_generation_settings")
+        length = settings.get("n_ctx") if isinstance(settings, dict) else None
+    return length if type(length) is int and length > 0 else None
+
+
+async def _optional(
+    client: httpx2.AsyncClient, url: str, route: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The JSON object of a route, or {} where the server has no such thing to say.
+
+    Raises:
+        Unreachable: no answer, or a failure of the server's own.
+    """
+    response = await _send(client, "GET" if body is None else "POST", url, route, body)
+    if response.status_code >= 500 or response.status_code == 429:
+        raise Unreachable(f"{url}{route}: status {response.status_code}")
+    if response.status_code != 200:
+        return {}
+    try:
+        return read_object(response.content)
+    except ReplyError:
+        return {}
+
+
+async def _send(
+    client: httpx2.AsyncClient, method: str, url: str, route: str, body: dict[str, Any] | None = None
+) -> httpx2.Response:
+    try:
+        async with asyncio.timeout(_SECONDS):
+            return await client.request(method, url + route, json=body)
+    except TimeoutError as error:
+        raise Unreachable(f"{url}{route}: no answer within {_SECONDS:g} s") from error
+    except httpx2.RequestError as error:
+        raise Unreachable(f"{url}{route}: {describe(error)}") from error
+
+
+def describe(error: httpx2.RequestError) -> str:
+    """What went wrong on the way, in words; httpx leaves some messages empty."""
+    return f"{type(error).__name__}{f': {error}' if str(error) else ''}"
