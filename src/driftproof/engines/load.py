@@ -35,7 +35,7 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     try:
         with ExitStack() as stack:
             shards = {}
-            for file in _weight_files(directory):
+            for file in weight_files(directory):
                 handle: Any = stack.enter_context(safe_open(file, framework="pt"))
                 shards.update(dict.fromkeys(handle.keys(), handle))
             for name, target in _match(model, shards, directory):
@@ -44,7 +44,8 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
         raise EngineError(f"the weights in {directory} cannot be read: {error}") from error
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory, in order."""
     if (directory / _SINGLE).is_file():
         return [directory / _SINGLE]
     if not (directory / _INDEX).is_file():

@@ -1,0 +1,8 @@
+"""vLLM that follows the learner's weights, on this machine.
+
+`launch` starts and stops a server, `updater` brings snapshots to it, `canary` checks that they arrived. `plugin` and
+`transfer` run inside vLLM's own processes and import nothing that its environment lacks.
+"""
+
+BACKEND = "driftproof"
+"""What `--weight-transfer-config '{"backend": ...}'` names our weight-transfer engine."""

@@ -1,0 +1,105 @@
+"""After an update: are the server's log-probs those of the snapshot?
+
+Guarantees: what is compared goes through all layers, the output layer included, and past the server's prefix cache;
+a difference that is too large, or no number, is an error with the figure.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from driftproof.engines.load import load_weights
+from driftproof.engines.protocol import EngineError
+
+SEQUENCES = 4
+LENGTH = 24
+"""Tokens of each sequence; enough that no layer's change cancels out, too few to be felt."""
+
+
+class Canary:
+    """Compares prompt log-probs of fixed token sequences with those that transformers computes here, in float32.
+
+    It keeps a second copy of the model in memory and reads every snapshot once.
+    """
+
+    def __init__(self, model: Path, *, tolerance: float = 1e-3) -> None:
+        """`tolerance`: largest difference of a token's log-prob, in nats; 1e-3 suits a server that computes in float32.
+
+        Raises:
+            ValueError: a tolerance that is no positive number.
+        """
+        from transformers import AutoModelForCausalLM
+
+        if not tolerance > 0:
+            raise ValueError(f"the canary's tolerance is {tolerance}; it must be a positive number of nats")
+        self.tolerance = tolerance
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, use_safetensors=True).eval()
+        vocabulary = self._model.config.get_text_config().vocab_size
+        self.sequences = np.random.default_rng(0).integers(0, vocabulary, (SEQUENCES, LENGTH))
+        self._lock = threading.Lock()
+        self._snapshot: Path | None = None
+        self._expected: NDArray[np.float64] = np.empty((0, 0))
+
+    def check(self, client: httpx2.Client, server_url: str, snapshot: Path) -> float:
+        """The largest difference found, in nats.
+
+        Raises:
+            EngineError: above the tolerance, or the server gives no prompt log-probs.
+            FileNotFoundError: no snapshot there, or no longer.
+        """
+        expected = self.expected(snapshot)
+        found = _ask(client, server_url, self.sequences.tolist())
+        difference = float(np.abs(found - expected).max())
+        if not difference <= self.tolerance:
+            raise EngineError(
+                f"{server_url} does not answer with the weights of {snapshot.name}: its log-probs differ by up to "
+                f"{difference:.3g} nats, {self.tolerance:g} is tolerated. Restart the server; if it computes in "
+                "bfloat16, raise engine.canary_tolerance"
+            )
+        return difference
+
+    @torch.no_grad()
+    def expected(self, snapshot: Path) -> NDArray[np.float64]:
+        """[SEQUENCES, LENGTH - 1]: log-probs of all tokens but the first, by the weights of `snapshot`.
+
+        Raises:
+            EngineError: not a snapshot of this model. FileNotFoundError: no snapshot there, or no longer.
+        """
+        with self._lock:
+            if self._snapshot != snapshot:
+                self._snapshot = None
+                load_weights(self._model, snapshot)
+                tokens = torch.from_numpy(self.sequences)
+                logprobs = self._model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+                self._expected = logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1).numpy()
+                self._snapshot = snapshot
+            return self._expected
+
+
+def _ask(client: httpx2.Client, url: str, sequences: list[list[int]]) -> NDArray[np.float64]:
+    body: dict[str, Any] = {"prompt": sequences, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
+    try:
+        response = client.post(f"{url}/v1/completions", json=body)
+        if response.status_code != 200:
+            raise EngineError(f"{url}/v1/completions: status {response.status_code}: {response.text.strip()[:500]}")
+        choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
+        return np.array(
+            [
+                [
+                    place[str(token)]["logprob"]
+                    for place, token in zip(choice["prompt_logprobs"][1:], tokens[1:], strict=True)
+                ]
+                for choice, tokens in zip(choices, sequences, strict=True)
+            ]
+        )
+    except httpx2.HTTPError as error:
+        raise EngineError(f"{url}/v1/completions: {type(error).__name__}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{url} gives no prompt log-probs that the canary can read: {error!r}") from error

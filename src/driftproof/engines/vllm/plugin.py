@@ -1,0 +1,93 @@
+"""Inside vLLM: the weight-transfer backend `driftproof`, registered through the entry point `vllm.general_plugins`.
+
+Guarantees: what is no snapshot of the server's model is refused before the first weight is touched; snapshots are
+safetensors, never pickle. Importing this module imports neither vLLM nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from driftproof.engines.load import weight_files
+from driftproof.engines.protocol import EngineError
+from driftproof.engines.vllm import BACKEND
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of a model's tensors by their Hugging Face names."""
+
+
+def register() -> None:
+    """Make the backend known to this process of vLLM; again is harmless, as plug-ins may be loaded several times."""
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+    with suppress(ValueError):
+        WeightTransferEngineFactory.register_engine(BACKEND, "driftproof.engines.vllm.transfer", "SnapshotTransfer")
+
+
+def read_shapes(directory: Path) -> Shapes:
+    """The shapes of all tensors in a Hugging Face model directory; no weights are read.
+
+    Raises:
+        EngineError: a file that cannot be read. FileNotFoundError: no weights there, or no longer.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        for file in weight_files(directory):
+            with safe_open(file, framework="pt") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())}
+    except SafetensorError as error:
+        raise EngineError(f"the weights in {directory} cannot be read: {error}") from error
+    return shapes
+
+
+def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a Hugging Face model directory, read one after the other, in the order of their names.
+
+    Raises:
+        SafetensorError: a file that cannot be read.
+    """
+    for file in weight_files(directory):
+        with safe_open(file, framework="pt") as tensors:
+            for name in sorted(tensors.keys()):
+                yield name, tensors.get_tensor(name)
+
+
+def check_snapshot(snapshot: Path, model: Path, shapes: Shapes, *, tied: bool) -> None:
+    """Refuse what does not have the tensors of the server's `model` (`shapes`); of tied embeddings one is enough.
+
+    Raises:
+        EngineError: with the first tensor that is missing, unknown or of another shape. FileNotFoundError: no weights.
+    """
+    found = read_shapes(snapshot)
+    missing = sorted(shapes.keys() - found.keys() - ({"lm_head.weight"} if tied else set()))
+    unknown = sorted(found.keys() - shapes.keys())
+    other = sorted(name for name in found.keys() & shapes.keys() if found[name] != shapes[name])
+    if missing:
+        problem = f"it has no tensor {missing[0]}"
+    elif unknown:
+        problem = f"it has a tensor {unknown[0]}, which the server's model has not"
+    elif other:
+        problem = f"{other[0]} has shape {list(found[other[0]])}, in the server's model {list(shapes[other[0]])}"
+    else:
+        return
+    raise EngineError(f"{snapshot} is not a snapshot of {model}, which this server was started from: {problem}")
+
+
+def refresh_shared(model: nn.Module) -> None:
+    """Let every layer whose weight is another's too process it again.
+
+    vLLM's layer-wise reload processes only layers that it loaded a tensor for. On CPU a processed layer holds a packed
+    copy of its weight, so an `lm_head` tied to the embeddings would go on with the old one.
+    """
+    layers = [layer for layer in model.modules() if isinstance(getattr(layer, "weight", None), nn.Parameter)]
+    owners = Counter(id(layer.weight) for layer in layers)
+    for layer in layers:
+        method = getattr(layer, "quant_method", None)
+        if owners[id(layer.weight)] > 1 and method is not None:
+            method.process_weights_after_loading(layer)
