@@ -1,0 +1,167 @@
+"""The process of an inbox: one per run, on the loopback unless told otherwise, with a token, until it is stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import json
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from driftproof.inbox.app import make_app
+from driftproof.inbox.service import Inbox
+
+TOKEN_FILE = "inbox.token"
+ADDRESS_FILE = "inbox.json"
+SHORTEST_TOKEN = 16
+STOP_SECONDS = 10
+"""How long requests under way may take to end when the inbox is stopped."""
+
+
+class InboxError(ValueError):
+    """An inbox that cannot be started; the message says why and what to do."""
+
+
+def serve(
+    inbox: Inbox,
+    run: Path,
+    *,
+    host: str,
+    port: int,
+    token_environment: str,
+    max_megabytes: int,
+    say: Callable[[str], None],
+) -> None:
+    """Answer requests until SIGINT or SIGTERM; must be called in the main thread.
+
+    Args:
+        run: the run directory; the address is written to `inbox.json` there while the inbox runs.
+        port: 0 takes a free one.
+        token_environment: name of the environment variable with the token; where empty, `inbox.token` in `run` holds
+            it, and is made when it is not there.
+        max_megabytes: of a request's body.
+        say: is given the lines for the user; they never hold the token.
+
+    Raises:
+        InboxError: the run has an inbox already, the address cannot be bound, or the token is of no use.
+    """
+    with _only_one(run):
+        token, source = _token(run, token_environment)
+        with _bound(host, port) as listening:
+            url = _url(host, listening.getsockname()[1])
+            with _announced(run, url):
+                say(f"inbox of {run} at {url} (its description: {url}/openapi.json)")
+                say(f"token in {source}")
+                if not _is_loopback(host):
+                    say(f"warning: {host} can be reached from outside, and HTTP is not encrypted, the token included")
+                app = make_app(inbox, token, max_megabytes * 2**20)
+                config = uvicorn.Config(
+                    app,
+                    log_level="warning",
+                    access_log=False,
+                    lifespan="off",
+                    server_header=False,
+                    timeout_graceful_shutdown=STOP_SECONDS,
+                )
+                try:
+                    with _signals_survived():
+                        uvicorn.Server(config).run(sockets=[listening])
+                finally:
+                    inbox.close()
+
+
+@contextmanager
+def _only_one(run: Path) -> Iterator[None]:
+    descriptor = os.open(run / "inbox.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InboxError(
+            f"{run} has an inbox already (its address: {run / ADDRESS_FILE}); one serves any number of workers"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _token(run: Path, environment: str) -> tuple[str, str]:
+    """The token, and where it comes from, for the user."""
+    if environment:
+        token, source = os.environ.get(environment, ""), f"the environment variable {environment}"
+    else:
+        path = run / TOKEN_FILE
+        token, source = _file_token(path), str(path)
+    if len(token) < SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+        raise InboxError(
+            f"{source} holds no token of {SHORTEST_TOKEN} or more ASCII characters without spaces; "
+            + ("set it" if environment else "remove the file and a new one is made")
+        )
+    return token, source
+
+
+def _file_token(path: Path) -> str:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if path.stat().st_mode & 0o077:
+            raise InboxError(f"{path} can be read by others; make it yours alone: chmod 600 {path}") from None
+        return path.read_text().strip()
+    with os.fdopen(descriptor, "w") as file:
+        token = secrets.token_urlsafe(32)
+        file.write(f"{token}\n")
+    return token
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise InboxError(f"{host} port {port} cannot be listened on: {error}; --port 0 takes a free one") from error
+    with listening:
+        yield listening
+
+
+@contextmanager
+def _announced(run: Path, url: str) -> Iterator[None]:
+    """The address in a file, whole or not there, as long as it is good."""
+    path = run / ADDRESS_FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
+    partial.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _signals_survived() -> Iterator[None]:
+    """The server stops on these signals and then raises them again, which must not end this process half-way."""
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,345 @@
+"""What the inbox does, over a run's ledger.
+
+Guarantees: every group of a request gets an outcome; a group that is bad costs the others nothing; a group that is sent
+twice, by whomever, is recorded once; nothing enters the ledger that the learner cannot train on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from driftproof import types
+from driftproof.codec import Codec, CodecError
+from driftproof.inbox.messages import (
+    MAX_PROMPTS,
+    ChatMessage,
+    GroupMessage,
+    Outcome,
+    PromptMessage,
+    Prompts,
+    Refusal,
+    ResponseMessage,
+    RunStatus,
+    SamplingMessage,
+    State,
+    Weights,
+    WeightsFile,
+    field_path,
+    shown,
+)
+from driftproof.inbox.workers import Workers
+from driftproof.ledger import Ledger
+from driftproof.rollout import RolloutSettings, make_request
+from driftproof.tasks.protocol import Task
+from driftproof.types import FinishReason, Group, GroupError, Prompt, Tokens, Verdict
+from driftproof.verify import Verifier, VerifierError
+from driftproof.weights import Snapshot, latest, list_snapshots
+
+RETRY_SECONDS = 1.0
+"""What a worker is told to wait for when no group is admitted."""
+SENT = (".safetensors", ".json")
+"""Endings of the files of a snapshot that are sent."""
+
+
+class StaleInboxError(RuntimeError):
+    """The run was resumed under other settings than those this inbox was started with."""
+
+
+class _Refused(ValueError):
+    """A group that must not be recorded; the message names the field."""
+
+
+class Inbox:
+    """The rollout side of a run for workers of whatever kind. Its methods may be called by many threads at once, but
+    `accept` by one at a time. Every call has a ledger connection of its own, so that it sees what a resume has changed.
+    """
+
+    def __init__(
+        self,
+        ledger: Path,
+        snapshots: Path,
+        task: Task,
+        codec: Codec,
+        vocabulary: int,
+        open_verifier: Callable[[], Verifier],
+        settings: RolloutSettings,
+        up_to_date: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """
+        Args:
+            ledger: the run's ledger; it is opened for every call.
+            snapshots: the directory that the learner publishes to.
+            vocabulary: token ids of the model are below it.
+            open_verifier: called at the first response without a reward, and again when the verifier has failed.
+            settings: as for a built-in worker.
+            up_to_date: whether the other arguments still are what the run was configured with.
+        """
+        self.ledger = ledger
+        self.snapshots = snapshots
+        self.task = task
+        self.codec = codec
+        self.vocabulary = vocabulary
+        self.settings = settings
+        self._open_verifier = open_verifier
+        self._up_to_date = up_to_date
+        self._verifier: Verifier | None = None
+        self._workers = Workers()
+        # A tokenizer must not be used by two threads at once.
+        self._tokenizing = threading.Lock()
+
+    def close(self) -> None:
+        if self._verifier is not None:
+            self._verifier.close()
+            self._verifier = None
+
+    def status(self) -> RunStatus:
+        with Ledger(self.ledger) as ledger:
+            status = ledger.status()
+            fields = {name: getattr(status, name) for name in type(status).__dataclass_fields__}
+            return RunStatus(**fields, steps=ledger.plan.steps)
+
+    def lease(self, worker: str, count: int) -> Prompts:
+        """Up to `count` groups for a worker to write; none when no group is admitted.
+
+        Raises:
+            StaleInboxError: see there.
+        """
+        self._check_settings()
+        name, seconds = ledger_name(worker), self.settings.lease_seconds
+        with Ledger(self.ledger) as ledger:
+            state = ledger.state
+            leases = ledger.lease(name, min(count, MAX_PROMPTS), seconds)
+            dispatches = [lease.dispatch for lease in leases]
+            self._workers.leased(ledger, name, dispatches, seconds, self.settings.want_logprobs)
+        snapshot = latest(self.snapshots)
+        return Prompts(
+            state=cast(State, state),
+            step=None if snapshot is None else snapshot.step,
+            lease_seconds=seconds,
+            retry_after_seconds=0.0 if leases else RETRY_SECONDS,
+            prompts=[self._prompt(lease.dispatch, self.task.train[lease.prompt_index]) for lease in leases],
+        )
+
+    def accept(self, groups: Sequence[GroupMessage | Refusal]) -> list[Outcome]:
+        """Check, verify and record written groups; what became of each, in their order.
+
+        Raises:
+            StaleInboxError: see there. VerifierError: the verifier cannot be started; nothing is recorded then.
+        """
+        self._check_settings()
+        with Ledger(self.ledger) as ledger:
+            dispatched = ledger.status().dispatched
+            read = [self._read(f"groups[{i}]", group, ledger, dispatched) for i, group in enumerate(groups)]
+            verdicts = iter(self._score([group for group in read if isinstance(group, _Written)]))
+            outcomes = [
+                group if isinstance(group, Outcome) else self._record(ledger, group, next(verdicts)) for group in read
+            ]
+            refused = [problem for outcome in outcomes for problem in outcome.problems]
+            if refused:
+                count = sum(outcome.outcome == "refused" for outcome in outcomes)
+                ledger.record_event("inbox refused groups", f"{count} of {len(groups)}: {refused[0]}")
+        return outcomes
+
+    def weights(self) -> Weights | None:
+        """The newest snapshot; None before the first."""
+        snapshot = latest(self.snapshots)
+        if snapshot is None:
+            return None
+        files = [
+            WeightsFile(name=name, size=path.stat().st_size, url=f"/weights/{snapshot.step}/{name}")
+            for name, path in _files(snapshot).items()
+        ]
+        return Weights(step=snapshot.step, path=str(snapshot.path), files=files)
+
+    def weights_file(self, step: int, name: str) -> BinaryIO | None:
+        """A file of a snapshot, open; None where there is none of that name, or none any more."""
+        for snapshot in list_snapshots(self.snapshots):
+            if snapshot.step == step and (path := _files(snapshot).get(name)) is not None:
+                return path.open("rb")
+        return None
+
+    def _check_settings(self) -> None:
+        if not self._up_to_date():
+            raise StaleInboxError(
+                "the run was resumed with other settings, or its config.toml cannot be read; start its inbox again"
+            )
+
+    def _prompt(self, dispatch: int, prompt: Prompt) -> PromptMessage:
+        tokens = self._encode(prompt)
+        request = make_request(
+            dispatch,
+            prompt,
+            tokens,
+            samples=self.settings.group_size,
+            sampling=self.settings.sampling,
+            want_logprobs=self.settings.want_logprobs,
+        )
+        sampling = request.sampling
+        system = [ChatMessage(role="system", content=prompt.system)] if prompt.system else []
+        return PromptMessage(
+            dispatch=dispatch,
+            prompt=prompt.text,
+            system=prompt.system,
+            messages=[*system, ChatMessage(role="user", content=prompt.text)],
+            prompt_tokens=tokens.tolist(),
+            samples=request.samples,
+            sampling=SamplingMessage(
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                stop_ids=list(sampling.stop_ids),
+                seed=sampling.seed,
+            ),
+            want_logprobs=request.want_logprobs,
+        )
+
+    def _read(self, where: str, group: GroupMessage | Refusal, ledger: Ledger, dispatched: int) -> _Written | Outcome:
+        """A group as the engine of a built-in worker would have returned it, or why it is refused."""
+        if isinstance(group, Refusal):
+            problems = [f"{where}{_under(place)}: {message}" for place, message in group.problems]
+            return Outcome(dispatch=None, outcome="refused", problems=shown(problems))
+        problems = []
+        if group.dispatch >= dispatched:
+            problems.append(f"{where}.dispatch: {group.dispatch} was never leased; so far {dispatched} groups were")
+        if len(group.responses) != self.settings.group_size:
+            problems.append(
+                f"{where}.responses: {len(group.responses)} responses; a group has {self.settings.group_size}"
+            )
+        responses = []
+        for position, response in enumerate(group.responses):
+            try:
+                responses.append(self._response(f"{where}.responses[{position}]", response))
+            except _Refused as refused:
+                problems.append(str(refused))
+        if problems:
+            return Outcome(dispatch=group.dispatch, outcome="refused", problems=shown(problems))
+        return _Written(group, self.task.train[ledger.prompt_of(group.dispatch)], responses)
+
+    def _response(self, where: str, response: ResponseMessage) -> types.Response:
+        tokens = self._tokens(where, response)
+        if len(tokens) > self.settings.sampling.max_tokens:
+            raise _Refused(
+                f"{where}.{_content(response)}: {len(tokens)} tokens, the stop token included; max_tokens is "
+                f"{self.settings.sampling.max_tokens}"
+            )
+        stop_ids = self.settings.sampling.stop_ids
+        if response.finish_reason == "stop" and tokens[-1] not in stop_ids:
+            raise _Refused(
+                f"{where}.tokens[{len(tokens) - 1}]: {tokens[-1]} is none of the stop_ids {list(stop_ids)}; after "
+                "finish_reason 'stop' the stop token is the last"
+            )
+        if self.settings.want_logprobs != (response.logprobs is not None):
+            raise _Refused(
+                f"{where}.logprobs: the objective needs them, one per token; text cannot have any"
+                if self.settings.want_logprobs
+                else f"{where}.logprobs: the objective does not need them (want_logprobs is false); leave them out"
+            )
+        return types.Response(
+            tokens=np.array(tokens, np.int32),
+            finish_reason=FinishReason(response.finish_reason),
+            behavior_logprobs=None if response.logprobs is None else np.array(response.logprobs, np.float32),
+            reward=response.reward,
+        )
+
+    def _tokens(self, where: str, response: ResponseMessage) -> list[int]:
+        """The token ids of a response; of text those that the learner's tokenizer makes of it."""
+        if response.tokens is not None:
+            for position, token in enumerate(response.tokens):
+                if token >= self.vocabulary:
+                    raise _Refused(
+                        f"{where}.tokens[{position}]: {token} is outside the vocabulary of {self.vocabulary}"
+                    )
+            return response.tokens
+        try:
+            with self._tokenizing:
+                tokens = self.codec.encode_response(response.text or "")
+        except CodecError as error:
+            raise _Refused(f"{where}.text: {error}") from error
+        # What was cut off did not end, so it has no end-of-sequence token.
+        tokens = tokens if response.finish_reason == "stop" else tokens[:-1]
+        if not tokens:
+            raise _Refused(f"{where}.text: is empty, and nothing was cut off; finish_reason must be 'stop'")
+        return tokens
+
+    def _encode(self, prompt: Prompt) -> Tokens:
+        with self._tokenizing:
+            return np.array(self.codec.encode(prompt), dtype=np.int32)
+
+    def _score(self, groups: Sequence[_Written]) -> list[list[Verdict]]:
+        """The verdicts of each group; the verifier is asked for those without rewards."""
+        with self._tokenizing:
+            unscored = [
+                (self.codec.decode(response.tokens.tolist()), group.prompt.answer)
+                for group in groups
+                for response in group.responses
+                if response.reward is None
+            ]
+        fresh = iter(self._verify(unscored) if unscored else ())
+        return [
+            [
+                next(fresh) if response.reward is None else Verdict(reward=response.reward)
+                for response in group.responses
+            ]
+            for group in groups
+        ]
+
+    def _verify(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
+        if self._verifier is None:
+            self._verifier = self._open_verifier()
+        try:
+            return self._verifier.score(items)
+        except VerifierError:
+            self.close()
+            raise
+
+    def _record(self, ledger: Ledger, written: _Written, verdicts: Sequence[Verdict]) -> Outcome:
+        message, prompt = written.message, written.prompt
+        name = ledger_name(message.worker)
+        retokenized = any(response.text is not None for response in message.responses)
+        try:
+            group = Group.from_responses(
+                prompt.index, self._encode(prompt), written.responses, verdicts, retokenized=retokenized
+            )
+            accepted = ledger.commit(name, {message.dispatch: group})
+        except GroupError as error:
+            return Outcome(dispatch=message.dispatch, outcome="refused", problems=[str(error)])
+        self._workers.written(ledger, name, message.dispatch, accepted, len(group.response_tokens))
+        if accepted:
+            for problem in filter(None, group.problems):
+                ledger.record_event("verification failed", f"prompt {prompt.index}: {problem}")
+        return Outcome(dispatch=message.dispatch, outcome="accepted" if accepted else "duplicate")
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A group that was read and is in order."""
+
+    message: GroupMessage
+    prompt: Prompt
+    responses: list[types.Response]
+
+
+def ledger_name(worker: str) -> str:
+    """What the ledger calls a worker of the inbox; never the name of a built-in one."""
+    return f"inbox:{worker}"
+
+
+def _files(snapshot: Snapshot) -> dict[str, Path]:
+    """What of a snapshot is sent, by name. A name from outside is looked up here and never made into a path."""
+    return {path.name: path for path in sorted(snapshot.path.iterdir()) if path.suffix in SENT and path.is_file()}
+
+
+def _content(response: ResponseMessage) -> str:
+    return "text" if response.tokens is None else "tokens"
+
+
+def _under(place: Sequence[int | str]) -> str:
+    path = field_path(place)
+    return f".{path}" if path and not path.startswith("[") else path

@@ -1,0 +1,62 @@
+"""The inbox of a run, from its directory."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from driftproof import tasks
+from driftproof.codec import Codec
+from driftproof.config import Config, ConfigError
+from driftproof.inbox import Inbox
+from driftproof.ledger import Ledger
+from driftproof.models import inspect_model
+from driftproof.rollout import RolloutSettings
+from driftproof.runtime.assembly import RunDirectory, make_sampling, make_task, make_verifier
+from driftproof.types import Channel
+
+SECTIONS = ("model", "task", "sampling", "rollouts", "verify")
+"""Of the configuration, those that an inbox is made of."""
+
+
+def open_inbox(path: Path) -> Inbox:
+    """The inbox of the run in a directory; the learner need not run.
+
+    Raises:
+        ValueError: it is not a run, or one that trains on recorded traces; the run's model or task cannot be read.
+    """
+    directory = RunDirectory(path=path)
+    if not (directory.config.is_file() and directory.ledger.is_file()):
+        raise ConfigError(f"{path} is not a run: it has no {directory.config.name} or no {directory.ledger.name}")
+    config = Config.from_toml(directory.config.read_text())
+    task = make_task(config)
+    if isinstance(task, tasks.RecordedTask):
+        raise ConfigError(f"{path} trains on recorded traces; there is nothing for workers to write")
+    model = inspect_model(config.model.path)
+    codec = Codec(config.model.path)
+    with Ledger(directory.ledger) as ledger:
+        want_logprobs = Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels
+    return Inbox(
+        directory.ledger,
+        directory.snapshots,
+        task,
+        codec,
+        model.vocabulary,
+        partial(make_verifier, config, task),
+        RolloutSettings(
+            group_size=config.rollouts.group_size,
+            sampling=make_sampling(config, codec),
+            want_logprobs=want_logprobs,
+            lease_seconds=config.rollouts.lease_seconds,
+        ),
+        up_to_date=partial(_up_to_date, directory, config),
+    )
+
+
+def _up_to_date(directory: RunDirectory, config: Config) -> bool:
+    """Whether a resume has left alone what the inbox is made of."""
+    try:
+        now = Config.from_toml(directory.config.read_text())
+    except (OSError, ValueError):  # a resume is writing it
+        return False
+    return all(getattr(now, section) == getattr(config, section) for section in SECTIONS)
