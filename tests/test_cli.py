@@ -122,8 +122,8 @@ def test_a_tiny_model_that_cannot_be_made(
 
 def test_settings_where_none_belong(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["check", "--learner.lr", "1"])
-    assert "settings belong to train, eval, lab and tiny-model" in capsys.readouterr().err
+        main(["report", "run", "--learner.lr", "1"])
+    assert "settings belong to train, eval, lab, check and tiny-model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ class Failing:
         return self.engine.capabilities
 
     @property
+    def counters(self) -> dict[str, float]:
+        return {"coughs": 2}
+
+    @property
     def room(self) -> int:
         return self.engine.room
 

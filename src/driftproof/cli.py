@@ -1,4 +1,4 @@
-"""`driftproof`: train, eval, lab, groups, report, check, tiny-model.
+"""`driftproof`: train, eval, lab, groups, verify, inbox, report, check, tiny-model.
 
 Guarantees: bad input ends with one sentence on stderr and exit code 2, a run that ended or was stopped early with 1;
 only errors in driftproof itself show a traceback.
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     known = parser.parse_args(words)
     command: Callable[[argparse.Namespace, list[str]], int] = known.command
-    if settings and command not in (_train, _eval, _lab, _tiny_model):
-        parser.error(f"settings belong to train, eval, lab and tiny-model: {' '.join(settings)}")
+    if settings and command not in (_train, _eval, _lab, _check, _tiny_model):
+        parser.error(f"settings belong to train, eval, lab, check and tiny-model: {' '.join(settings)}")
     try:
         return command(known, settings)
     except KeyboardInterrupt:
@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluation = commands.add_parser("eval", help="accuracy of a model on held-out prompts", allow_abbrev=False)
     evaluation.add_argument("model", type=Path, help="a model directory, such as a run's snapshots/latest")
     evaluation.add_argument("recipe", type=Path, nargs="?", help="recipe that says task and sampling")
+    evaluation.add_argument("--benchmarks", default="", metavar="A,B", help="tasks to be scored on, such as math500")
+    evaluation.add_argument("--data", type=Path, metavar="DIR", help="where DIR/NAME/test.jsonl holds each benchmark")
+    evaluation.add_argument("--output", type=Path, metavar="DIR", help="records and results; the same again goes on")
     evaluation.set_defaults(command=_eval)
 
     lab = commands.add_parser(
@@ -101,11 +104,25 @@ def _parser() -> argparse.ArgumentParser:
     groups.add_argument("--limit", type=int, default=10)
     groups.set_defaults(command=_groups)
 
+    scoring = commands.add_parser("verify", help="agreement of a verifier with recorded labels", allow_abbrev=False)
+    scoring.add_argument("file", type=Path, help="recorded responses with their correctness, JSON lines")
+    scoring.add_argument("--task", default="math", metavar="VERIFIER", help="name of the verifier, such as math")
+    scoring.set_defaults(command=_verify)
+
+    inbox = commands.add_parser("inbox", help="let any process write rollouts, over HTTP", allow_abbrev=False)
+    inbox.add_argument("run", type=Path)
+    inbox.add_argument("--host", default="127.0.0.1")
+    inbox.add_argument("--port", type=int, default=0, help="0: any free one")
+    inbox.add_argument("--token-env", default="", metavar="NAME", help="environment variable that holds the token")
+    inbox.add_argument("--max-megabytes", type=int, default=64, help="largest request")
+    inbox.set_defaults(command=_inbox)
+
     report = commands.add_parser("report", help="draw a run's picture and print its summary", allow_abbrev=False)
     report.add_argument("run", type=Path)
     report.set_defaults(command=_report)
 
     check = commands.add_parser("check", help="what this machine can run, and what is missing", allow_abbrev=False)
+    check.add_argument("recipe", type=Path, nargs="?", help="whose needs are set beside what is here")
     check.set_defaults(command=_check)
 
     tiny = commands.add_parser("tiny-model", help="make a small base policy on this machine", allow_abbrev=False)
@@ -183,6 +200,10 @@ def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
     _quiet_libraries()
     config = load_config(known.recipe, [*overrides, "--model.path", str(known.model)])
     limit_threads(config.engine.threads)
+    if known.benchmarks:
+        return _eval_benchmarks(config, known)
+    if known.data or known.output:
+        raise ConfigError("--data and --output belong to --benchmarks: driftproof eval MODEL --benchmarks math500")
     inspect_model(config.model.path)
     task = make_task(config)
     codec = Codec(config.model.path)
@@ -203,6 +224,30 @@ def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
     table.add_row(f"{result.greedy:.3f}", f"{result.sampled:.3f} ± {result.sampled_error:.3f}", str(result.unverified))
     Console().print(table)
     return 0
+
+
+def _eval_benchmarks(config: Config, known: argparse.Namespace) -> int:
+    import json
+
+    from driftproof.runtime.benchmarks import score_benchmarks
+
+    output: Path = known.output or Path("evals") / known.model.resolve().name
+    console = Console()
+    table = Table(title=f"{known.model}, {config.evaluation.samples} responses a problem, 95% intervals")
+    for column in ("benchmark", "problems", "mean@k", "pass@k", "unverified", "failed"):
+        table.add_column(column)
+    found = []
+    for score in score_benchmarks(config, known.benchmarks.split(","), known.data, output, console):
+        k, passed = max(score.passed.items())
+        mean, best = (f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (score.mean, passed))
+        row = (score.name, str(score.problems), f"@{score.samples} {mean}", f"@{k} {best}")
+        table.add_row(*row, str(score.unverified), str(score.failed))
+        found.append(score.to_json())
+    results = output / "results.json"
+    results.write_text(json.dumps(found, indent=2))
+    console.print(table)
+    console.print(str(results), markup=False, highlight=False, soft_wrap=True)
+    return 1 if any(score["failed"] for score in found) else 0
 
 
 def _lab(known: argparse.Namespace, settings: list[str]) -> int:
@@ -300,6 +345,40 @@ def _groups(known: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _verify(known: argparse.Namespace, _: list[str]) -> int:
+    import json
+
+    from driftproof.tasks import read_recorded
+    from driftproof.verify import build
+    from driftproof.verify.agreement import agreement, labelled_responses
+
+    found = agreement(labelled_responses(read_recorded(known.file)), build(known.task, timeout_seconds=20))
+    print(json.dumps(found.to_json(), indent=2))
+    return 0
+
+
+def _inbox(known: argparse.Namespace, _: list[str]) -> int:
+    try:
+        from driftproof.inbox.serve import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "uvicorn"):
+            raise
+        raise ConfigError("the inbox needs its packages: pip install 'driftproof[inbox]'") from error
+    from driftproof.runtime.inbox import open_inbox
+
+    _quiet_libraries()
+    serve(
+        open_inbox(known.run),
+        known.run,
+        host=known.host,
+        port=known.port,
+        token_environment=known.token_env,
+        max_megabytes=known.max_megabytes,
+        say=lambda line: print(line, flush=True),
+    )
+    return 0
+
+
 def _report(known: argparse.Namespace, _: list[str]) -> int:
     from driftproof.runtime.assembly import RunDirectory
 
@@ -308,7 +387,58 @@ def _report(known: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def _check(_: argparse.Namespace, __: list[str]) -> int:
+def _check(known: argparse.Namespace, settings: list[str]) -> int:
+    if known.recipe is None and settings:
+        raise ConfigError("settings belong to a recipe: driftproof check RECIPE --section.key value")
+    _show_machine()
+    return 0 if known.recipe is None else _check_recipe(load_config(known.recipe, settings))
+
+
+def _check_recipe(config: Config) -> int:
+    """What a recipe needs, beside what is here; 1 if something is lacking."""
+    from driftproof.runtime.assembly import preflight
+    from driftproof.runtime.requirements import requirements
+
+    _quiet_libraries()
+    table = Table("process", "device", "needs", "has", "of that", title="memory, GiB")
+    found = requirements(config)
+    for need in found:
+        parts = ", ".join(f"{name} {size / 2**30:.2g}" for name, size in need.parts.items())
+        style = "" if need.fits else "red"
+        sizes = [f"{size / 2**30:.2f}" for size in (need.needed, need.available)]
+        table.add_row(need.process, need.device, Text(sizes[0], style=style), sizes[1], Text(parts))
+    console = Console()
+    console.print(table)
+    lacking = [f"{need.process} needs more memory than {need.device} has" for need in found if not need.fits]
+    for url in config.engine.url:
+        lacking += _show_server(console, url, config)
+    try:
+        preflight(config)
+    except ValueError as error:
+        lacking.append(str(error))
+    for line in lacking or ["this recipe can be run here"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 1 if lacking else 0
+
+
+def _show_server(console: Console, url: str, config: Config) -> list[str]:
+    """Print what a server can do; what is wrong with it."""
+    from driftproof.engines.openai.probe import probe
+    from driftproof.engines.protocol import EngineError
+
+    try:
+        facts = probe(url, model=config.engine.model, api_key_variable=config.engine.api_key_variable)
+    except EngineError as error:
+        return [str(error)]
+    text = (
+        f"{facts.url}: {facts.dialect} {facts.version}, model {facts.model}, token ids {facts.token_ids}, "
+        f"log-probs {facts.logprobs}, context {facts.max_length}"
+    )
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return []
+
+
+def _show_machine() -> None:
     import os
     import shutil
 
@@ -327,13 +457,13 @@ def _check(_: argparse.Namespace, __: list[str]) -> int:
         ("torch", "required"),
         ("transformers", "required"),
         ("pyarrow", "lab: pip install 'driftproof[lab]'"),
+        ("fastapi", "inbox: pip install 'driftproof[inbox]'"),
         ("math-verify", "task verifier 'math': pip install 'driftproof[math]'"),
         ("wandb", "tracking.wandb: pip install 'driftproof[wandb]'"),
         ("trackio", "tracking.trackio: pip install 'driftproof[trackio]'"),
     ):
         add(package, _version(package), use)
     Console().print(table)
-    return 0
 
 
 def _version(package: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from driftproof.models import encode_prompt, load_tokenizer, stop_ids
+from driftproof.models import encode_prompt, load_tokenizer, render_prompt, stop_ids
 from driftproof.types import Prompt
 
 
@@ -32,6 +32,10 @@ class Codec:
         """
         with _readable(prompt.text):
             return encode_prompt(self._tokenizer, prompt)
+
+    def render(self, prompt: Prompt) -> str:
+        """The text that `encode` makes tokens of, through the chat template where there is one."""
+        return render_prompt(self._tokenizer, prompt)
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a recorded response, which ends with the end-of-sequence token.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, overload
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from driftproof.names import unknown_name
 
@@ -77,15 +77,38 @@ class SamplingSection(Section):
 
 
 class EngineSection(Section):
-    name: Literal["embedded", "recorded"] = "embedded"
+    name: Literal["embedded", "recorded", "openai", "vllm"] = "embedded"
     slots: int = Field(default=128, ge=1)
-    """Responses written at once."""
+    """Responses written at once (engines `openai` and `vllm`: by each server)."""
     threads: int = Field(default=1, ge=1)
     device: str = "auto"
+    url: Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = ()
+    """Servers of the engines `openai` and `vllm`: one address or several, each of one server."""
+    model: str = ""
+    """The name that the servers know their model by; empty is the first of each."""
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    """Of one call to a server."""
+    attempts: int = Field(default=5, ge=1)
+    """Calls for one request."""
+    retokenize: bool = False
+    """Take text from the servers, and let the learner's tokenizer make tokens of it."""
+    api_key_variable: str = ""
+    """The environment variable that holds the servers' API key; empty is none."""
+    launch: bool = False
+    """Start, watch and stop a server of the engine `vllm`."""
+    python: Path = Path(".venv-vllm/bin/python")
+    """The interpreter of vLLM's environment, which `make vllm` makes."""
+    arguments: list[str] = []
+    """More of vLLM's own command-line arguments."""
+    start_seconds: float = Field(default=600.0, gt=0)
+    """How long a server may take until it answers."""
+    canary_tolerance: float = Field(default=1e-3, ge=0)
+    """Nats by which a server's log-probs may differ from those of new weights; 0 does not look."""
 
 
 class RolloutsSection(Section):
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=0)
+    """Built-in rollout workers; 0: all groups come through `driftproof inbox`."""
     group_size: int = Field(default=8, ge=1)
     max_staleness: int = Field(default=4, ge=0)
     """Steps the rollout side may be ahead; 0 is synchronous."""
@@ -135,6 +158,8 @@ class RuntimeSection(Section):
 class EvaluationSection(Section):
     prompts: int = Field(default=512, ge=0)
     """Held-out prompts before and after; 0 is none."""
+    every: int = Field(default=0, ge=0)
+    """Steps from one evaluation to the next during training, in a process of its own; 0 is none."""
     samples: int = Field(default=4, ge=1)
     """Sampled responses per prompt; one greedy response is added."""
 
@@ -169,13 +194,20 @@ class Config(Section):
                 "engine.name 'recorded' and rollouts.path belong together: a recorded trace is read from a file; "
                 f"got engine.name {self.engine.name!r} and rollouts.path {self.rollouts.path}"
             )
+        if self.engine.launch and (self.engine.name != "vllm" or self.engine.url):
+            raise ValueError("engine.launch starts a server of the engine 'vllm', and has no engine.url beside it")
+        if (self.engine.name in ("openai", "vllm")) != bool(self.engine.url or self.engine.launch):
+            raise ValueError(
+                "engine.name 'openai' or 'vllm' and engine.url belong together: --engine.url http://127.0.0.1:8000 "
+                "(or --engine.name vllm --engine.launch true)"
+            )
         learner = self.learner
         if learner.groups_per_step % learner.updates_per_step:
             raise ValueError(
                 f"learner.groups_per_step {learner.groups_per_step} cannot be dealt out to learner.updates_per_step "
                 f"{learner.updates_per_step} equal updates; choose a divisor"
             )
-        if self.runtime.mode == "sync" and self.rollouts.workers > 1:
+        if self.runtime.mode == "sync" and self.rollouts.workers != 1:
             raise ValueError("runtime.mode 'sync' has one rollout worker; rollouts.workers must be 1")
         return self
 

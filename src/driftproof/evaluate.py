@@ -76,7 +76,7 @@ def _rewards(
     ]
     answers: list[tuple[Response, ...]] = generate(engine, requests)
     items = [
-        (codec.decode(response.tokens.tolist()), prompt.answer)
+        (codec.decode(response.tokens.tolist()), prompt.answer, prompt.text)
         for prompt, responses in zip(prompts, answers, strict=True)
         for response in responses
     ]

@@ -177,7 +177,7 @@ class RolloutWorker:
     def _score(self, completed: list[Completed]) -> dict[int, Group]:
         """Runs in the verifying thread; touches neither ledger nor engine."""
         unscored = [
-            (self.codec.decode(response.tokens.tolist()), item.request.prompt.answer)
+            (self.codec.decode(response.tokens.tolist()), item.request.prompt.answer, item.request.prompt.text)
             for item in completed
             for response in item.responses
             if response.reward is None
@@ -217,4 +217,5 @@ class RolloutWorker:
             self.ledger.report_worker(self.name, self._counters())
 
     def _counters(self) -> dict[str, Any]:
-        return self._totals | {"snapshot": self.loaded_step}
+        engine = {f"engine/{name}": value for name, value in self.engine.counters.items()}
+        return self._totals | engine | {"snapshot": self.loaded_step}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -223,3 +224,30 @@ def test_without_staleness_every_response_is_written_by_the_newest_weights(
     assert snapshots == [f"step-{step:08d}" for step in range(4)]
     with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
         assert {record.age for record in ledger.records()} == {0}
+
+
+def test_snapshots_are_evaluated_during_training_and_a_killed_evaluator_is_replaced(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    run = tmp_path / "run"
+    process = launch(recipe, "--run.directory", run, "--run.steps", 400, "--evaluation.every", 5)
+    wait_for_step(run, 5, process)
+    kill(processes(run)["evaluator"])
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "evaluator was killed by signal 9" in stdout
+    with Ledger(run / "ledger.sqlite") as ledger:
+        evaluations = ledger.evaluations()["heldout"]
+    first, *between, last = evaluations
+    assert (first, last) == (0, 400)
+    assert between
+    assert all(later - earlier >= 5 for earlier, later in itertools.pairwise([first, *between]))
+    assert evaluations[between[0]]["prompts"] == 2
+    trained_once(run, steps=400, groups_per_step=4)
+
+
+def test_evaluation_during_training_needs_prompts(tiny_model_dir: Path, tmp_path: Path) -> None:
+    done = train(write_recipe(tmp_path, tiny_model_dir), "--evaluation.every", 5, "--evaluation.prompts", 0)
+    assert done.code == 2
+    assert "evaluation.every needs held-out prompts" in done.stderr

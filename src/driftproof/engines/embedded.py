@@ -162,6 +162,10 @@ class EmbeddedEngine:
         return Capabilities(logprobs=True, follows_weights=True, own_tokens=True)
 
     @property
+    def counters(self) -> dict[str, float]:
+        return {}
+
+    @property
     def room(self) -> int:
         """Free slots that no waiting sample will take."""
         return max(0, self.slots - self._active - self._waiting)

@@ -5,7 +5,7 @@ Every submitted request comes out of `collect` exactly once: answered, or with t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +48,11 @@ class Engine(Protocol):
 
     @property
     def capabilities(self) -> Capabilities: ...
+
+    @property
+    def counters(self) -> Mapping[str, float]:
+        """What happened since the start that an operator should see; {} where there is nothing to count."""
+        ...
 
     @property
     def room(self) -> int:

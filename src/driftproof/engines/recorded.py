@@ -43,6 +43,10 @@ class RecordedEngine:
         return Capabilities(logprobs=False, follows_weights=False, own_tokens=False)
 
     @property
+    def counters(self) -> dict[str, float]:
+        return {}
+
+    @property
     def room(self) -> int:
         return max(0, _ROOM - sum(request.samples for request in self._waiting))
 

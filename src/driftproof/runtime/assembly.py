@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,11 @@ class RunDirectory:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    @property
+    def server_url(self) -> Path:
+        """Where the server that was launched for this run can be reached."""
+        return self.path / "server-url"
+
 
 def preflight(config: Config) -> Plan:
     """Check everything that can be checked without starting; what the run sets out to do.
@@ -78,7 +84,18 @@ def preflight(config: Config) -> Plan:
     model = inspect_model(config.model.path)
     _check_reference(config, model, objective)
     task = make_task(config)
+    if not task.train:
+        raise TaskError(f"task {task.name!r} is for evaluation only; train on math or gsm8k")
+    if config.engine.launch:
+        from driftproof.engines.vllm.launch import check_environment
+
+        check_environment(config.engine.python)
     make_verifier(config, task).close()
+    if config.evaluation.every and not (config.engine.name == "embedded" and task.heldout[: config.evaluation.prompts]):
+        raise ConfigError(
+            "evaluation.every needs held-out prompts (evaluation.prompts, and a task that has some) and the embedded "
+            "engine; set it to 0 to evaluate before and after only"
+        )
     codec = Codec(config.model.path)
     _check_lengths(config, model, task, codec)
     return Plan(
@@ -108,6 +125,11 @@ def make_objective(config: Config) -> Objective:
         if config.engine.name == "recorded":
             raise ConfigError(
                 f"{needs}, which recorded traces do not have; use one that needs none, like asympo or spo"
+            )
+        if config.engine.retokenize:
+            raise ConfigError(
+                f"{needs}, which belong to tokens that the learner's tokenizer did not make; set engine.retokenize to "
+                "false, or use an objective that needs none, like asympo or spo"
             )
         if config.sampling.top_p < 1 or config.sampling.top_k > 0:
             raise ConfigError(
@@ -215,7 +237,7 @@ def make_worker(config: Config, directory: RunDirectory, ledger: Ledger, name: s
     return RolloutWorker(
         name,
         ledger,
-        make_engine(config, task, codec),
+        make_engine(config, directory, task, codec),
         task,
         codec,
         make_verifier(config, task),
@@ -229,10 +251,39 @@ def make_worker(config: Config, directory: RunDirectory, ledger: Ledger, name: s
     )
 
 
-def make_engine(config: Config, task: Task, codec: Codec) -> Engine:
+def make_engine(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
     if isinstance(task, tasks.RecordedTask):
         return RecordedEngine(task.train_groups, codec.encode_response)
+    if config.engine.name in ("openai", "vllm"):
+        return _open_servers(config, directory, task, codec)
     return open_engine(config, config.model.path)
+
+
+def _open_servers(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
+    from driftproof.engines.openai.client import OpenAIEngine
+    from driftproof.engines.openai.fleet import Patience
+    from driftproof.engines.vllm.canary import Canary
+    from driftproof.engines.vllm.updater import VllmUpdater
+
+    engine = config.engine
+    updater = None
+    if engine.name == "vllm":
+        tolerance = engine.canary_tolerance
+        updater = VllmUpdater(
+            canary=Canary(config.model.path, tolerance=tolerance) if tolerance else None,
+            api_key=os.environ.get(engine.api_key_variable, ""),
+        )
+    return OpenAIEngine(
+        engine.url or [directory.server_url.read_text()],
+        vocabulary=inspect_model(config.model.path).vocabulary,
+        tokenizer=codec,
+        sample_text=task.train[0].text,
+        model=engine.model,
+        patience=Patience(slots=engine.slots, timeout_seconds=engine.timeout_seconds, attempts=engine.attempts),
+        retokenize=engine.retokenize,
+        updater=updater,
+        api_key_variable=engine.api_key_variable,
+    )
 
 
 def open_engine(config: Config, model: Path) -> EmbeddedEngine:
@@ -358,17 +409,28 @@ def evaluate_heldout(config: Config, directory: RunDirectory, learner: Learner) 
     if isinstance(task, tasks.RecordedTask):
         groups = answered(task.heldout_groups, codec)
         return "heldout_nll", learner.nll_by_sign(groups)
-    prompts = task.heldout[: config.evaluation.prompts]
     snapshot = latest(directory.snapshots)
-    if not prompts or snapshot is None:
+    if not task.heldout[: config.evaluation.prompts] or snapshot is None:
         return "heldout", {}
     engine = open_engine(config, snapshot.path)
-    verifier = make_verifier(config, task)
-    sampling = replace(make_sampling(config, codec), seed=config.run.seed + 1_000_003)
-    result = evaluate(engine, prompts, codec, verifier, sampling, config.evaluation.samples)
-    verifier.close()
+    with heldout_evaluation(config) as evaluate_engine:
+        result = evaluate_engine(engine)
     engine.close()
-    return "heldout", result.to_json()
+    return "heldout", result
+
+
+@contextmanager
+def heldout_evaluation(config: Config) -> Iterator[Callable[[Engine], dict[str, Any]]]:
+    """A function that evaluates what an engine holds on the task's held-out prompts: always the same, with one seed."""
+    task = make_task(config)
+    codec = Codec(config.model.path)
+    prompts = task.heldout[: config.evaluation.prompts]
+    sampling = replace(make_sampling(config, codec), seed=config.run.seed + 1_000_003)
+    verifier = make_verifier(config, task)
+    try:
+        yield lambda engine: evaluate(engine, prompts, codec, verifier, sampling, config.evaluation.samples).to_json()
+    finally:
+        verifier.close()
 
 
 def answered(recorded_groups: Sequence[tasks.RecordedGroup], codec: Codec) -> list[Group]:

@@ -18,14 +18,18 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from driftproof.config import Config, ConfigError
 from driftproof.learner import list_checkpoints
 from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger, Plan
 from driftproof.report.display import Display
-from driftproof.runtime.assembly import RunDirectory, preflight, prepare_directory
-from driftproof.runtime.processes import run_both, run_learner, run_worker
+from driftproof.runtime.assembly import RunDirectory, preflight, prepare_directory, resolve_device
+from driftproof.runtime.processes import EVALUATOR, run_both, run_evaluator, run_learner, run_worker
 from driftproof.weights import discard_after
+
+if TYPE_CHECKING:
+    from driftproof.engines.vllm.launch import Server
 
 TICK_SECONDS = 0.25
 STOP_SECONDS = 120.0
@@ -102,8 +106,13 @@ def _check_same_run(path: Path, ours: Plan, theirs: Plan) -> None:
 
 def _run(config: Config, directory: RunDirectory, display: Display) -> None:
     directory = RunDirectory(path=directory.path.absolute())
-    with _locked(directory), Ledger(directory.ledger) as ledger, _signals() as received:
-        crew = _Crew(config, directory, ledger, display)
+    with (
+        _locked(directory),
+        Ledger(directory.ledger) as ledger,
+        _signals() as received,
+        _launched(config, directory, display, received) as server,
+    ):
+        crew = _Crew(config, directory, ledger, display, server)
         try:
             crew.watch(received)
         except sqlite3.OperationalError as error:
@@ -113,18 +122,52 @@ def _run(config: Config, directory: RunDirectory, display: Display) -> None:
             crew.end()
 
 
+@contextmanager
+def _launched(
+    config: Config, directory: RunDirectory, display: Display, signals: Sequence[int]
+) -> Iterator[Server | None]:
+    """The vLLM server that the run asks for, ready; None where it asks for none."""
+    if not config.engine.launch:
+        yield None
+        return
+    from driftproof.engines.vllm.launch import launch
+
+    engine, log = config.engine, directory.logs / "vllm.log"
+    display.message(f"starting vLLM; its output goes to {log}")
+    server = launch(
+        engine.python,
+        config.model.path,
+        log=log,
+        device=resolve_device(engine.device),
+        threads=engine.threads,
+        slots=engine.slots,
+        arguments=engine.arguments,
+    )
+    try:
+        if not server.wait_ready(engine.start_seconds, lambda: bool(signals)):
+            raise RunError("stopped before vLLM was ready")
+        directory.server_url.write_text(server.url)
+        yield server
+    finally:
+        server.stop()
+
+
 class _Crew:
     """The processes of a run."""
 
-    def __init__(self, config: Config, directory: RunDirectory, ledger: Ledger, display: Display) -> None:
+    def __init__(
+        self, config: Config, directory: RunDirectory, ledger: Ledger, display: Display, server: Server | None = None
+    ) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._directory = directory
         self._ledger = ledger
         self._display = display
-        self._restarts_left = dict.fromkeys(
-            [f"worker-{i}" for i in range(config.rollouts.workers)] if config.runtime.mode == "async" else [],
-            config.runtime.max_restarts,
-        )
+        self._server = server
+        self._server_restarts_left = config.runtime.max_restarts
+        names = [f"worker-{i}" for i in range(config.rollouts.workers)] if config.runtime.mode == "async" else []
+        if config.evaluation.every:
+            names.append(EVALUATOR)
+        self._restarts_left = dict.fromkeys(names, config.runtime.max_restarts)
         target = run_learner if config.runtime.mode == "async" else run_both
         self._learner = self._start(target, "learner", directory.path)
         self._workers = {name: self._start_worker(name) for name in self._restarts_left}
@@ -144,6 +187,7 @@ class _Crew:
                 self._ledger.set_state(STOPPING)
             elif state == RUNNING:
                 self._replace_dead_workers()
+                self._restart_dead_server()
             elif state == STOPPING:
                 stopping_since = stopping_since or time.monotonic()
                 if time.monotonic() - stopping_since > STOP_SECONDS:
@@ -169,6 +213,8 @@ class _Crew:
         return f"go on with: driftproof train --resume {self._directory.path}"
 
     def _start_worker(self, name: str) -> BaseProcess:
+        if name == EVALUATOR:
+            return self._start(run_evaluator, name, self._directory.path)
         return self._start(run_worker, name, self._directory.path, name)
 
     def _start(self, target: Callable[..., None], name: str, *arguments: object) -> BaseProcess:
@@ -189,6 +235,19 @@ class _Crew:
             self._restarts_left[name] -= 1
             self._display.message(f"{what}; it is started again")
             self._workers[name] = self._start_worker(name)
+
+    def _restart_dead_server(self) -> None:
+        """The address stays the same; the workers' engine brings it the weights again."""
+        if self._server is None or self._server.alive:
+            return
+        words = self._server.last_words()
+        self._ledger.record_event("server died", words)
+        if self._server_restarts_left == 0:
+            self._ledger.set_state(STOPPING)
+            raise RunError(f"vLLM died, and has no restarts left: {words}\n{self.hint}")
+        self._server_restarts_left -= 1
+        self._display.message("vLLM died; it is started again")
+        self._server.restart()
 
     def _last_words(self, name: str) -> str:
         log = self._directory.logs / f"{name}.log"

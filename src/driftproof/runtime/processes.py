@@ -6,6 +6,7 @@ parent is gone it asks the run to stop, so that nothing goes on unseen.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -21,15 +22,18 @@ from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger
 from driftproof.runtime.assembly import (
     RunDirectory,
     evaluate_heldout,
+    heldout_evaluation,
     limit_threads,
     make_cadence,
     make_learner,
     make_trackers,
     make_worker,
+    open_engine,
 )
 from driftproof.weights import Publisher, latest
 
 POLL_SECONDS = 0.001
+EVALUATOR = "evaluator"
 
 
 def run_learner(path: Path) -> None:
@@ -47,6 +51,26 @@ def run_worker(path: Path, name: str) -> None:
         _wait_for_snapshot(ledger, directory)
         worker.run(pause_seconds=POLL_SECONDS)
         worker.close()
+
+
+def run_evaluator(path: Path) -> None:
+    """Evaluate the newest snapshot whenever `evaluation.every` steps have passed; the learner does not wait for it."""
+    config, directory = _enter(path, EVALUATOR)
+    limit_threads(config.engine.threads)
+    engine = open_engine(config, config.model.path)
+    with Ledger(directory.ledger) as ledger, heldout_evaluation(config) as evaluate:
+        evaluated = max(ledger.evaluations().get("heldout", {}), default=0)
+        while ledger.state == RUNNING:
+            snapshot = latest(directory.snapshots)
+            # The last step's is the learner's to evaluate.
+            if snapshot is None or not evaluated + config.evaluation.every <= snapshot.step < config.run.steps:
+                time.sleep(0.01)
+                continue
+            # Pruned between our look and our read: there is a newer one.
+            with contextlib.suppress(FileNotFoundError):
+                engine.load(snapshot.path)
+                ledger.record_evaluation("heldout", snapshot.step, evaluate(engine))
+                evaluated = snapshot.step
 
 
 def run_both(path: Path) -> None:
