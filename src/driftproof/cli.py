@@ -396,6 +396,7 @@ def _check(known: argparse.Namespace, settings: list[str]) -> int:
 
 def _check_recipe(config: Config) -> int:
     """What a recipe needs, beside what is here; 1 if something is lacking."""
+    from driftproof.engines.protocol import EngineError
     from driftproof.runtime.assembly import preflight
     from driftproof.runtime.requirements import requirements
 
@@ -414,8 +415,9 @@ def _check_recipe(config: Config) -> int:
         lacking += _show_server(console, url, config)
     try:
         preflight(config)
-    except ValueError as error:
-        lacking.append(str(error))
+    except (ValueError, EngineError) as error:
+        if str(error) not in lacking:
+            lacking.append(str(error))
     for line in lacking or ["this recipe can be run here"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if lacking else 0

@@ -269,3 +269,13 @@ class small_disk:
             if subprocess.run(["umount", str(self.path)], capture_output=True).returncode == 0:
                 return
             time.sleep(0.1)
+
+
+def test_a_server_that_does_not_answer_is_refused_at_the_door(tiny_model_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("--engine.name", "openai", "--engine.url", "http://127.0.0.1:9", "--run.directory", run)
+    refused = train("recipes/quickstart.toml", "--model.path", tiny_model_dir, *settings)
+    assert refused.code == 1
+    assert "no server answers: http://127.0.0.1:9" in refused.stderr
+    assert "start it, or correct --engine.url" in refused.stderr
+    assert not run.exists()

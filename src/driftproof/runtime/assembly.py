@@ -21,7 +21,7 @@ import torch
 from driftproof import tasks, verify
 from driftproof.codec import Codec
 from driftproof.config import Config, ConfigError
-from driftproof.engines.protocol import Engine, generate
+from driftproof.engines.protocol import Engine, EngineError, generate
 from driftproof.engines.recorded import RecordedEngine
 from driftproof.evaluate import evaluate
 from driftproof.learner import Cadence, Learner, Memory, Optimization, Policy, Tracker
@@ -90,6 +90,7 @@ def preflight(config: Config) -> Plan:
         from driftproof.engines.vllm.launch import check_environment
 
         check_environment(config.engine.python)
+    _check_servers(config, objective)
     make_verifier(config, task).close()
     if config.evaluation.every and not (config.engine.name == "embedded" and task.heldout[: config.evaluation.prompts]):
         raise ConfigError(
@@ -107,6 +108,28 @@ def preflight(config: Config) -> Plan:
         channels=objective.needs & GROUP_CHANNELS,
         model=model.fingerprint,
     )
+
+
+def _check_servers(config: Config, objective: Objective) -> None:
+    """Refuse servers of which none answers, or one that cannot give what the objective needs."""
+    if not config.engine.url:
+        return
+    from driftproof.engines.openai.probe import Unreachable, probe
+
+    silent = []
+    for url in config.engine.url:
+        try:
+            facts = probe(url, model=config.engine.model, api_key_variable=config.engine.api_key_variable)
+        except Unreachable as error:
+            silent.append(str(error))
+            continue
+        if Channel.BEHAVIOR_LOGPROBS in objective.needs and not facts.logprobs:
+            raise ConfigError(
+                f"objective {objective.name!r} needs behavior_logprobs, which {facts.url} ({facts.dialect}) does not "
+                "give; use another server, or an objective that needs none, like asympo or spo"
+            )
+    if len(silent) == len(config.engine.url):
+        raise EngineError(f"no server answers: {'; '.join(silent)}; start it, or correct --engine.url")
 
 
 def make_objective(config: Config) -> Objective:

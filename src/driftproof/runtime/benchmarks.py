@@ -45,7 +45,8 @@ def score_benchmarks(
         verifier = make_verifier(config, task)
 
         def progress(done: int, of: int, name: str = task.name) -> None:
-            console.print(f"{name}: {done} of {of} problems", end="\r", highlight=False)
+            if console.is_terminal or done == of:
+                console.print(f"{name}: {done} of {of} problems", end="\n" if done == of else "\r", highlight=False)
 
         try:
             yield run_benchmark(
