@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from driftproof.codec import Codec
-from driftproof.config import Config, ConfigError, LabConfig
+from driftproof.config import Config, ConfigError, EngineSection, LabConfig
 from driftproof.lab.experiment import Accuracy, Course, ExactAccuracy, Row, SampledAccuracy, Sampler, run
 from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, planned_cells, tuning_cells
 from driftproof.lab.staleness import ExactLag, Periodic, Replay, Staleness
@@ -59,7 +59,8 @@ NOT_DETERMINING: dict[str, bool | set[str]] = {
     "runtime": True,
     "verify": True,
     "run": {"name", "directory"},
-    "engine": {"threads"},
+    "engine": set(EngineSection.model_fields) - {"name", "slots", "device"},
+    "evaluation": {"every"},
     "learner": {"threads", "publish_every", "keep_snapshots", "checkpoint_every", "on_collapse"},
 }
 """Settings that a run of the lab does not have, or whose numbers do not depend on them."""
