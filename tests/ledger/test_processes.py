@@ -26,7 +26,11 @@ def end(process: subprocess.Popen[str]) -> list[list[int]]:
 def test_nothing_is_lost_and_nothing_is_there_twice_whoever_is_killed(tmp_path: Path):
     path = tmp_path / "ledger.sqlite"
     with Ledger.create(path, PLAN) as ledger:
-        writers = {name: start(path, "write", name) for name in ("1", "2", "3")}
+        writers = {"1": start(path, "write", "1")}
+        # However slowly it starts, it has written something before it is killed.
+        while not ledger.status().ready:
+            time.sleep(0.001)
+        writers |= {name: start(path, "write", name) for name in ("2", "3")}
         trainer = start(path, "train", "0")
         wait_for_step(ledger, 10)
         writers["1"].kill()
