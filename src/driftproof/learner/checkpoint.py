@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from driftproof.faults import durable_write
 from driftproof.learner.learner import Learner
 from driftproof.weights import WEIGHTS, fsync, remove_at_once, rename_durably, write_weights
 
@@ -40,6 +41,17 @@ def save_checkpoint(directory: Path, learner: Learner) -> Path:
         shutil.rmtree(left_behind)
     partial = directory / f".partial-{path.name}"
     partial.mkdir(parents=True)
+    with durable_write("checkpoint write"):
+        _write(partial, learner)
+    with durable_write("checkpoint rename"):
+        rename_durably(partial, path)
+    with durable_write("checkpoint prune"):
+        for old in list_checkpoints(directory)[:-KEPT]:
+            remove_at_once(old)
+    return path
+
+
+def _write(partial: Path, learner: Learner) -> None:
     write_weights(partial / WEIGHTS, learner.policy.model.state_dict())
     if learner.policy.value_head is not None:
         write_weights(partial / VALUE_HEAD, learner.policy.value_head.state_dict())
@@ -48,10 +60,6 @@ def save_checkpoint(directory: Path, learner: Learner) -> Path:
     write_weights(partial / "optimizer.safetensors", tensors)
     (partial / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "step": learner.step}))
     fsync(partial / "state.json")
-    rename_durably(partial, path)
-    for old in list_checkpoints(directory)[:-KEPT]:
-        remove_at_once(old)
-    return path
 
 
 def list_checkpoints(directory: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from driftproof.faults import durable_write
 from driftproof.ledger.order import PromptOrder
 from driftproof.ledger.schema import CONTENT, FORMAT_VERSION, SCHEMA, from_row, to_row
 from driftproof.types import Batch, Channel, Group, GroupError
@@ -169,7 +170,7 @@ class Ledger:
         run's steps. [] when nothing is admitted now.
         """
         now = time.monotonic()
-        with self._transaction():
+        with self._durable("lease"):
             if self._meta("state") != RUNNING:
                 return []
             step = self.step
@@ -224,7 +225,7 @@ class Ledger:
         """
         rows = [(*to_row(self._checked(dispatch, group)), dispatch, worker) for dispatch, group in groups.items()]
         assignments = ", ".join(f"{column} = ?" for column in CONTENT.split(", "))
-        with self._transaction():
+        with self._durable("commit"):
             accepted = self._database.executemany(
                 f"UPDATE groups SET state = 'ready', {assignments} "
                 "WHERE dispatch = ? AND state = 'leased' AND worker = ?",
@@ -250,7 +251,7 @@ class Ledger:
             LedgerError: a batch was taken for that step already, and `finish_step` has not been called.
         """
         step = self.step + 1
-        with self._transaction():
+        with self._durable("take"):
             taken = "SELECT 1 FROM groups WHERE state = 'trained' AND trained_step = ? LIMIT 1"
             if self._database.execute(taken, (step,)).fetchone():
                 raise LedgerError(f"step {step} has its batch already; finish_step comes before the next take")
@@ -273,14 +274,14 @@ class Ledger:
 
     def finish_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record that `step` has updated the weights: admission moves on."""
-        with self._transaction():
+        with self._durable("finish_step"):
             self._database.execute("INSERT INTO steps VALUES (?, ?)", (step, json.dumps(metrics)))
             self._set_meta("step", step)
 
     def make_durable(self) -> None:
         """Wait until everything recorded so far survives a loss of power. Called before a checkpoint is named."""
         self._database.execute("PRAGMA synchronous = FULL")
-        with self._transaction():
+        with self._durable("make_durable"):
             self._set_meta("durable_step", self.step)
         self._database.execute("PRAGMA synchronous = NORMAL")
 
@@ -294,7 +295,7 @@ class Ledger:
         """
         if not 0 <= step <= self.step:
             raise LedgerError(f"cannot go back to step {step}: {self.path} is at step {self.step}")
-        with self._transaction():
+        with self._durable("rewind"):
             ready = self._database.execute(
                 "UPDATE groups SET state = 'ready', trained_step = NULL WHERE state = 'trained' AND trained_step > ?",
                 (step,),
@@ -437,6 +438,12 @@ class Ledger:
                 self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+    @contextmanager
+    def _durable(self, write: str) -> Iterator[None]:
+        """A transaction that faults can be planted around."""
+        with durable_write(f"ledger {write}", sqlite3.OperationalError), self._transaction():
+            yield
 
     def _meta(self, key: str) -> str:
         return str(self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from driftproof.faults import durable_write
+
 LATEST = "latest"
 WEIGHTS = "model.safetensors"
 
@@ -53,10 +55,12 @@ class Publisher:
             self._write(path, state)
         link = self.directory / f".partial-{LATEST}"
         link.unlink(missing_ok=True)
-        link.symlink_to(path.name)
-        link.replace(self.directory / LATEST)
-        for old in list_snapshots(self.directory)[: -self._keep]:
-            remove_at_once(old.path)
+        with durable_write("snapshot latest"):
+            link.symlink_to(path.name)
+            link.replace(self.directory / LATEST)
+        with durable_write("snapshot prune"):
+            for old in list_snapshots(self.directory)[: -self._keep]:
+                remove_at_once(old.path)
         return Snapshot(step=step, path=path)
 
     def _write(self, path: Path, state: Mapping[str, Tensor]) -> None:
@@ -65,8 +69,10 @@ class Publisher:
         partial.mkdir()
         for file in self._static_files:
             _link_or_copy(file, partial / file.name)
-        write_weights(partial / WEIGHTS, state)
-        rename_durably(partial, path)
+        with durable_write("snapshot write"):
+            write_weights(partial / WEIGHTS, state)
+        with durable_write("snapshot rename"):
+            rename_durably(partial, path)
 
 
 def discard_after(directory: Path, step: int) -> None:
