@@ -28,6 +28,8 @@ class StandIn(ThreadingHTTPServer):
         self.headers: list[str | None] = []
         self.trouble: dict[str, tuple[int, str]] = {}
         self.slow: dict[str, float] = {}
+        self.drops: list[str] = []
+        """Routes that close the connection without an answer, once for each time they stand here."""
         self.paused = False
         self.active = False
         self.version = ""
@@ -96,6 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: dict[str, Any]) -> None:
         parts = urlsplit(self.path)
+        if parts.path in self.server.drops:
+            self.server.drops.remove(parts.path)
+            return
         self.server.calls.append(parts.path)
         self.server.queries[parts.path] = dict(parse_qsl(parts.query))
         self.server.headers.append(self.headers.get("Authorization"))

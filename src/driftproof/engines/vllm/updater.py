@@ -25,6 +25,8 @@ _HINT = (
     "environment that has driftproof, or let us start it: --engine.launch true"
 )
 _INIT = "/init_weight_transfer_engine"
+_RESUME_PAUSES = (0.05, 0.2, 1.0)
+"""Seconds between attempts to resume."""
 _MESSAGE = 500
 """Most characters of a server's own message that are passed on."""
 
@@ -81,12 +83,13 @@ class VllmUpdater:
             self._begin(client, url)
             _post(client, url, "/update_weights", {"update_info": {"path": str(path)}})
             _post(client, url, "/finish_weight_update", {"weight_version": path.name})
-        except EngineError:
-            # The first error says what is wrong.
-            with suppress(EngineError):
-                _post(client, url, "/resume")
+        except EngineError as error:
+            try:
+                _resume(client, url)
+            except EngineError as paused:
+                raise EngineError(f"{error}; and it could not be resumed: {paused}") from error
             raise
-        _post(client, url, "/resume")
+        _resume(client, url)
 
     def _begin(self, client: httpx2.Client, url: str) -> None:
         try:
@@ -96,6 +99,16 @@ class VllmUpdater:
             with suppress(EngineError):
                 _post(client, url, "/finish_weight_update")
             _post(client, url, "/start_weight_update")
+
+
+def _resume(client: httpx2.Client, url: str) -> None:
+    """A server that failed at one call closes its connection, which the next one then finds closed: ask again."""
+    for seconds in _RESUME_PAUSES:
+        try:
+            return _post(client, url, "/resume")
+        except EngineError:
+            time.sleep(seconds)
+    _post(client, url, "/resume")
 
 
 def _post(
