@@ -27,10 +27,10 @@ PLAN = Plan(seed=0, prompts=len(TASK.train), groups_per_step=4, max_staleness=0,
 
 
 class Failing:
-    """The embedded engine, but every request fails `failures` times first."""
+    """The embedded engine, but every request, or every one of a prompt, fails `failures` times first."""
 
-    def __init__(self, engine: EmbeddedEngine, failures: int) -> None:
-        self.engine, self.failures = engine, failures
+    def __init__(self, engine: EmbeddedEngine, failures: int, only_prompt: int | None = None) -> None:
+        self.engine, self.failures, self.only_prompt = engine, failures, only_prompt
         self.failed: Counter[int] = Counter()
         self.broken: list[Completed] = []
 
@@ -47,7 +47,8 @@ class Failing:
         return self.engine.room
 
     def submit(self, request: Request) -> None:
-        if self.failed[request.key] < self.failures:
+        concerned = self.only_prompt in (None, request.prompt.index)
+        if concerned and self.failed[request.key] < self.failures:
             self.failed[request.key] += 1
             self.broken.append(Completed(request=request, responses=(), error="the server hung up"))
         else:
@@ -139,11 +140,37 @@ def test_failed_generations_are_tried_again_and_counted(
     assert "the server hung up" in message
 
 
-def test_a_generation_that_always_fails_ends_the_worker(
+@pytest.mark.parametrize("objective_needs_logprobs", [False, True])
+def test_a_group_that_cannot_be_written_is_committed_without_responses(
+    objective_needs_logprobs: bool, tmp_path: Path, engine: EmbeddedEngine, tiny_model_dir: Path
+) -> None:
+    channels = frozenset({Channel.BEHAVIOR_LOGPROBS} if objective_needs_logprobs else set())
+    with Ledger.create(tmp_path / "other.sqlite", replace(PLAN, channels=channels)) as ledger:
+        prompt = ledger.prompt_of(2)
+        work_until_ready(worker(ledger, Failing(engine, 1000, only_prompt=prompt), tiny_model_dir), 4)
+        batch = ledger.take(4)
+        assert batch is not None
+        assert [len(group.response_tokens) > 0 for group in batch.groups] == [True, True, False, True]
+        failed = batch.groups[2]
+        assert (failed.prompt_index, failed.size) == (prompt, batch.groups[0].size)
+        assert set(failed.finish_reasons) == {"failed"}
+        assert set(failed.problems) == {"generation failed: the server hung up"}
+        assert np.isnan(failed.rewards).all()
+        events = ledger.events()
+        assert events["generation failed"][0] == ATTEMPTS
+        assert events["group without responses"] == (
+            1,
+            f"group 2 failed {ATTEMPTS} times; the last time: the server hung up",
+        )
+
+
+def test_an_engine_that_always_fails_ends_the_worker(
     ledger: Ledger, engine: EmbeddedEngine, tiny_model_dir: Path
 ) -> None:
-    rollouts = worker(ledger, Failing(engine, ATTEMPTS), tiny_model_dir)
-    with pytest.raises(EngineError, match=f"failed {ATTEMPTS} times; the last time: the server hung up"):
+    rollouts = worker(ledger, Failing(engine, 1000), tiny_model_dir)
+    with pytest.raises(
+        EngineError, match=f"failed {ATTEMPTS} times; the last time: the server hung up; and another prompt: the server"
+    ):
         work_until_ready(rollouts, 4)
     assert ledger.release("worker") == 4, "its leases can be given to another"
 

@@ -1,8 +1,8 @@
 """The rollout worker: lease, generate, verify, commit.
 
 Guarantees: every leased group is committed, or its lease is given up by the worker's death; a failed verification
-costs the reward of one response and is recorded; a failed generation is tried again, and only repeated failure of the
-same group ends the worker.
+costs the reward of one response and is recorded; a failed generation is tried again, and a group that fails again and
+again is committed without responses. Only an engine that cannot write another prompt either ends the worker.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from driftproof.codec import Codec
 from driftproof.engines.protocol import Completed, Engine, EngineError
 from driftproof.ledger import RUNNING, Ledger
 from driftproof.tasks.protocol import Task
-from driftproof.types import Group, Prompt, Request, Sampling, Tokens, Verdict
+from driftproof.types import FinishReason, Group, Prompt, Request, Response, Sampling, Tokens, Verdict
 from driftproof.verify import Verifier
 from driftproof.weights import latest
 
 ATTEMPTS = 3
-"""Times a group is generated before its failure ends the worker."""
+"""Times a group is generated before it is given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,9 @@ class RolloutWorker:
         self.loaded_step = -1
         self._under_way = 0
         self._attempts: Counter[int] = Counter()
+        self._doubted: dict[int, Completed] = {}
+        """Requests that failed for the last time, by the key of the question that is asked instead."""
+        self._given_up: dict[int, Group] = {}
         self._verifying: list[Future[dict[int, Group]]] = []
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="verify")
         self._renewed = time.monotonic()
@@ -162,17 +165,38 @@ class RolloutWorker:
     def _verify(self, completed: list[Completed]) -> None:
         answered = []
         for item in completed:
-            if not item.error:
-                answered.append(item)
+            if item.request.key in self._doubted:
+                self._give_up(self._doubted.pop(item.request.key), question=item)
+            elif item.error:
+                self._try_again(item)
+            else:
                 self._under_way -= 1
-                continue
-            self._attempts[item.request.key] += 1
-            self.ledger.record_event("generation failed", f"group {item.request.key}: {item.error}")
-            if self._attempts[item.request.key] >= ATTEMPTS:
-                raise EngineError(f"group {item.request.key} failed {ATTEMPTS} times; the last time: {item.error}")
-            self.engine.submit(item.request)
+                answered.append(item)
         if answered:
             self._verifying.append(self._executor.submit(self._score, answered))
+
+    def _try_again(self, item: Completed) -> None:
+        """Submit a request that failed once more; at last ask for something else, to tell whose fault it is."""
+        request = item.request
+        self._attempts[request.key] += 1
+        self.ledger.record_event("generation failed", f"group {request.key}: {item.error}")
+        if self._attempts[request.key] < ATTEMPTS:
+            self.engine.submit(request)
+            return
+        other = self.task.train[(request.prompt.index + 1) % len(self.task.train)]
+        # No dispatch is negative.
+        question = replace(self._request(request.key, other), key=-1 - request.key, samples=1)
+        self._doubted[question.key] = item
+        self.engine.submit(question)
+
+    def _give_up(self, item: Completed, question: Completed) -> None:
+        """Commit a group that cannot be written without responses, as the engine can write others."""
+        failure = f"group {item.request.key} failed {ATTEMPTS} times; the last time: {item.error}"
+        if question.error:
+            raise EngineError(f"{failure}; and another prompt: {question.error}")
+        self.ledger.record_event("group without responses", failure)
+        self._under_way -= 1
+        self._given_up[item.request.key] = _failed_group(item)
 
     def _score(self, completed: list[Completed]) -> dict[int, Group]:
         """Runs in the verifying thread; touches neither ledger nor engine."""
@@ -197,17 +221,18 @@ class RolloutWorker:
 
     def _commit(self) -> int:
         done = [future for future in self._verifying if future.done()]
-        if not done:
+        if not (done or self._given_up):
             return 0
         self._verifying = [future for future in self._verifying if not future.done()]
-        groups = {key: group for future in done for key, group in future.result().items()}
+        groups, failed = {key: group for future in done for key, group in future.result().items()}, self._given_up
+        self._given_up = {}
         for group in groups.values():
             for problem in filter(None, group.problems):
                 self.ledger.record_event("verification failed", f"prompt {group.prompt_index}: {problem}")
         self._totals["tokens"] += sum(len(group.response_tokens) for group in groups.values())
         self._totals["groups"] += len(groups)
-        self.ledger.commit(self.name, groups, self._counters())
-        return len(groups)
+        self.ledger.commit(self.name, groups | failed, self._counters())
+        return len(groups) + len(failed)
 
     def _renew(self) -> None:
         now = time.monotonic()
@@ -219,3 +244,14 @@ class RolloutWorker:
     def _counters(self) -> dict[str, Any]:
         engine = {f"engine/{name}": value for name, value in self.engine.counters.items()}
         return self._totals | engine | {"snapshot": self.loaded_step}
+
+
+def _failed_group(item: Completed) -> Group:
+    """A group of which the engine wrote nothing: it is trained without effect, and says why."""
+    request = item.request
+    logprobs = np.empty(0, np.float32) if request.want_logprobs else None
+    response = Response(tokens=np.empty(0, np.int32), finish_reason=FinishReason.FAILED, behavior_logprobs=logprobs)
+    verdict = Verdict(reward=None, problem=f"generation failed: {item.error}")
+    return Group.from_responses(
+        request.prompt.index, request.prompt_tokens, [response] * request.samples, [verdict] * request.samples
+    )

@@ -47,6 +47,8 @@ class FinishReason(StrEnum):
     """The policy wrote a stop token; it is the response's last token and is trained."""
     LENGTH = "length"
     """The token budget was used up."""
+    FAILED = "failed"
+    """The engine could not write it, again and again: no tokens, no reward."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
