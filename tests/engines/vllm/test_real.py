@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -87,6 +88,41 @@ def test_weights_arrive_exactly_and_a_foreign_snapshot_changes_nothing(
         with pytest.raises(EngineError, match=r"no tensor model\.norm\.weight"):
             updater.update(server.url, foreign)
         updater.canary.check(client, server.url, snapshot)
+
+
+def test_a_server_that_dies_under_a_run_is_started_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = runs.launch(
+        "recipes/quickstart.toml",
+        *("--model.path", MODEL),
+        *("--run.directory", run, "--run.steps", 30, "--evaluation.prompts", 0),
+        *("--engine.name", "vllm", "--engine.launch", "true", "--engine.python", PYTHON),
+    )
+    runs.wait_for_step(run, 5, process, limit=600)
+    port = (run / "server-url").read_text().rpartition(":")[2]
+    runs.kill(next(pid for pid, command in _commands() if _serves(command, port)))
+    stdout, stderr = process.communicate(timeout=900)
+    assert process.returncode == 0, stderr
+    assert "vLLM died; it is started again" in stdout
+    runs.trained_once(run, 30, 16)
+    with Ledger(run / "ledger.sqlite") as ledger:
+        assert ledger.events()["server died"][0] == 1
+        worker = ledger.workers()["worker-0"]
+    assert worker["engine/set_asides"] >= 1
+    assert worker["engine/taken_back"] >= 1
+    # It began again with the base model's weights, and had the newest before it was asked anything.
+    assert worker["engine/canary_difference"] < 1e-3
+
+
+def _commands() -> Iterator[tuple[int, list[str]]]:
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            yield int(entry.name), (entry / "cmdline").read_text().split("\0")
+
+
+def _serves(command: list[str], port: str) -> bool:
+    """Whether this is vLLM itself on that port, and not the guard around it."""
+    return command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and port in command
 
 
 @pytest.mark.parametrize("objective", ["asympo", "grpo"])
