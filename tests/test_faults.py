@@ -38,6 +38,7 @@ def test_every_write_is_somewhere_in_the_code():
         room, _, name = write.partition(" ")
         call = f'_durable("{name}")' if room == "ledger" else f'durable_write("{write}")'
         assert code.count(call) == 1, write
+    assert code.count("reach(ENGINE, EngineError)") == 1
 
 
 def test_a_killed_process_comes_no_further(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Named places at which a run can be made to fail: before and after each durable write.
+"""Named places at which a run can be made to fail: before and after each durable write, and in the engine's work.
 
 Guarantees: unless the environment variable DRIFTPROOF_FAULTS names a directory, a place does nothing; with it, each
 planted fault is met by exactly one process, once.
@@ -33,8 +33,10 @@ WRITES = (
     "checkpoint write",
     "checkpoint rename",
     "checkpoint prune",
+    "disk fsync",
 )
-PLACES = tuple(f"{when} {write}" for write in WRITES for when in ("before", "after"))
+ENGINE = "engine collect"
+PLACES = (*(f"{when} {write}" for write in WRITES for when in ("before", "after")), ENGINE)
 
 _directory = os.environ.get(VARIABLE)
 
@@ -51,15 +53,15 @@ def plant(directory: Path, place: str, action: Action) -> Path:
 @contextmanager
 def durable_write(write: str, error: type[Exception] = OSError) -> Iterator[None]:
     """The places before and after one of `WRITES`; `error` is what a failure of the disk would be there."""
-    if _directory is None:
-        yield
-        return
-    _reach(f"before {write}", error)
+    reach(f"before {write}", error)
     yield
-    _reach(f"after {write}", error)
+    reach(f"after {write}", error)
 
 
-def _reach(place: str, error: type[Exception]) -> None:
+def reach(place: str, error: type[Exception]) -> None:
+    """Fail here if that is planted; `error` is what a failure of this place would be."""
+    if _directory is None:
+        return
     assert place in PLACES, place
     for action in get_args(Action):
         try:

@@ -140,7 +140,8 @@ def fsync(path: Path) -> None:
     """Force a file or directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with durable_write("disk fsync"):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
