@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.config import Config, ConfigError, load_config, parse_overrides
+from driftproof.config import Config, ConfigError, LabConfig, load_config, parse_overrides
 from driftproof.objectives import build
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -93,8 +93,20 @@ def test_arguments_of_another_form_are_refused(recipe: Path, arguments: list[str
         ),
         (["--learner.entropy", "maybe"], "learner.entropy = 'maybe': input should be a valid boolean"),
         (["--run.name", "12"], "run.name = 12: input should be a valid string"),
-        (["--engine.name", "recorded"], "engine.name 'recorded' and rollouts.path belong together"),
-        (["--rollouts.path", "trace.jsonl"], "engine.name 'recorded' and rollouts.path belong together"),
+        (["--engine.name", "recorded"], "engine.name 'recorded' trains on a recorded trace alone: give rollouts.path"),
+        (["--rollouts.path", "t.jsonl"], "live engine 'embedded', rollouts.path and rollouts.recorded_share belong"),
+        (["--rollouts.recorded_share", "0.5"], "live engine 'embedded', rollouts.path and rollouts.recorded_share"),
+        (
+            ["--engine.name", "recorded", "--rollouts.path", "t.jsonl", "--rollouts.recorded_share", "0.5"],
+            "and no rollouts.recorded_share; got rollouts.path t.jsonl and rollouts.recorded_share 0.5",
+        ),
+        (["--rollouts.recorded_share", "0"], "rollouts.recorded_share = 0: input should be greater than 0"),
+        (["--rollouts.recorded_share", "1"], "rollouts.recorded_share = 1: input should be less than 1"),
+        (["--rollouts.recorded_share", "nan"], "rollouts.recorded_share = nan: input should be"),
+        (
+            ["--rollouts.path", "t.jsonl", "--rollouts.recorded_share", "0.5", "--rollouts.workers", "0"],
+            "with rollouts.workers 0 nobody would write them",
+        ),
         (["--runtime.mode", "sync", "--rollouts.workers", "2"], "runtime.mode 'sync' has one rollout worker"),
         (["--run.steps", "0", "--learner.lr", "-1"], "learner.lr = -1: input should be greater than 0"),
     ],
@@ -182,6 +194,19 @@ def test_what_is_written_to_toml_is_read_as_the_same(lr, max_grad_norm, betas, n
         }
     )
     assert Config.model_validate(tomllib.loads(config.to_toml())) == config
+
+
+def test_a_share_survives_toml_and_is_not_written_where_it_is_not_given(recipe: Path):
+    mixed = load_config(recipe, ["--rollouts.path", "t.jsonl", "--rollouts.recorded_share", "0.25"])
+    assert Config.from_toml(mixed.to_toml()) == mixed
+    assert "recorded_share" not in load_config(recipe).to_toml()
+
+
+def test_the_lab_has_no_recorded_share(recipe: Path):
+    share = ["--rollouts.path", "t.jsonl", "--rollouts.recorded_share", "0.25", "--lab.objectives", '[{name = "spo"}]']
+    assert load_config(recipe, share[4:], LabConfig).rollouts.recorded_share is None
+    with pytest.raises(ConfigError, match="the lab writes its own responses, all of them live"):
+        load_config(recipe, share, LabConfig)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -352,7 +352,12 @@ def _verify(known: argparse.Namespace, _: list[str]) -> int:
     from driftproof.verify import build
     from driftproof.verify.agreement import agreement, labelled_responses
 
-    found = agreement(labelled_responses(read_recorded(known.file)), build(known.task, timeout_seconds=20))
+    groups = read_recorded(known.file)
+    if blank := [group.prompt.text for group in groups if not group.prompt.answer]:
+        raise ConfigError(
+            f"{known.file}: {len(blank)} of {len(groups)} prompts have no answer to verify with, like {blank[0][:60]!r}"
+        )
+    found = agreement(labelled_responses(groups), build(known.task, timeout_seconds=20))
     print(json.dumps(found.to_json(), indent=2))
     return 0
 

@@ -114,7 +114,9 @@ class RolloutsSection(Section):
     """Steps the rollout side may be ahead; 0 is synchronous."""
     lease_seconds: float = Field(default=120.0, gt=0)
     path: Path | None = None
-    """A recorded trace to train on (engine `recorded`)."""
+    """A recorded trace to train on: alone (engine `recorded`), or beside live rollouts in the share below."""
+    recorded_share: float | None = Field(default=None, gt=0, lt=1)
+    """Of the groups, how many are recorded; the rest is live."""
 
 
 class VerifySection(Section):
@@ -189,11 +191,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if (self.engine.name == "recorded") != (self.rollouts.path is not None):
-            raise ValueError(
-                "engine.name 'recorded' and rollouts.path belong together: a recorded trace is read from a file; "
-                f"got engine.name {self.engine.name!r} and rollouts.path {self.rollouts.path}"
-            )
+        self._check_recorded()
         if self.engine.launch and (self.engine.name != "vllm" or self.engine.url):
             raise ValueError("engine.launch starts a server of the engine 'vllm', and has no engine.url beside it")
         if (self.engine.name in ("openai", "vllm")) != bool(self.engine.url or self.engine.launch):
@@ -210,6 +208,25 @@ class Config(Section):
         if self.runtime.mode == "sync" and self.rollouts.workers != 1:
             raise ValueError("runtime.mode 'sync' has one rollout worker; rollouts.workers must be 1")
         return self
+
+    def _check_recorded(self) -> None:
+        engine, path, share = self.engine.name, self.rollouts.path, self.rollouts.recorded_share
+        if engine == "recorded" and (path is None or share is not None):
+            raise ValueError(
+                "engine.name 'recorded' trains on a recorded trace alone: give rollouts.path, the trace's file, and no "
+                f"rollouts.recorded_share; got rollouts.path {path} and rollouts.recorded_share {share}"
+            )
+        if engine != "recorded" and (path is None) != (share is None):
+            raise ValueError(
+                f"beside the live engine {engine!r}, rollouts.path and rollouts.recorded_share belong together: a "
+                "recorded trace and its share of the groups, like 0.25; to train on a trace alone set engine.name and "
+                f"task.name to 'recorded'; got rollouts.path {path} and rollouts.recorded_share {share}"
+            )
+        if share is not None and self.rollouts.workers == 0:
+            raise ValueError(
+                "rollouts.recorded_share needs a built-in worker: the recorded groups are never handed out by the "
+                "inbox, so with rollouts.workers 0 nobody would write them"
+            )
 
     @property
     def max_staleness(self) -> int:
@@ -277,6 +294,12 @@ class LabConfig(Config):
     """A recipe of the lab: that of a run, and the grid over it."""
 
     lab: LabSection
+
+    @model_validator(mode="after")
+    def _live(self) -> LabConfig:
+        if self.rollouts.recorded_share is not None:
+            raise ValueError("the lab writes its own responses, all of them live; leave out rollouts.recorded_share")
+        return self
 
 
 C = TypeVar("C", bound=Config)

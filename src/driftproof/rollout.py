@@ -18,6 +18,7 @@ import numpy as np
 
 from driftproof.codec import Codec
 from driftproof.engines.protocol import Completed, Engine, EngineError
+from driftproof.faults import ENGINE, reach
 from driftproof.ledger import RUNNING, Ledger
 from driftproof.tasks.protocol import Task
 from driftproof.types import FinishReason, Group, Prompt, Request, Response, Sampling, Tokens, Verdict
@@ -107,6 +108,7 @@ class RolloutWorker:
             self.engine.submit(request)
             self._totals["requests_with_logprobs"] += request.want_logprobs
         self._under_way += len(requests)
+        reach(ENGINE, EngineError)
         completed = self.engine.collect() if self._under_way else []
         if completed:
             self._verify(completed)
@@ -183,7 +185,9 @@ class RolloutWorker:
         if self._attempts[request.key] < ATTEMPTS:
             self.engine.submit(request)
             return
-        other = self.task.train[(request.prompt.index + 1) % len(self.task.train)]
+        index = request.prompt.index
+        # One of the same kind: recorded prompts stand behind the live ones.
+        other = self.task.train[index - 1 if index else min(1, len(self.task.train) - 1)]
         # No dispatch is negative.
         question = replace(self._request(request.key, other), key=-1 - request.key, samples=1)
         self._doubted[question.key] = item
@@ -211,11 +215,7 @@ class RolloutWorker:
         for item in completed:
             verdicts = [next(fresh) if r.reward is None else Verdict(reward=r.reward) for r in item.responses]
             groups[item.request.key] = Group.from_responses(
-                item.request.prompt.index,
-                item.request.prompt_tokens,
-                item.responses,
-                verdicts,
-                retokenized=not self.engine.capabilities.own_tokens,
+                item.request.prompt.index, item.request.prompt_tokens, item.responses, verdicts
             )
         return groups
 

@@ -123,6 +123,8 @@ class Response:
     """float32 [T], nats, of the distribution sampled from; None unless asked for."""
     reward: float | None = None
     """Known already for recorded traces; None for fresh responses, which the verifier scores."""
+    retokenized: bool = False
+    """True when the learner's tokenizer made the tokens from text; False when they were sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +160,7 @@ class Group:
     behavior_logprobs: NDArray[np.float32] | None = None
     """float32 [sum of lengths], or None when the objective does not need it."""
     retokenized: bool = False
-    """True when the response tokens were made from recorded text by the learner's tokenizer."""
+    """True when the learner's tokenizer made the tokens of a response from text."""
 
     def __post_init__(self) -> None:
         _check_group(self)
@@ -175,7 +177,6 @@ class Group:
         prompt_tokens: Tokens,
         responses: Sequence[Response],
         verdicts: Sequence[Verdict],
-        retokenized: bool = False,
     ) -> Group:
         """Join an engine's responses and the verifier's verdicts.
 
@@ -202,7 +203,7 @@ class Group:
             finish_reasons=tuple(r.finish_reason for r in responses),
             problems=problems if any(problems) else (),
             behavior_logprobs=_concatenate(given, np.float32) if given else None,
-            retokenized=retokenized,
+            retokenized=any(r.retokenized for r in responses),
         )
 
     def split(self) -> list[Tokens]:

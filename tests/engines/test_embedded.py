@@ -426,7 +426,7 @@ def test_open_a_directory(tmp_path: Path):
     engine = EmbeddedEngine.from_directory(tmp_path, slots=2)
     (prompt,) = random_prompts([5])
     assert tokens_of(generate(engine, [ask(0, prompt, temperature=0)])[0]) == [greedy_oracle(oracle, prompt, 8)]
-    assert engine.capabilities == Capabilities(logprobs=True, follows_weights=True, own_tokens=True)
+    assert engine.capabilities == Capabilities(logprobs=True, follows_weights=True)
 
 
 def test_bfloat16_weights_decode(tmp_path: Path):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,20 @@ def test_answers_with_the_recorded_group_whatever_was_asked_for():
     assert tokens_of(answers[1]) == [[97, 98, 0], [99, 0]]
     assert [response.reward for response in answers[0]] == [1, 0, 0]
     assert all(r.finish_reason is FinishReason.STOP and r.behavior_logprobs is None for r in answers[0])
+    assert all(response.retokenized for group_answers in answers for response in group_answers)
     assert engine.collect() == []
+
+
+def test_what_was_cut_off_has_no_end():
+    engine = RecordedEngine([replace(group(0, "ab", "c"), unfinished=frozenset({0}))], encode)
+    (responses,) = generate(engine, [ask(0, [5])])
+    assert tokens_of(responses) == [[97, 98], [99, 0]]
+    assert [response.finish_reason for response in responses] == [FinishReason.LENGTH, FinishReason.STOP]
 
 
 def test_says_what_it_cannot_do_and_load_does_nothing(tmp_path: Path):
     engine = RecordedEngine({4: group(4, "x")}, encode)
-    assert engine.capabilities == Capabilities(logprobs=False, follows_weights=False, own_tokens=False)
+    assert engine.capabilities == Capabilities(logprobs=False, follows_weights=False)
     engine.load(tmp_path / "nowhere")
     with pytest.raises(EngineError, match=r"no behaviour log-probs; choose .*asympo"):
         engine.submit(ask(4, [1], want_logprobs=True))

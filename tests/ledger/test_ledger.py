@@ -71,6 +71,24 @@ def test_a_ledger_remembers_its_plan(make_ledger: MakeLedger):
         assert (again.state, again.step) == (RUNNING, 0)
 
 
+def test_a_ledger_from_before_recorded_shares_opens(ledger: Ledger):
+    order = [ledger.prompt_of(n) for n in range(20)]
+    database = sqlite3.connect(ledger.path, isolation_level=None)
+    remove = "UPDATE meta SET value = json_remove(value, '$.recorded_prompts', '$.recorded_share') WHERE key = 'plan'"
+    database.execute(remove)
+    assert "recorded" not in database.execute("SELECT value FROM meta WHERE key = 'plan'").fetchone()[0]
+    database.close()
+    with Ledger(ledger.path) as again:
+        assert again.plan == ledger.plan
+        assert [again.prompt_of(n) for n in range(20)] == order
+
+
+@pytest.mark.parametrize(("prompts", "share"), [(0, 0.5), (3, 0.0), (3, 1.0), (3, -0.5), (3, math.nan)])
+def test_a_share_without_recorded_prompts_is_refused(make_ledger: MakeLedger, prompts: int, share: float):
+    with pytest.raises(LedgerError, match="recorded prompts and a share of them, above 0 and below 1, belong together"):
+        make_ledger(recorded_prompts=prompts, recorded_share=share)
+
+
 def test_a_second_ledger_in_the_same_place_is_refused(ledger: Ledger):
     with pytest.raises(LedgerError, match="exists already; use --resume to go on with that run"):
         Ledger.create(ledger.path, ledger.plan)
@@ -138,6 +156,18 @@ def test_every_epoch_has_every_prompt_once_in_an_order_of_its_own(make_ledger: M
         assert [again.prompt_of(n) for n in reversed(range(3 * prompts))] == [p for e in epochs for p in e][::-1]
     if prompts > 7:
         assert [make_ledger(prompts=prompts, seed=1).prompt_of(n) for n in range(prompts)] != epochs[0]
+
+
+def test_recorded_prompts_have_their_turns_and_their_indices(make_ledger: MakeLedger):
+    ledger = make_ledger(prompts=10, recorded_prompts=2, recorded_share=0.25, max_staleness=9)
+    leases = ledger.lease("a", 8, LONG)
+    assert [lease.prompt_index >= 10 for lease in leases] == [False, False, False, True] * 2
+    assert {lease.prompt_index for lease in leases if lease.prompt_index >= 10} == {10, 11}
+    ledger.commit("a", {lease.dispatch: group_of(lease) for lease in leases})
+    ledger.extend(7)
+    with Ledger(ledger.path) as again:
+        assert (again.plan.recorded_share, again.plan.steps) == (0.25, 7)
+        assert [again.prompt_of(n) for n in range(8)] == [lease.prompt_index for lease in leases]
 
 
 def test_leases_name_the_prompts_of_the_permutation(make_ledger: MakeLedger):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from driftproof.tasks import RecordedGroup, TaskError, read_recorded, recorded
+from driftproof.tasks import RecordedGroup, TaskError, arithmetic, mixed, read_recorded, recorded
 from driftproof.types import Prompt
 
 RECORDED = Path(__file__).parents[3] / "shared" / "data" / "recorded"
@@ -90,3 +90,26 @@ def test_real_files(file: str, groups: int, size: int) -> None:
     assert {len(group.texts) for group in [*task.train_groups, *task.heldout_groups]} == {size}
     assert any(group.mixed for group in task.train_groups)
     assert any(group.mixed for group in task.heldout_groups)
+
+
+def test_a_mixed_task_is_the_live_one_with_recorded_groups_behind_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", [RIGHT, WRONG], [WRONG])
+    live = arithmetic(digits=1, heldout=10)
+    task = mixed(live, path)
+    assert (task.live, task.heldout, task.verifier) == (live.train, live.heldout, live.verifier)
+    assert [prompt.index for prompt in task.train] == list(range(len(live.train) + 2))
+    assert task.train[: len(live.train)] == tuple(live.train)
+    assert [group.prompt for group in task.recorded_groups] == list(task.train[len(live.train) :])
+    assert [group.texts for group in task.recorded_groups] == [("2", "3"), ("3",)]
+
+
+def test_what_the_live_task_holds_out_is_not_trained_on(tmp_path: Path) -> None:
+    live = arithmetic(digits=1, heldout=10)
+    rows = [
+        {"problem": f"{prompt.text} ", "answer": "2", "responses": [RIGHT]}
+        for prompt in (live.train[0], *live.heldout[:2])
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(TaskError, match=r"data\.jsonl: 2 of 3 prompts are held out by task 'arithmetic'"):
+        mixed(live, path)

@@ -159,7 +159,7 @@ class EmbeddedEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(logprobs=True, follows_weights=True, own_tokens=True)
+        return Capabilities(logprobs=True, follows_weights=True)
 
     @property
     def counters(self) -> dict[str, float]:

@@ -25,8 +25,6 @@ class Capabilities:
     """Can return the log-probs of the distribution it sampled from."""
     follows_weights: bool
     """Can take new snapshots; False for recorded traces."""
-    own_tokens: bool
-    """Returns the token ids it sampled; False when the learner's tokenizer makes them from text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

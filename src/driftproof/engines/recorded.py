@@ -40,7 +40,7 @@ class RecordedEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(logprobs=False, follows_weights=False, own_tokens=False)
+        return Capabilities(logprobs=False, follows_weights=False)
 
     @property
     def counters(self) -> dict[str, float]:
@@ -84,10 +84,16 @@ class RecordedEngine:
     def _responses(self, request: Request) -> tuple[Response, ...]:
         group = self._groups[request.prompt.index]
         return tuple(
-            Response(
-                tokens=np.array(self._encode(text), dtype=np.int32),
-                finish_reason=FinishReason.STOP,
-                reward=reward,
-            )
-            for text, reward in zip(group.texts, group.rewards, strict=True)
+            self._response(text, reward, finished=position not in group.unfinished)
+            for position, (text, reward) in enumerate(zip(group.texts, group.rewards, strict=True))
+        )
+
+    def _response(self, text: str, reward: float, *, finished: bool) -> Response:
+        tokens = self._encode(text)
+        return Response(
+            # What was cut off did not end, so it has no end-of-sequence token.
+            tokens=np.array(tokens if finished else tokens[:-1], dtype=np.int32),
+            finish_reason=FinishReason.STOP if finished else FinishReason.LENGTH,
+            reward=reward,
+            retokenized=True,
         )

@@ -246,6 +246,7 @@ class Inbox:
             finish_reason=FinishReason(response.finish_reason),
             behavior_logprobs=None if response.logprobs is None else np.array(response.logprobs, np.float32),
             reward=response.reward,
+            retokenized=response.tokens is None,
         )
 
     def _tokens(self, where: str, response: ResponseMessage) -> list[int]:
@@ -302,11 +303,8 @@ class Inbox:
     def _record(self, ledger: Ledger, written: _Written, verdicts: Sequence[Verdict]) -> Outcome:
         message, prompt = written.message, written.prompt
         name = ledger_name(message.worker)
-        retokenized = any(response.text is not None for response in message.responses)
         try:
-            group = Group.from_responses(
-                prompt.index, self._encode(prompt), written.responses, verdicts, retokenized=retokenized
-            )
+            group = Group.from_responses(prompt.index, self._encode(prompt), written.responses, verdicts)
             accepted = ledger.commit(name, {message.dispatch: group})
         except GroupError as error:
             return Outcome(dispatch=message.dispatch, outcome="refused", problems=[str(error)])

@@ -61,6 +61,7 @@ NOT_DETERMINING: dict[str, bool | set[str]] = {
     "run": {"name", "directory"},
     "engine": set(EngineSection.model_fields) - {"name", "slots", "device"},
     "evaluation": {"every"},
+    "rollouts": {"recorded_share"},
     "learner": {"threads", "publish_every", "keep_snapshots", "checkpoint_every", "on_collapse"},
 }
 """Settings that a run of the lab does not have, or whose numbers do not depend on them."""

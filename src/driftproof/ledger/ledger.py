@@ -37,9 +37,9 @@ class Plan:
     """What a run set out to do; written once, when the ledger is made."""
 
     seed: int
-    """Of the prompt permutation."""
+    """Of the prompt permutations."""
     prompts: int
-    """Prompts in the task's training split; dispatch n gets a prompt of epoch n // prompts."""
+    """Prompts in the task's training split."""
     groups_per_step: int
     max_staleness: int
     """Steps the rollout side may be ahead of the learner; 0 is synchronous. This bounds how many groups are dispatched:
@@ -50,6 +50,10 @@ class Plan:
     """Exactly the channels that every group must carry."""
     model: str = ""
     """Fingerprint of the model's configuration and tokenizer."""
+    recorded_prompts: int = 0
+    """Prompts of recorded groups beside those of the task; their indices follow those of the task."""
+    recorded_share: float = 0.0
+    """Of the dispatches, how many get a recorded prompt (see `PromptOrder`); 0 without recorded prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +119,9 @@ class Ledger:
             raise LedgerError(
                 f"{path} has ledger format {meta.get('format_version')}; this driftproof reads {FORMAT_VERSION}"
             )
-        plan = json.loads(meta["plan"])
-        self.plan = Plan(**plan | {"channels": frozenset(map(Channel, plan["channels"]))})
-        self._order = PromptOrder(self.plan.seed, self.plan.prompts)
+        fields = json.loads(meta["plan"])
+        self.plan = plan = Plan(**fields | {"channels": frozenset(map(Channel, fields["channels"]))})
+        self._order = PromptOrder(plan.seed, plan.prompts, plan.recorded_prompts, plan.recorded_share)
 
     @classmethod
     def create(cls, path: Path, plan: Plan) -> Self:
@@ -132,6 +136,8 @@ class Ledger:
             raise LedgerError(
                 f"a run needs prompts, groups per step and steps above 0 and a staleness from 0; got {plan}"
             )
+        if not 0 <= plan.recorded_share < 1 or (plan.recorded_share > 0) != (plan.recorded_prompts > 0):
+            raise LedgerError(f"recorded prompts and a share of them, above 0 and below 1, belong together; got {plan}")
         # A reader must never see a ledger without its tables.
         partial = path.with_suffix(".partial")
         for left_behind in path.parent.glob(f"{partial.name}*"):

@@ -1,23 +1,55 @@
-"""Which prompt is the n-th: a seeded permutation, drawn anew for every epoch, so that order survives any restart."""
+"""Which prompt is the n-th: seeded permutations, drawn anew for every epoch, so that order survives any restart.
+
+Guarantees: live prompts are 0 to prompts - 1, recorded ones stand behind them; of any n first dispatches
+floor(n * recorded_share) are recorded; either kind has all its prompts once before one of them comes again.
+"""
 
 from __future__ import annotations
+
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 class PromptOrder:
-    """The order in which the prompts of a task are dispatched."""
+    """The order in which the prompts of a run are dispatched."""
 
-    def __init__(self, seed: int, prompts: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, prompts: int, recorded_prompts: int = 0, recorded_share: float = 0.0) -> None:
+        """
+        Args:
+            prompts: live ones, at least 1.
+            recorded_prompts: recorded ones, at least 1 where some share of the dispatches is recorded.
+            recorded_share: of all dispatches, from 0 to below 1, as exact as it is written: 0.29 is 29 of 100.
+        """
+        self._recorded_of, self._among = Fraction(str(recorded_share)).as_integer_ratio()
         self._prompts = prompts
-        self._epoch: tuple[int, NDArray[np.int64]] | None = None
+        self._live = _Permutations(prompts, seed)
+        self._recorded = _Permutations(recorded_prompts, seed, 1)
 
     def prompt_of(self, dispatch: int) -> int:
-        """The prompt of the n-th dispatch: a position in the permutation of epoch n // prompts."""
-        epoch, position = divmod(dispatch, self._prompts)
+        """The prompt of the n-th dispatch: the next recorded one where it is their turn, else the next live one."""
+        recorded = self._recorded_before(dispatch)
+        if self._recorded_before(dispatch + 1) > recorded:
+            return self._prompts + self._recorded.nth(recorded)
+        return self._live.nth(dispatch - recorded)
+
+    def _recorded_before(self, dispatch: int) -> int:
+        return dispatch * self._recorded_of // self._among
+
+
+class _Permutations:
+    """One permutation of `count` prompts behind the other, each of its own epoch."""
+
+    def __init__(self, count: int, seed: int, *kind: int) -> None:
+        self._count = count
+        self._seed = seed
+        self._kind = kind
+        self._epoch: tuple[int, NDArray[np.int64]] | None = None
+
+    def nth(self, turn: int) -> int:
+        epoch, position = divmod(turn, self._count)
         if self._epoch is None or self._epoch[0] != epoch:
-            order = np.random.default_rng([self._seed, epoch]).permutation(self._prompts)
+            order = np.random.default_rng([self._seed, epoch, *self._kind]).permutation(self._count)
             self._epoch = (epoch, order)
         return int(self._epoch[1][position])

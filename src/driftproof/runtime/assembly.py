@@ -21,6 +21,7 @@ import torch
 from driftproof import tasks, verify
 from driftproof.codec import Codec
 from driftproof.config import Config, ConfigError
+from driftproof.engines.mixed import MixedEngine
 from driftproof.engines.protocol import Engine, EngineError, generate
 from driftproof.engines.recorded import RecordedEngine
 from driftproof.evaluate import evaluate
@@ -84,7 +85,9 @@ def preflight(config: Config) -> Plan:
     model = inspect_model(config.model.path)
     _check_reference(config, model, objective)
     task = make_task(config)
-    if not task.train:
+    recorded_prompts = len(task.recorded_groups) if isinstance(task, tasks.MixedTask) else 0
+    prompts = len(task.train) - recorded_prompts
+    if not prompts:
         raise TaskError(f"task {task.name!r} is for evaluation only; train on math or gsm8k")
     if config.engine.launch:
         from driftproof.engines.vllm.launch import check_environment
@@ -101,12 +104,14 @@ def preflight(config: Config) -> Plan:
     _check_lengths(config, model, task, codec)
     return Plan(
         seed=config.run.seed,
-        prompts=len(task.train),
+        prompts=prompts,
         groups_per_step=config.learner.groups_per_step,
         max_staleness=config.max_staleness,
         steps=config.run.steps,
         channels=objective.needs & GROUP_CHANNELS,
         model=model.fingerprint,
+        recorded_prompts=recorded_prompts,
+        recorded_share=config.rollouts.recorded_share or 0.0,
     )
 
 
@@ -145,7 +150,7 @@ def make_objective(config: Config) -> Objective:
     objective = build(config.objective.name, **fields)
     if Channel.BEHAVIOR_LOGPROBS in objective.needs:
         needs = f"objective {objective.name!r} needs behavior_logprobs"
-        if config.engine.name == "recorded":
+        if config.rollouts.path is not None:
             raise ConfigError(
                 f"{needs}, which recorded traces do not have; use one that needs none, like asympo or spo"
             )
@@ -164,7 +169,7 @@ def make_objective(config: Config) -> Objective:
 
 
 def make_task(config: Config) -> Task:
-    """The task; for recorded traces the one that the trace holds.
+    """The task; for recorded traces the one that the trace holds, alone or behind a live one.
 
     Raises:
         TaskError: unknown task or field, or bad data, with file and line.
@@ -175,9 +180,12 @@ def make_task(config: Config) -> Task:
             f"engine.name 'recorded' and task.name 'recorded' belong together; got engine {config.engine.name!r} and "
             f"task {config.task.name!r}"
         )
-    if config.rollouts.path is not None:
-        fields |= {"path": config.rollouts.path}
-    return tasks.build(config.task.name, **fields)
+    path = config.rollouts.path
+    if path is None:
+        return tasks.build(config.task.name, **fields)
+    if config.engine.name == "recorded":
+        return tasks.build(config.task.name, **fields | {"path": path})
+    return tasks.mixed(tasks.build(config.task.name, **fields), path)
 
 
 def make_sampling(config: Config, codec: Codec) -> Sampling:
@@ -277,6 +285,14 @@ def make_worker(config: Config, directory: RunDirectory, ledger: Ledger, name: s
 def make_engine(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
     if isinstance(task, tasks.RecordedTask):
         return RecordedEngine(task.train_groups, codec.encode_response)
+    live = _open_live(config, directory, task, codec)
+    if isinstance(task, tasks.MixedTask):
+        groups = {group.prompt.index: group for group in task.recorded_groups}
+        return MixedEngine(live, RecordedEngine(groups, codec.encode_response), first_recorded=len(task.live))
+    return live
+
+
+def _open_live(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
     if config.engine.name in ("openai", "vllm"):
         return _open_servers(config, directory, task, codec)
     return open_engine(config, config.model.path)
@@ -393,22 +409,32 @@ def _free_name(parent: Path, name: str) -> Path:
 
 def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -> None:
     if isinstance(task, tasks.RecordedTask):
-        for group in (*task.train_groups, *task.heldout_groups):
-            length = len(codec.encode(group.prompt)) + max(len(codec.encode_response(text)) for text in group.texts)
-            if length > model.context:
-                raise TaskError(
-                    f"{config.rollouts.path}: the prompt {group.prompt.text[:60]!r} and its longest response have "
-                    f"{length} tokens, the model's context is {model.context}; drop the group, or use another model"
-                )
+        _check_recorded_lengths(config, model, (*task.train_groups, *task.heldout_groups), codec)
         return
+    train = task.train
+    if isinstance(task, tasks.MixedTask):
+        _check_recorded_lengths(config, model, task.recorded_groups, codec)
+        train = task.live
     room = model.context - config.sampling.max_tokens
-    longest = max((len(codec.encode(p)), p.index) for p in (*task.train, *task.heldout))
+    longest = max((len(codec.encode(p)), p.index) for p in (*train, *task.heldout))
     if longest[0] > room:
         raise TaskError(
             f"prompt {longest[1]} of task {task.name!r} has {longest[0]} tokens; with sampling.max_tokens="
             f"{config.sampling.max_tokens} the model's context of {model.context} leaves {room}. "
             "Lower sampling.max_tokens, drop the long prompts, or use a model with a longer context"
         )
+
+
+def _check_recorded_lengths(
+    config: Config, model: ModelInfo, groups: Sequence[tasks.RecordedGroup], codec: Codec
+) -> None:
+    for group in groups:
+        length = len(codec.encode(group.prompt)) + max(len(codec.encode_response(text)) for text in group.texts)
+        if length > model.context:
+            raise TaskError(
+                f"{config.rollouts.path}: the prompt {group.prompt.text[:60]!r} and its longest response have "
+                f"{length} tokens, the model's context is {model.context}; drop the group, or use another model"
+            )
 
 
 def limit_threads(threads: int) -> None:
@@ -475,7 +501,6 @@ def answered(recorded_groups: Sequence[tasks.RecordedGroup], codec: Codec) -> li
             request.prompt_tokens,
             responses,
             [Verdict(reward=response.reward) for response in responses],
-            retokenized=True,
         )
         for request, responses in zip(requests, generate(engine, requests), strict=True)
     ]

@@ -23,7 +23,8 @@ def open_inbox(path: Path) -> Inbox:
     """The inbox of the run in a directory; the learner need not run.
 
     Raises:
-        ValueError: it is not a run, or one that trains on recorded traces; the run's model or task cannot be read.
+        ValueError: it is not a run, or one that trains on recorded traces, if only in part; the run's model or task
+            cannot be read.
     """
     directory = RunDirectory(path=path)
     if not (directory.config.is_file() and directory.ledger.is_file()):
@@ -32,6 +33,11 @@ def open_inbox(path: Path) -> Inbox:
     task = make_task(config)
     if isinstance(task, tasks.RecordedTask):
         raise ConfigError(f"{path} trains on recorded traces; there is nothing for workers to write")
+    if isinstance(task, tasks.MixedTask):
+        raise ConfigError(
+            f"{path} mixes recorded groups with live ones (rollouts.recorded_share); which of them a lease is of "
+            "cannot be chosen, so there is no inbox; built-in workers write them all (rollouts.workers)"
+        )
     model = inspect_model(config.model.path)
     codec = Codec(config.model.path)
     with Ledger(directory.ledger) as ledger:

@@ -93,6 +93,9 @@ def _check_same_run(path: Path, ours: Plan, theirs: Plan) -> None:
     what = {
         "model": "another model (its configuration or tokenizer differ)",
         "prompts": f"a task of {theirs.prompts} training prompts, not {ours.prompts}",
+        "recorded_prompts": f"a trace of {theirs.recorded_prompts} recorded prompts beside the task's, not "
+        f"{ours.recorded_prompts}",
+        "recorded_share": f"rollouts.recorded_share {theirs.recorded_share}, not {ours.recorded_share}",
         "seed": f"run.seed {theirs.seed}, not {ours.seed}",
         "groups_per_step": f"learner.groups_per_step {theirs.groups_per_step}, not {ours.groups_per_step}",
         "max_staleness": f"a staleness of {theirs.max_staleness}, not {ours.max_staleness}",

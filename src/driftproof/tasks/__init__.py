@@ -21,7 +21,7 @@ from driftproof.tasks.gsm8k import gsm8k
 from driftproof.tasks.jsonl import jsonl
 from driftproof.tasks.protocol import Task, TaskError
 from driftproof.tasks.reasoning_gym import reasoning_gym
-from driftproof.tasks.recorded import RecordedGroup, RecordedTask, read_recorded, recorded
+from driftproof.tasks.recorded import MixedTask, RecordedGroup, RecordedTask, mixed, read_recorded, recorded
 from driftproof.tasks.running_sums import running_sums
 from driftproof.tasks.validate import Validation, validate
 
@@ -38,6 +38,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 __all__ = [
     "TASKS",
+    "MixedTask",
     "RecordedGroup",
     "RecordedTask",
     "Task",
@@ -49,6 +50,7 @@ __all__ = [
     "gsm8k",
     "jsonl",
     "math",
+    "mixed",
     "read_recorded",
     "reasoning_gym",
     "recorded",

@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from driftproof.tasks.protocol import Task, TaskError
-from driftproof.tasks.rows import Row, read_rows, shown
+from driftproof.tasks.recorded_rows import RecordedResponse, read_recorded_rows
+from driftproof.tasks.rows import shown
 from driftproof.tasks.split import generator
 from driftproof.types import Prompt
-
-_EXAMPLE = '{"problem": "47+85=", "answer": "132", "responses": [{"text": "132", "correct": true}]}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +23,8 @@ class RecordedGroup:
     """[G], G >= 1."""
     rewards: tuple[float, ...]
     """[G], finite; 1.0 and 0.0 for responses marked correct or not."""
+    unfinished: frozenset[int] = frozenset()
+    """Positions of the responses that a token limit ended; they have no end-of-sequence token."""
 
     @property
     def mixed(self) -> bool:
@@ -40,8 +40,17 @@ class RecordedTask(Task):
     heldout_groups: Sequence[RecordedGroup]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedTask(Task):
+    """A live task whose training prompts have recorded groups behind them: `train[len(live) + k]` is the prompt of
+    `recorded_groups[k]`. What is held out is the live task's."""
+
+    live: Sequence[Prompt]
+    recorded_groups: Sequence[RecordedGroup]
+
+
 def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, verifier: str = "math") -> RecordedTask:
-    """A task from rows like `{"problem": ..., "answer": ..., "responses": [{"text": ..., "correct": true}, ...]}`.
+    """A task from the groups of a file (see `read_recorded`).
 
     `heldout_fraction` of the groups is held out, drawn by `seed`, with the same share of mixed groups as in the file.
     The verifier scores fresh responses; the recorded ones keep their rewards.
@@ -72,44 +81,61 @@ def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, 
     )
 
 
-def read_recorded(path: str | Path) -> list[RecordedGroup]:
-    """All groups of a file, in its order, their prompts numbered from 0.
-
-    A response has a text and either "correct", true or false, or "reward", a finite number; other fields are ignored.
+def mixed(task: Task, path: str | Path) -> MixedTask:
+    """A live task, and behind its training prompts those of all the groups of a file.
 
     Raises:
-        TaskError: a file that cannot be read or a bad row.
+        TaskError: as `read_recorded`, or a recorded prompt is one that the task holds out.
     """
-    return _numbered([_group(row) for row in read_rows(path, _EXAMPLE)])
+    first = len(task.train)
+    groups = _numbered(read_recorded(path), first)
+    heldout = {prompt.text.strip() for prompt in task.heldout}
+    found = [group.prompt.text for group in groups if group.prompt.text.strip() in heldout]
+    if found:
+        raise TaskError(
+            f"{path}: {len(found)} of {len(groups)} prompts are held out by task {task.name!r} and must not be trained "
+            f"on, like {shown(found[0])}; drop their rows, or hold out other prompts"
+        )
+    return MixedTask(
+        name=task.name,
+        train=(*task.train, *(group.prompt for group in groups)),
+        heldout=task.heldout,
+        verifier=task.verifier,
+        gold=task.gold,
+        live=task.train,
+        recorded_groups=groups,
+    )
 
 
-def _numbered(groups: Sequence[RecordedGroup]) -> list[RecordedGroup]:
-    return [replace(group, prompt=replace(group.prompt, index=index)) for index, group in enumerate(groups)]
+def read_recorded(path: str | Path) -> list[RecordedGroup]:
+    """All groups of a file, their prompts numbered from 0 in the order in which they first appear.
+
+    Rows are ours, TRL's or OpenAI's (`driftproof.tasks.recorded_rows`). A row of ours is a group; rows of the other
+    styles with equal prompts are one group together. Fields that are not of the style are ignored.
+
+    Raises:
+        TaskError: a file that cannot be read, a bad row, or one prompt with two answers.
+    """
+    gathered: dict[object, tuple[Prompt, list[RecordedResponse]]] = {}
+    for position, found in enumerate(read_recorded_rows(path)):
+        key = position if found.whole else (found.prompt.system, found.prompt.text)
+        prompt, responses = gathered.setdefault(key, (found.prompt, []))
+        if prompt != found.prompt:
+            raise found.row.error(
+                f"the answer is {shown(found.prompt.answer)}, in an earlier row of the prompt {shown(prompt.answer)}"
+            )
+        responses += found.responses
+    return _numbered([_group(prompt, responses) for prompt, responses in gathered.values()])
 
 
-def _group(row: Row) -> RecordedGroup:
-    prompt = Prompt(index=0, text=row.text("problem"), answer=row.text("answer"), system=row.optional_text("system"))
-    responses = row.value("responses")
-    if not isinstance(responses, list) or not responses:
-        raise row.error(f'the field "responses" must be a list with at least one response, not {shown(responses)}')
-    texts, rewards = zip(*(_response(row, i, response) for i, response in enumerate(responses)), strict=True)
-    return RecordedGroup(prompt=prompt, texts=texts, rewards=rewards)
+def _numbered(groups: Sequence[RecordedGroup], first: int = 0) -> list[RecordedGroup]:
+    return [replace(group, prompt=replace(group.prompt, index=index)) for index, group in enumerate(groups, first)]
 
 
-def _response(row: Row, position: int, response: Any) -> tuple[str, float]:
-    what = f"response {position}"
-    if not isinstance(response, dict):
-        raise row.error(f"{what} must be an object, not {shown(response)}")
-    text = row.check_text(f'{what}: "text"', response.get("text"))
-    given = [name for name in ("correct", "reward") if name in response]
-    if len(given) != 1:
-        raise row.error(f'{what} needs either "correct" or "reward", and has {" and ".join(given) or "neither"}')
-    value = response[given[0]]
-    if given == ["correct"]:
-        if not isinstance(value, bool):
-            raise row.error(f'{what}: "correct" must be true or false, not {shown(value)}')
-        return text, float(value)
-    # Python's JSON reads NaN and Infinity, and integers too large for a float.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e300:
-        raise row.error(f'{what}: "reward" must be a finite number, not {shown(value)}')
-    return text, float(value)
+def _group(prompt: Prompt, responses: Sequence[RecordedResponse]) -> RecordedGroup:
+    return RecordedGroup(
+        prompt=prompt,
+        texts=tuple(response.text for response in responses),
+        rewards=tuple(response.reward for response in responses),
+        unfinished=frozenset(i for i, response in enumerate(responses) if response.unfinished),
+    )

@@ -53,12 +53,13 @@ class Row:
         return text
 
     def optional_text(self, field: str) -> str:
-        """The text of a field, "" where it is missing.
+        """The text of a field, "" where it is missing or null, as tables have it.
 
         Raises:
             TaskError: it is there and no text.
         """
-        return self.check_text(f'the field "{field}"', self.fields.get(field, ""))
+        value = self.fields.get(field)
+        return "" if value is None else self.check_text(f'the field "{field}"', value)
 
     def check_text(self, what: str, value: Any) -> str:
         """`value` where it is a text.

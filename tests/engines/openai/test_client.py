@@ -64,7 +64,7 @@ def finish(engine: OpenAIEngine, count: int, seconds: float = 120.0) -> list[Com
 def test_answers_are_the_servers_tokens_and_nothing_unasked_is_requested():
     server = TableServer()
     with serving(server), engine_of(server) as engine:
-        assert engine.capabilities == Capabilities(logprobs=True, follows_weights=False, own_tokens=True)
+        assert engine.capabilities == Capabilities(logprobs=True, follows_weights=False)
         (responses,) = generate(engine, [ask(3, top_p=0.9, top_k=7, temperature=0.7)])
     expected = [answer(BASE, [5, 6, 3], 300 + j, 8) for j in range(4)]
     assert tokens_of(responses) == [tokens for tokens, _, _ in expected]
@@ -375,23 +375,25 @@ def test_an_error_in_the_updater_reaches_the_worker(tmp_path: Path):
 def test_text_of_a_stranger_becomes_tokens_of_the_learner():
     server = TableServer(owner="stranger", token_ids=False, log_probs=False, tokenizer_shift=1)
     with serving(server), engine_of(server, retokenize=True) as engine:
-        assert engine.capabilities == Capabilities(logprobs=False, follows_weights=False, own_tokens=False)
+        assert engine.capabilities == Capabilities(logprobs=False, follows_weights=False)
         (responses,) = generate(engine, [ask(0, [*b"1+1="], seed=9)])
         with pytest.raises(EngineError, match="no log-probs"):
             engine.submit(ask(1, want_logprobs=True))
     assert sorted(body["seed"] for body in server.requests) == [9, 10, 11, 12]
     assert {body["prompt"] for body in server.requests} == {"1+1="}
     assert tokens_of(responses) == [answer(BASE, [*b"1+1="], 9 + j, 8)[0] for j in range(4)]
+    assert all(response.retokenized for response in responses)
 
 
 def test_llama_cpp_is_asked_by_its_native_route():
     server = TableServer(owner="llamacpp", max_model_len=32)
     with serving(server), engine_of(server) as engine:
-        assert engine.capabilities == Capabilities(logprobs=False, follows_weights=False, own_tokens=True)
+        assert engine.capabilities == Capabilities(logprobs=False, follows_weights=False)
         (responses,) = generate(engine, [ask(2)])
         with pytest.raises(EngineError, match="context of 32"):
             engine.submit(ask(3, [5] * 32))
     assert tokens_of(responses) == [answer(BASE, [5, 6, 2], 200 + j, 8)[0] for j in range(4)]
+    assert not any(response.retokenized for response in responses)
 
 
 def test_servers_that_cannot_be_used_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch):

@@ -131,7 +131,6 @@ class OpenAIEngine:
         return Capabilities(
             logprobs=not self._retokenize and all(facts.logprobs for facts in self.facts),
             follows_weights=self._updater is not None,
-            own_tokens=not self._retokenize,
         )
 
     @property

@@ -258,7 +258,7 @@ def _retokenized(value: Any, finish: FinishReason, call: Call, encode: Callable[
         tokens, finish = tokens[: call.max_tokens], FinishReason.LENGTH
     if not tokens:
         raise ReplyError("text: empty, though the length limit ended it")
-    return Response(tokens=np.array(tokens, dtype=np.int32), finish_reason=finish)
+    return Response(tokens=np.array(tokens, dtype=np.int32), finish_reason=finish, retokenized=True)
 
 
 def _list(field: str, value: Any) -> list[Any]:

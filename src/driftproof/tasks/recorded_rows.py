@@ -1,0 +1,297 @@
+"""Rows of recorded traces in three styles: ours, TRL's and OpenAI's.
+
+Guarantees: a file has one style, that of its first row; whatever a row holds that a prompt or a response cannot express
+is an error with file and line, never left out: conversations of several turns, tools, images, hidden reasoning.
+A field that is null is not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from driftproof.tasks.rows import Row, read_rows, shown
+from driftproof.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedResponse:
+    """A response as text, and what it was worth."""
+
+    text: str
+    reward: float
+    """Finite; 1.0 or 0.0 where it was marked correct or not."""
+    unfinished: bool = False
+    """A token limit ended it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRow:
+    """What one row holds."""
+
+    row: Row
+    prompt: Prompt
+    """Its index is 0."""
+    responses: tuple[RecordedResponse, ...]
+    """At least one."""
+    whole: bool
+    """A group of its own; else it is one with other rows of the same prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Style:
+    name: str
+    fields: tuple[str, ...]
+    """A row that has one of them is of this style."""
+    example: str
+    read: Callable[[Row], tuple[Prompt, list[RecordedResponse]]]
+    whole: bool
+
+
+_MARKS = ("correct", "label")
+"""Fields of rewards that are true or false; all others are numbers."""
+_REST = ("tool_calls", "function_call", "audio", "reasoning", "reasoning_content", "thinking")
+"""What a chat message may hold beside its content."""
+_CONTEXT = ("tools", "functions", "chat_template_kwargs")
+"""What changes the text of a prompt beside its messages."""
+
+
+def read_recorded_rows(path: str | Path) -> Iterator[RecordedRow]:
+    """The rows of a file, in its order.
+
+    Raises:
+        TaskError: a file that cannot be read, a bad row, or a row of another style than the first one's.
+    """
+    style: _Style | None = None
+    for row in read_rows(path, STYLES[0].example):
+        found = _style(row)
+        if style is None:
+            style = found
+        row = replace(row, example=style.example)
+        if found is not style:
+            raise row.error(f"the row is {found.name}, but the file's first one is {style.name}")
+        prompt, responses = style.read(row)
+        yield RecordedRow(row=row, prompt=prompt, responses=tuple(responses), whole=style.whole)
+
+
+def _style(row: Row) -> _Style:
+    for style in STYLES:
+        if _given(row.fields, style.fields):
+            return style
+    known = ", ".join(f"{' or '.join(style.fields)} ({style.name})" for style in STYLES)
+    raise row.error(f"the row has no responses: none of the fields {known}; there are: {shown(list(row.fields))}")
+
+
+def _read_ours(row: Row) -> tuple[Prompt, list[RecordedResponse]]:
+    prompt = Prompt(index=0, text=row.text("problem"), answer=row.text("answer"), system=row.optional_text("system"))
+    responses = []
+    for position, response in enumerate(_listed(row, "responses", "response")):
+        what = f"response {position}"
+        if not isinstance(response, dict):
+            raise row.error(f"{what} must be an object, not {shown(response)}")
+        text = row.check_text(f'{what}: "text"', response.get("text"))
+        responses.append(RecordedResponse(text=text, reward=_reward_of(row, what, response, ("correct", "reward"))))
+    return prompt, responses
+
+
+def _read_trl(row: Row) -> tuple[Prompt, list[RecordedResponse]]:
+    _check_nothing_else(row, "the row", row.fields, _CONTEXT)
+    field = _only(row, "the row", row.fields, ("completion", "completions"))
+    name = _only(row, "the row", row.fields, ("reward", "rewards", "label"))
+    if field == "completion":
+        completions, rewards = [row.fields[field]], [row.fields[name]]
+    else:
+        completions = _listed(row, field, "completion")
+        rewards = _as_many(row, name, completions, field)
+    responses = [
+        RecordedResponse(text=_completion(row, f"completion {i}", completion), reward=_reward(row, name, i, reward))
+        for i, (completion, reward) in enumerate(zip(completions, rewards, strict=True))
+    ]
+    return _prompt(row, "prompt"), responses
+
+
+def _read_openai(row: Row) -> tuple[Prompt, list[RecordedResponse]]:
+    _check_nothing_else(row, "the row", row.fields, _CONTEXT)
+    if not _given(row.fields, ("choices",)):
+        *asked, last = _messages(row, '"messages"', row.value("messages"))
+        reward = _reward_of(row, "the row", row.fields, ("reward", "correct"))
+        if last[0] != "assistant":
+            raise row.error(
+                f"the last message must be the assistant's, which is the response, not of role {shown(last[0])}"
+            )
+        return _chat_prompt(row, asked), [RecordedResponse(text=last[1], reward=reward)]
+    prompt = _prompt(row, _only(row, "the row", row.fields, ("messages", "prompt")))
+    choices = _listed(row, "choices", "choice")
+    texts = [_choice(row, f"choice {i}", choice) for i, choice in enumerate(choices)]
+    rewards = _choice_rewards(row, choices)
+    return prompt, [
+        RecordedResponse(text=text, reward=reward, unfinished=unfinished)
+        for (text, unfinished), reward in zip(texts, rewards, strict=True)
+    ]
+
+
+STYLES = (
+    _Style(
+        name="driftproof's style",
+        fields=("responses",),
+        example='{"problem": "47+85=", "answer": "132", "responses": [{"text": "132", "correct": true}]}',
+        read=_read_ours,
+        whole=True,
+    ),
+    _Style(
+        name="TRL-style",
+        fields=("completion", "completions"),
+        example='{"prompt": "47+85=", "completions": ["132", "122"], "rewards": [1.0, 0.0]}',
+        read=_read_trl,
+        whole=False,
+    ),
+    _Style(
+        name="OpenAI-style",
+        fields=("choices", "messages"),
+        example='{"messages": [{"role": "user", "content": "47+85="}], '
+        '"choices": [{"message": {"role": "assistant", "content": "132"}}], "rewards": [1.0]}',
+        read=_read_openai,
+        whole=False,
+    ),
+)
+"""Where a row has the fields of several styles, the first of these is meant."""
+
+
+def _prompt(row: Row, field: str) -> Prompt:
+    """The prompt in a field that holds a text or chat messages."""
+    value = row.value(field)
+    if isinstance(value, list):
+        return _chat_prompt(row, _messages(row, f'"{field}"', value))
+    return Prompt(index=0, text=row.text(field), answer=row.optional_text("answer"), system=row.optional_text("system"))
+
+
+def _chat_prompt(row: Row, messages: Sequence[tuple[str, str]]) -> Prompt:
+    """The prompt that is one user message, after a system message or none."""
+    roles = [role for role, _ in messages]
+    if roles not in (["user"], ["system", "user"], ["developer", "user"]):
+        raise row.error(
+            "a prompt can be one user message, after a system message or none, and nothing else; this one has the "
+            f"roles {shown(roles)}"
+        )
+    for role, content in messages:
+        if not content.strip():
+            raise row.error(f"the {role} message is empty")
+    system = messages[0][1] if len(messages) == 2 else ""
+    return Prompt(index=0, text=messages[-1][1], answer=row.optional_text("answer"), system=system)
+
+
+def _completion(row: Row, what: str, value: Any) -> str:
+    if not isinstance(value, list):
+        return row.check_text(what, value)
+    messages = _messages(row, what, value)
+    if [role for role, _ in messages] != ["assistant"]:
+        raise row.error(
+            f"{what} must be one message of the assistant, not messages of the roles {shown([r for r, _ in messages])}"
+        )
+    return messages[0][1]
+
+
+def _choice(row: Row, what: str, choice: Any) -> tuple[str, bool]:
+    """Text of a choice, and whether it is unfinished."""
+    if not isinstance(choice, dict):
+        raise row.error(f"{what} must be an object, not {shown(choice)}")
+    if _only(row, what, choice, ("message", "text")) == "text":
+        text = row.check_text(f'{what}: "text"', choice["text"])
+    else:
+        text = _completion(row, what, [choice["message"]])
+    finish = choice.get("finish_reason")
+    if finish not in (None, "stop", "length"):
+        raise row.error(f"{what}: \"finish_reason\" must be 'stop' or 'length', not {shown(finish)}")
+    if finish == "length" and not text:
+        raise row.error(f"{what} is empty, though its length is said to have ended it")
+    return text, finish == "length"
+
+
+def _choice_rewards(row: Row, choices: Sequence[dict[str, Any]]) -> list[float]:
+    """What each choice is worth: by a list in the row, by itself, or, where it is the only one, by the row."""
+    names = ("reward", "correct")
+    by_row = _given(row.fields, ("rewards", *names))
+    by_choice = [i for i, choice in enumerate(choices) if _given(choice, names)]
+    if by_row and by_choice:
+        raise row.error(f"the row has {_quoted(by_row, 'and')}, and so has choice {by_choice[0]}; give it once")
+    if _given(row.fields, ("rewards",)):
+        rewards = _as_many(row, "rewards", choices, "choices")
+        return [_reward(row, "rewards", i, reward) for i, reward in enumerate(rewards)]
+    if len(choices) == 1 and not by_choice:
+        return [_reward_of(row, "the row", row.fields, names)]
+    return [_reward_of(row, f"choice {i}", choice, names) for i, choice in enumerate(choices)]
+
+
+def _messages(row: Row, what: str, value: Any) -> list[tuple[str, str]]:
+    """Role and content of chat messages, at least one."""
+    if not isinstance(value, list) or not value:
+        raise row.error(f"{what} must be a list with at least one message, not {shown(value)}")
+    messages = []
+    for position, message in enumerate(value):
+        where = f"{what}: message {position}"
+        if not isinstance(message, dict):
+            raise row.error(f"{where} must be an object, not {shown(message)}")
+        _check_nothing_else(row, where, message, _REST)
+        role = row.check_text(f'{where}: "role"', message.get("role"))
+        messages.append((role, row.check_text(f'{where}: "content"', message.get("content"))))
+    return messages
+
+
+def _check_nothing_else(row: Row, what: str, fields: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        if fields.get(name):
+            raise row.error(f'{what} has "{name}", which a recorded trace cannot express')
+
+
+def _listed(row: Row, field: str, of: str) -> list[Any]:
+    value = row.value(field)
+    if not isinstance(value, list) or not value:
+        raise row.error(f'the field "{field}" must be a list with at least one {of}, not {shown(value)}')
+    return value
+
+
+def _as_many(row: Row, field: str, others: Sequence[Any], of: str) -> list[Any]:
+    value = row.value(field)
+    if not isinstance(value, list) or len(value) != len(others):
+        raise row.error(
+            f'the field "{field}" must be a list of {len(others)}, as many as there are {of}, not {shown(value)}'
+        )
+    return value
+
+
+def _reward_of(row: Row, what: str, fields: Mapping[str, Any], names: Sequence[str]) -> float:
+    name = _only(row, what, fields, names)
+    return _number(row, f'{what}: "{name}"', name, fields[name])
+
+
+def _reward(row: Row, field: str, position: int, value: Any) -> float:
+    return _number(row, f'"{field}" of response {position}', field, value)
+
+
+def _number(row: Row, what: str, field: str, value: Any) -> float:
+    if field in _MARKS:
+        if not isinstance(value, bool):
+            raise row.error(f"{what} must be true or false, not {shown(value)}")
+        return float(value)
+    # Python's JSON reads NaN and Infinity, and integers too large for a float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e300:
+        raise row.error(f"{what} must be a finite number, not {shown(value)}")
+    return float(value)
+
+
+def _only(row: Row, what: str, fields: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The one of these fields that is given."""
+    given = _given(fields, names)
+    if len(given) != 1:
+        raise row.error(f"{what} needs either {_quoted(names, 'or')}, and has {' and '.join(given) or 'neither'}")
+    return given[0]
+
+
+def _given(fields: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [name for name in names if fields.get(name) is not None]
+
+
+def _quoted(names: Sequence[str], conjunction: str) -> str:
+    return f" {conjunction} ".join(f'"{name}"' for name in names)
