@@ -5,7 +5,7 @@ MODELS := models
 
 VLLM := .venv-vllm
 
-.PHONY: setup train smoke results test test-slow vllm test-vllm check clean
+.PHONY: setup train smoke results chaos chaos-short test test-slow vllm test-vllm check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -30,6 +30,12 @@ smoke: .venv/ready $(MODELS)/tiny-qwen3
 results: .venv/ready $(MODELS)/tiny-qwen3 $(MODELS)/tiny-sums
 	for recipe in recipes/lab/*.toml; do $(BIN)/driftproof lab $$recipe || exit 1; done
 	$(BIN)/driftproof lab page docs/results.md
+
+# A seeded storm of 100 kills and as many faults as there are places: nothing is lost, nothing is trained twice.
+chaos: .venv/ready $(MODELS)/tiny-qwen3
+	$(BIN)/python -m benchmarks.chaos
+chaos-short: .venv/ready $(MODELS)/tiny-qwen3
+	$(BIN)/python -m benchmarks.chaos --short
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -323,7 +323,7 @@ def load_config(recipe: Path | None, overrides: Sequence[str] = (), kind: type[C
         tree = tomllib.loads(recipe.read_text()) if recipe else {}
     except OSError as error:
         raise ConfigError(f"recipe {recipe} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also: not UTF-8, thousands of digits, nested too deeply
         raise ConfigError(f"recipe {recipe} is not valid TOML: {error}") from error
     for section, key, value in parse_overrides(overrides):
         table = tree.setdefault(section, {})
@@ -361,7 +361,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str, Any]]:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # also an integer of thousands of digits, nested too deeply
         return text
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from driftproof.logprobs.variants import DEFAULT_BUDGET_BYTES
-from driftproof.models import ModelError, checkpoint_activations
+from driftproof.models import UNTRUSTED, checkpoint_activations, readable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +104,8 @@ def read_config(model: Path) -> Any:
     """
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model} has no usable config.json: {error}") from error
+    with readable(f"{model} has no usable config.json"):
+        return AutoConfig.from_pretrained(model, **UNTRUSTED)
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):

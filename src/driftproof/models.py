@@ -1,17 +1,23 @@
 """Hugging Face model directories, looked at before anything is loaded.
 
 Guarantees: a directory without configuration, safetensors weights or tokenizer, or whose tokenizer is larger than the
-model's vocabulary, is refused with a sentence.
+model's vocabulary, is refused with a sentence, whatever its files hold; no code in it is run, no pickle opened, and
+nothing is fetched from elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from driftproof.types import Prompt
+
+UNTRUSTED: dict[str, bool] = {"trust_remote_code": False, "local_files_only": True}
+"""How everything of a model directory is opened. Left out, transformers asks the terminal whether to run its code."""
 
 
 class ModelError(ValueError):
@@ -47,23 +53,31 @@ def inspect_model(path: Path) -> ModelInfo:
         raise ModelError(f"{path} has no config.json; it is not a Hugging Face model directory")
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{path} has no *.safetensors weights (pickled weights are never opened; convert them first)")
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{path}/config.json is not a configuration transformers can read: {error}") from error
+    with readable(f"{path}/config.json is not a configuration transformers can read"):
+        text_config = AutoConfig.from_pretrained(path, **UNTRUSTED).get_text_config()
+        vocabulary = int(text_config.vocab_size)
+        context = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 30)
+    if context < 2:
+        raise ModelError(f"{path}/config.json: max_position_embeddings is {context}; it must be at least 2")
     tokenizer = load_tokenizer(path)
-    text_config = config.get_text_config()
-    if len(tokenizer) > text_config.vocab_size:
+    if len(tokenizer) > vocabulary:
         raise ModelError(
-            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {text_config.vocab_size}; "
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}; "
             "they do not belong together"
         )
-    return ModelInfo(
-        path=path,
-        context=int(getattr(text_config, "max_position_embeddings", 0) or 1 << 30),
-        vocabulary=int(text_config.vocab_size),
-        fingerprint=_fingerprint(path),
-    )
+    return ModelInfo(path=path, context=context, vocabulary=vocabulary, fingerprint=_fingerprint(path))
+
+
+@contextmanager
+def readable(problem: str) -> Iterator[None]:
+    """Whatever the block raises is a `ModelError` that begins with `problem`.
+
+    What transformers and its tokenizers raise for files that are not in order is of no narrower class than Exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{problem}: {error or type(error).__name__}") from error
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -76,11 +90,10 @@ def load_tokenizer(path: Path) -> Any:
 
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise ModelError(f"{path} has no tokenizer (tokenizer.json); save the model's tokenizer into the directory")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{path}: the tokenizer cannot be read: {error}") from error
-    if tokenizer.eos_token_id is None:
+    with readable(f"{path}: the tokenizer cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(path, **UNTRUSTED)
+        eos_id = tokenizer.eos_token_id
+    if eos_id is None:
         raise ModelError(f"{path}: the tokenizer has no end-of-sequence token, so no response could ever stop")
     return tokenizer
 
@@ -111,13 +124,22 @@ def _messages(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def stop_ids(tokenizer: Any, model_path: Path) -> tuple[int, ...]:
-    """Tokens that end a response: the tokenizer's end of sequence and those of the generation configuration."""
+    """Tokens that end a response: the tokenizer's end of sequence and those of the generation configuration.
+
+    Raises:
+        ModelError: a generation configuration that cannot be read, or whose eos_token_id is no token id.
+    """
     from transformers import GenerationConfig
 
     ids = {int(tokenizer.eos_token_id)}
-    if (model_path / "generation_config.json").is_file():
-        configured = GenerationConfig.from_pretrained(model_path).eos_token_id
-        ids.update(configured if isinstance(configured, list) else [] if configured is None else [configured])
+    file = model_path / "generation_config.json"
+    if file.is_file():
+        with readable(f"{file} is not a configuration transformers can read"):
+            configured = GenerationConfig.from_pretrained(model_path, local_files_only=True).eos_token_id
+        more = configured if isinstance(configured, list) else [] if configured is None else [configured]
+        if wrong := [value for value in more if type(value) is not int or not 0 <= value < 2**31]:
+            raise ModelError(f"{file}: eos_token_id holds {wrong[0]!r}, which is no token id")
+        ids.update(more)
     return tuple(sorted(ids))
 
 

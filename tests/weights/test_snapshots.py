@@ -54,6 +54,14 @@ def test_latest_names_the_newest_snapshot(base: Path, tmp_path: Path):
     assert not list(snapshots.glob(".partial*"))
 
 
+def test_directories_of_other_names_are_no_snapshots(base: Path, tmp_path: Path):
+    publisher = Publisher(tmp_path / "snapshots", base)
+    first = publisher.publish(7, {"w": torch.zeros(1)})
+    for name in ("step-00000042.bak", "step-42", "step-0000004x"):
+        (publisher.directory / name).mkdir()
+    assert list_snapshots(publisher.directory) == [first]
+
+
 def test_old_snapshots_are_pruned(base: Path, tmp_path: Path):
     publish = publisher(tmp_path, keep=2)
     for step in range(5):

@@ -26,6 +26,7 @@ from driftproof.engines.kv_cache import SlotCache
 from driftproof.engines.load import load_weights
 from driftproof.engines.protocol import Capabilities, Completed, EngineError
 from driftproof.engines.sampling import RowSettings, sample, streams, uniforms
+from driftproof.models import UNTRUSTED
 from driftproof.types import FinishReason, Request, Response
 
 if TYPE_CHECKING:
@@ -149,9 +150,10 @@ class EmbeddedEngine:
             raise EngineError(f"{path} has no config.json; give a Hugging Face model directory")
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+                path, dtype=dtype, use_safetensors=True, output_loading_info=True, **UNTRUSTED
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
+            # What transformers raises for files that are not in order is of no narrower class.
             raise EngineError(f"{path} cannot be opened as a causal language model: {error}") from error
         if loading["missing_keys"]:
             raise EngineError(f"{path}: the weights lack {', '.join(sorted(loading['missing_keys'])[:3])}")

@@ -40,7 +40,9 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
                 shards.update(dict.fromkeys(handle.keys(), handle))
             for name, target in _match(model, shards, directory):
                 target.copy_(shards[name].get_tensor(name))
-    except SafetensorError as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, SafetensorError) as error:
         raise EngineError(f"the weights in {directory} cannot be read: {error}") from error
 
 
@@ -52,9 +54,10 @@ def weight_files(directory: Path) -> list[Path]:
         raise FileNotFoundError(f"{directory} has neither {_SINGLE} nor {_INDEX}; give a Hugging Face model directory")
     try:
         shards = sorted(set(json.loads((directory / _INDEX).read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # Files of this directory, whatever the index says.
+        return [directory / Path(shard).name for shard in shards]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(f"{directory / _INDEX} is not an index of shards: {error}") from error
-    return [directory / shard for shard in shards]
 
 
 def _match(model: PreTrainedModel, shards: dict[str, Any], directory: Path) -> list[tuple[str, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,17 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
         CheckpointError: a file missing or broken, another format, or tensors that are not this model's.
     """
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        state: Any = json.loads((path / "state.json").read_text())
         weights, moments = load_file(path / WEIGHTS), load_file(path / "optimizer.safetensors")
         values = load_file(path / VALUE_HEAD) if (path / VALUE_HEAD).exists() else {}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-    if state.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has checkpoint format {state.get('format_version')}; this driftproof reads {FORMAT_VERSION}"
-        )
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has checkpoint format {version}; this driftproof reads {FORMAT_VERSION}")
+    step = state.get("step")
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"checkpoint {path} cannot be read: its state.json has the step {step!r}")
     model = learner.policy.model
     found = {name: tensor.shape for name, tensor in weights.items()}
     own = {
@@ -99,16 +102,36 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
             f"{path} has {'a' if values else 'no'} value head, and objective {learner.objective.name!r} needs "
             f"{'none' if values else 'one'}; go on with the objective it was made with"
         )
+    if value_head is not None and _shapes(values) != _shapes(value_head.state_dict()):
+        raise CheckpointError(f"{path} is of another model: its value head has other tensors")
+    optimizer = _optimizer_state(path, moments, learner)
     model.load_state_dict(weights, strict=False)
     if value_head is not None:
         value_head.load_state_dict(values)
-    optimizer: dict[int, dict[str, Tensor]] = {}
-    for key, value in moments.items():
-        index, name = key.split(".", 1)
-        optimizer.setdefault(int(index), {})[name] = value
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
-    learner.step = state["step"]
+    learner.step = step
+
+
+def _optimizer_state(path: Path, moments: dict[str, Tensor], learner: Learner) -> dict[int, dict[str, Tensor]]:
+    """By parameter: all of AdamW's state, in the parameter's shape, or none for one that never had a gradient."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        index, _, name = key.partition(".")
+        found.setdefault(index, {})[name] = value
+    optimizer = {}
+    for number, parameter in enumerate(learner.policy.parameters()):
+        if state := found.pop(str(number), None):
+            if _shapes(state) != {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                raise CheckpointError(f"{path}: the optimizer's state of parameter {number} is not that of this model")
+            optimizer[number] = state
+    if found:
+        raise CheckpointError(f"{path}: the optimizer has a state of {sorted(found)[:3]}, which this model has not")
+    return optimizer
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _tied(model: nn.Module) -> set[str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.logprobs import Head, LogprobGradients, TokenLogprobs, finish_responses, token_logprobs
-from driftproof.models import ModelError, inspect_model
+from driftproof.models import UNTRUSTED, ModelError, inspect_model, readable
 from driftproof.types import FinishReason, Group, Response, Verdict
 
 
@@ -89,16 +89,13 @@ class Policy:
         Raises:
             ModelError: see `inspect_model`; also weights that are missing or of another shape.
         """
-        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         inspect_model(path)
-        try:
+        with readable(f"{path}: the weights cannot be loaded"):
             model, loading = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+                path, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **UNTRUSTED
             )
-        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{path}: the weights cannot be loaded: {error}") from error
         if loading["missing_keys"]:
             raise ModelError(f"{path}: the weights lack {sorted(loading['missing_keys'])[:3]}")
         _check_names(path, model)

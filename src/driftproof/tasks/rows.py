@@ -97,7 +97,7 @@ def _tabular(path: str | Path, table: Iterable[dict[str, Any]], example: str) ->
         raise TaskError(f"{path}: there are no rows; a row looks like {example}")
 
 
-def _load_parquet(path: Path) -> Iterable[dict[str, Any]]:
+def _load_parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -107,9 +107,10 @@ def _load_parquet(path: Path) -> Iterable[dict[str, Any]]:
         ) from error
     try:
         table = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
+        yield from (row for batch in table.iter_batches() for row in batch.to_pylist())
+    # What is compressed or encoded wrongly shows as one of these when it is read.
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise TaskError(f"{path}: no Parquet file that can be read: {error}") from error
-    return (row for batch in table.iter_batches() for row in batch.to_pylist())
 
 
 def _load_dataset(source: str) -> Iterable[dict[str, Any]]:

@@ -10,6 +10,7 @@ from driftproof.weights.snapshots import (
     list_snapshots,
     remove_at_once,
     rename_durably,
+    step_directories,
     write_weights,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "list_snapshots",
     "remove_at_once",
     "rename_durably",
+    "step_directories",
     "write_weights",
 ]

@@ -7,6 +7,7 @@ A snapshot is a plain Hugging Face directory `step-00000042`, written under anot
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,8 +95,13 @@ def latest(directory: Path) -> Snapshot | None:
 
 def list_snapshots(directory: Path) -> list[Snapshot]:
     """All complete snapshots, oldest first."""
-    found = [path for path in directory.glob("step-*") if path.is_dir()]
-    return sorted((Snapshot(step=int(p.name.removeprefix("step-")), path=p) for p in found), key=lambda s: s.step)
+    return [Snapshot(step=step, path=path) for step, path in sorted(step_directories(directory).items())]
+
+
+def step_directories(directory: Path) -> dict[int, Path]:
+    """The directories `step-00000042` in `directory` by their step; whatever else lies there is not ours."""
+    found = {path: re.fullmatch(r"step-(\d{8,})", path.name) for path in directory.glob("step-*") if path.is_dir()}
+    return {int(match[1]): path for path, match in found.items() if match}
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:

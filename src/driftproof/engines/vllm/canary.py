@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from driftproof.engines.load import load_weights
 from driftproof.engines.protocol import EngineError
+from driftproof.models import UNTRUSTED
 
 SEQUENCES = 4
 LENGTH = 24
@@ -40,7 +41,9 @@ class Canary:
         if not tolerance > 0:
             raise ValueError(f"the canary's tolerance is {tolerance}; it must be a positive number of nats")
         self.tolerance = tolerance
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, use_safetensors=True).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float32, use_safetensors=True, **UNTRUSTED
+        ).eval()
         vocabulary = self._model.config.get_text_config().vocab_size
         self.sequences = np.random.default_rng(0).integers(0, vocabulary, (SEQUENCES, LENGTH))
         self._lock = threading.Lock()
