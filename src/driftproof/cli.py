@@ -1,4 +1,4 @@
-"""`driftproof`: train, eval, lab, groups, verify, inbox, report, check, tiny-model.
+"""`driftproof`: train, eval, lab, groups, ledger, verify, inbox, report, check, tiny-model.
 
 Guarantees: bad input ends with one sentence on stderr and exit code 2, a run that ended or was stopped early with 1;
 only errors in driftproof itself show a traceback.
@@ -104,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     groups.add_argument("--limit", type=int, default=10)
     groups.set_defaults(command=_groups)
 
+    _add_ledger(commands.add_parser("ledger", help="verify, repair or prune a run's ledger", allow_abbrev=False))
+
     scoring = commands.add_parser("verify", help="agreement of a verifier with recorded labels", allow_abbrev=False)
     scoring.add_argument("file", type=Path, help="recorded responses with their correctness, JSON lines")
     scoring.add_argument("--task", default="math", metavar="VERIFIER", help="name of the verifier, such as math")
@@ -135,6 +137,22 @@ def _parser() -> argparse.ArgumentParser:
     tiny.add_argument("--random", action="store_true", help="random weights, no supervised learning")
     tiny.set_defaults(command=_tiny_model)
     return parser
+
+
+def _add_ledger(ledger: argparse.ArgumentParser) -> None:
+    actions = ledger.add_subparsers(required=True, metavar="ACTION")
+    checking = actions.add_parser("check", help="whether a run is what it says it is", allow_abbrev=False)
+    checking.add_argument("run", type=Path)
+    checking.add_argument("--json", action="store_true", help="print the findings as JSON")
+    checking.set_defaults(command=_ledger_check)
+    repair = actions.add_parser("repair", help="save what can be saved of a damaged ledger", allow_abbrev=False)
+    repair.add_argument("run", type=Path)
+    repair.add_argument("--output", type=Path, metavar="FILE", help="a new ledger; the run's own is left in place")
+    repair.set_defaults(command=_ledger_repair)
+    prune = actions.add_parser("prune", help="forget what old groups hold, and free its space", allow_abbrev=False)
+    prune.add_argument("run", type=Path)
+    prune.add_argument("--keep-steps", type=int, required=True, metavar="N", help="keep groups of the last N steps")
+    prune.set_defaults(command=_ledger_prune)
 
 
 def _train(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -342,6 +360,43 @@ def _groups(known: argparse.Namespace, _: list[str]) -> int:
     codec = Codec(config.model.path)
     with Ledger(known.run / "ledger.sqlite") as ledger:
         Console().print(groups_table(ledger.records(), codec.decode, by=known.by, limit=known.limit))
+    return 0
+
+
+def _ledger_check(known: argparse.Namespace, _: list[str]) -> int:
+    import json
+    from dataclasses import asdict
+
+    from driftproof.ledger.integrity import check_run
+
+    found = check_run(known.run)
+    if known.json:
+        print(json.dumps(asdict(found), indent=2))
+        return 1 if found.findings else 0
+    for line in found.findings or [f"{found.groups:,} groups, {found.steps:,} steps: nothing is wrong"]:
+        print(line)
+    return 1 if found.findings else 0
+
+
+def _ledger_repair(known: argparse.Namespace, _: list[str]) -> int:
+    from driftproof.ledger.repair import repair_run
+
+    done = repair_run(known.run, known.output)
+    if done is None:
+        print(f"nothing is wrong with the ledger of {known.run}; it is left alone")
+        return 0
+    for line in done.lines():
+        print(line)
+    return 0
+
+
+def _ledger_prune(known: argparse.Namespace, _: list[str]) -> int:
+    from driftproof.ledger.retention import prune_run
+
+    if known.keep_steps < 0:
+        raise ConfigError(f"--keep-steps is {known.keep_steps}; it must be 0 or more")
+    done = prune_run(known.run, known.keep_steps)
+    print(f"{done.groups:,} groups pruned, up to step {done.step:,} of {done.steps:,}; {done.freed:,} bytes freed")
     return 0
 
 

@@ -146,6 +146,8 @@ class LearnerSection(Section):
     """Steps between snapshots; always 1 where max_staleness is 0."""
     keep_snapshots: int = Field(default=3, ge=2)
     checkpoint_every: int = Field(default=50, ge=1)
+    keep_groups: int = Field(default=0, ge=0)
+    """Steps whose groups keep their tokens and rewards in the ledger; older ones are pruned at checkpoints; 0: none."""
     on_collapse: Literal["warn", "stop", "off"] = "warn"
     """What a sign of collapse is answered with: an event, a clean stop besides, nothing."""
 

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from driftproof.ledger import FINISHED, RUNNING, STOPPING, Lease, Ledger, LedgerError, Plan
+from driftproof.report.display import look
 from driftproof.types import Batch, Channel, Group, GroupError
 from tests.groups import make_group
 
 LONG = 1000.0
 OVER = -1.0
 """Seconds of a lease that has run out when it is given."""
+GROWING = ("groups", "steps", "events")
+"""Tables that have more rows with every step."""
 MakeLedger = Callable[..., Ledger]
 
 
@@ -76,6 +79,7 @@ def test_a_ledger_from_before_recorded_shares_opens(ledger: Ledger):
     database = sqlite3.connect(ledger.path, isolation_level=None)
     remove = "UPDATE meta SET value = json_remove(value, '$.recorded_prompts', '$.recorded_share') WHERE key = 'plan'"
     database.execute(remove)
+    database.execute("DELETE FROM meta WHERE key = 'plan_checksum'")
     assert "recorded" not in database.execute("SELECT value FROM meta WHERE key = 'plan'").fetchone()[0]
     database.close()
     with Ledger(ledger.path) as again:
@@ -129,11 +133,10 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path):
 
 
 def test_another_format_is_refused(ledger: Ledger):
-    database = sqlite3.connect(ledger.path)
-    database.execute("UPDATE meta SET value = '99' WHERE key = 'format_version'")
-    database.commit()
-    database.close()
-    with pytest.raises(LedgerError, match="has ledger format 99; this driftproof reads 1"):
+    change(ledger, "UPDATE meta SET value = '99' WHERE key = 'format_version'")
+    change(ledger, "UPDATE meta SET value = '7.0' WHERE key = 'driftproof'")
+    message = r"has ledger format 99, made by driftproof 7.0; .*, which reads formats 1 to 2: install driftproof 7.0"
+    with pytest.raises(LedgerError, match=message):
         Ledger(ledger.path)
 
 
@@ -475,8 +478,8 @@ def test_a_failed_transaction_leaves_nothing_behind(ledger: Ledger):
     assert ledger.step == 1
 
 
-def test_no_question_reads_the_groups_that_are_trained(ledger: Ledger):
-    """A long run must not become slower: every statement finds its groups by number or by an index of few."""
+def test_no_question_of_a_step_reads_what_grows(ledger: Ledger):
+    """A long run must not become slower: every statement finds its rows by number or by an index of few."""
     statements: list[str] = []
     database = ledger._database
     database.set_trace_callback(statements.append)
@@ -484,12 +487,105 @@ def test_no_question_reads_the_groups_that_are_trained(ledger: Ledger):
     ledger.lease("a", 1, LONG)
     ledger.renew("a", LONG)
     ledger.release("a")
+    ledger.record_event("late commit", "one")
     train(ledger)
     ledger.status()
-    ledger.rewind(0)
+    look(ledger, look(ledger))
+    ledger.make_durable()
+    ledger.prune(1)
+    train_again = ledger.lease("a", 9, LONG)
+    ledger.commit("a", {lease.dispatch: group_of(lease) for lease in train_again})
+    train(ledger)
+    ledger.rewind(1)
+    ledger.events()
+    ledger.workers()
     database.set_trace_callback(None)
-    about_groups = [text for text in statements if text.split()[0] in ("SELECT", "UPDATE") and "groups" in text]
-    assert len(about_groups) > 9
-    for statement in about_groups:
-        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}")]
-        assert all("SEARCH" in line or "USING INDEX groups_" in line for line in plan), (statement, plan)
+    asked = [text for text in statements if text.split()[0] in ("SELECT", "UPDATE", "DELETE")]
+    assert {table for table in GROWING if any(table in text for text in asked)} == {"groups", "steps"}
+    assert len([text for text in asked if "groups" in text]) > 15
+    for statement in asked:
+        for _, _, _, line in database.execute(f"EXPLAIN QUERY PLAN {statement}"):
+            grows = line.startswith("SCAN") and any(f"SCAN {table}" in line for table in GROWING)
+            assert not grows or "USING INDEX groups_" in line or "USING COVERING INDEX groups_" in line, (
+                statement,
+                line,
+            )
+            assert "groups_trained" not in line or "SEARCH" in line, (statement, line)
+
+
+# Damage
+
+
+def change(ledger: Ledger, statement: str) -> None:
+    database = sqlite3.connect(ledger.path)
+    assert database.execute(statement).rowcount > 0
+    database.commit()
+    database.close()
+
+
+@pytest.mark.parametrize("column", ["response_tokens", "rewards", "prompt_tokens", "response_lengths"])
+def test_a_group_that_was_damaged_on_disk_is_never_trained(ledger: Ledger, column: str):
+    write(ledger, 2)
+    change(ledger, f"UPDATE groups SET {column} = CAST({column} || x'01' AS BLOB) WHERE dispatch = 1")
+    message = r"is damaged \(group 1: its checksum does not agree\); .*driftproof ledger repair"
+    with pytest.raises(LedgerError, match=message):
+        ledger.take(2)
+    with pytest.raises(LedgerError, match=message):
+        list(ledger.records())
+    assert (ledger.status().ready, ledger.step) == (2, 0)
+
+
+def test_a_group_without_a_checksum_that_is_no_group_is_never_trained(ledger: Ledger):
+    write(ledger, 2)
+    change(ledger, "UPDATE groups SET checksum = NULL, finish_reasons = '[' WHERE dispatch = 1")
+    with pytest.raises(LedgerError, match=r"is damaged \(group 1: it is no group"):
+        ledger.take(2)
+
+
+@pytest.mark.parametrize("use", ["open", "steps", "take", "status"])
+def test_a_damaged_file_is_told_in_one_sentence(ledger: Ledger, use: str):
+    for _ in range(3):
+        write(ledger, 2)
+        train(ledger, text="x" * 9000)
+    write(ledger, 2)
+    path = ledger.path
+    ledger.close()
+    content = bytearray(path.read_bytes())
+    # What lies behind the first pages, which say what the ledger is.
+    first = 0 if use == "open" else 3
+    content[100 if first == 0 else first * 4096 :] = b"\xff" * (len(content) - (first * 4096 or 100))
+    path.write_bytes(content)
+    uses: dict[str, Callable[[Ledger], object]] = {
+        "open": lambda again: None,
+        "steps": lambda again: again.steps(),
+        "take": lambda again: again.take(2),
+        "status": lambda again: again.status(),
+    }
+    with (
+        pytest.raises(LedgerError, match=r"is damaged \(.*\); see what is wrong: driftproof ledger check .*; save"),
+        Ledger(path) as again,
+    ):
+        uses[use](again)
+
+
+# Time
+
+
+def test_setting_the_clock_changes_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
+    leases = ledger.lease("a", 2, LONG)
+    for moment in (0.0, 4e9, -1e9):
+        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+        assert [lease.dispatch for lease in ledger.lease("b", 9, LONG)] == ([2, 3] if moment == 0.0 else [])
+        ledger.record_event("late commit", "x")
+    assert ledger.commit("a", {lease.dispatch: group_of(lease) for lease in leases}) == 2
+
+
+def test_after_a_reboot_a_resume_frees_the_leases_of_before(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
+    """The monotonic clock begins anew; the old deadlines lie far ahead of it."""
+    monkeypatch.setattr(time, "monotonic", lambda: 9e6)
+    leases = ledger.lease("a", 4, LONG)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.5)
+    with Ledger(ledger.path) as again:
+        assert again.lease("b", 4, LONG) == []
+        again.rewind(0)
+        assert again.lease("b", 4, LONG) == leases

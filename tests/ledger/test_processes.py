@@ -1,11 +1,15 @@
 """Real processes on one ledger at once."""
 
+import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from driftproof.ledger import FINISHED, Ledger, Plan
+from driftproof.ledger.integrity import check_ledger
+from tests.ledger.crew import make_group
 
 CREW = Path(__file__).with_name("crew.py")
 PLAN = Plan(seed=1, prompts=17, groups_per_step=4, max_staleness=3, steps=50)
@@ -65,6 +69,46 @@ def test_nothing_is_lost_and_nothing_is_there_twice_whoever_is_killed(tmp_path: 
     ]
     assert [sorted(batch) for batch in first[: step - 3] + second] == by_step
     assert len(accepted["1"]) > 0
+
+
+def test_whoever_is_killed_whenever_nothing_is_wrong(tmp_path: Path):
+    """A dozen kills at random moments; the trainer goes on from its newest checkpoint, as a resume does."""
+    generator = random.Random(7)
+    path = tmp_path / "ledger.sqlite"
+    plan = replace(PLAN, steps=100_000)
+    with Ledger.create(path, plan) as ledger:
+        crew = {name: start(path, "train" if name == "0" else "write", name) for name in "012"}
+        step = 0
+        for kill in range(12):
+            victim = generator.choice("012")
+            wait_for_step(ledger, step + 2)
+            time.sleep(generator.random() / 50)
+            step = ledger.step
+            crew[victim].kill()
+            crew[victim].wait()
+            if victim == "0":
+                step = max(step - generator.randint(0, 2), 0)
+                ledger.rewind(step)
+            elif generator.random() < 0.5:
+                ledger.release(victim)
+            assert kill % 3 or check_ledger(path).findings == ()
+            crew[victim] = start(path, "train" if victim == "0" else "write", victim)
+        wait_for_step(ledger, ledger.step + 2)
+        for process in crew.values():
+            process.kill()
+            process.communicate()
+        assert check_ledger(path).findings == ()
+        counts = [len(ages) for ages in ledger.ages_by_step()]
+        assert counts[: ledger.step] == [plan.groups_per_step] * ledger.step
+        # What the killed held is given out again, and every number that was given out comes to be trained.
+        ledger.rewind(ledger.step)
+        leases = ledger.lease("9", ledger.status().leased, 1000.0)
+        ledger.commit("9", {lease.dispatch: make_group(lease.dispatch, lease.prompt_index, 9) for lease in leases})
+        while (batch := ledger.take(plan.groups_per_step)) is not None:
+            ledger.finish_step(batch.step, {})
+        status = ledger.status()
+        assert status.dispatched - status.trained < plan.groups_per_step
+    assert check_ledger(path).findings == ()
 
 
 def ledger_state(path: Path) -> str:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from driftproof.ledger import Lease, Ledger, Plan
+from driftproof.ledger.integrity import check_ledger
+from driftproof.ledger.retention import prunable_step
 from driftproof.types import Batch
 from tests.groups import make_group
 
@@ -36,6 +38,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.step = 0
         self.taken: Batch | None = None
         self.rewound = False
+        self.checkpoints: list[int] = []
+        """Steps of those that are kept, oldest first."""
+        self.pruned_step = 0
 
     @initialize(
         prompts=st.integers(1, 5),
@@ -52,6 +57,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.ledger.close()
+        assert check_ledger(self.ledger.path).findings == ()
         self.directory.cleanup()
 
     def numbers(self, state: str) -> list[int]:
@@ -118,17 +124,46 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.finish_step(self.step, {"groups": self.plan.groups_per_step})
         self.taken = None
 
-    @rule(back=st.integers(0, 6))
-    def crash_and_resume(self, back: int) -> None:
-        """Everything in memory is gone; the run goes on from an earlier step."""
+    @rule(older=st.booleans())
+    def crash_and_resume(self, older: bool) -> None:
+        """Everything in memory is gone; the run goes on from its newest checkpoint, or the oldest that is kept."""
         self.ledger.close()
         self.ledger = Ledger(self.ledger.path)
         assert self.ledger.plan == self.plan
-        self.step = max(self.step - back, 0)
+        if older:
+            del self.checkpoints[1:]
+        self.step = max(self.checkpoints, default=0)
         later = [n for n in self.numbers("trained") if (self.groups[n].trained_step or 0) > self.step]
         assert self.ledger.rewind(self.step) == len(later)
-        for n in later:
-            self.groups[n].state, self.groups[n].trained_step = "ready", None
+        self.undone()
+
+    @rule(keep=st.integers(1, 3))
+    def checkpoint(self, keep: int) -> None:
+        self.ledger.make_durable()
+        if self.step not in self.checkpoints:
+            self.checkpoints = [*self.checkpoints, self.step][-keep:]
+
+    @rule(keep_steps=st.integers(0, 3))
+    def prune(self, keep_steps: int) -> None:
+        step = prunable_step(self.step, keep_steps, self.checkpoints)
+        forgotten = [
+            n for n in self.numbers("trained") if self.pruned_step < (self.groups[n].trained_step or 0) <= step
+        ]
+        assert self.ledger.prune(step) == len(forgotten)
+        self.pruned_step = max(self.pruned_step, step)
+
+    @rule()
+    def reopen(self) -> None:
+        """A process that ends and begins changes nothing."""
+        before = self.ledger.status()
+        self.ledger.close()
+        self.ledger = Ledger(self.ledger.path)
+        assert self.ledger.status() == before
+
+    def undone(self) -> None:
+        for n in self.numbers("trained"):
+            if (self.groups[n].trained_step or 0) > self.step:
+                self.groups[n].state, self.groups[n].trained_step = "ready", None
         for n in self.numbers("leased"):
             self.groups[n].over = True
         self.taken, self.rewound = None, True
@@ -144,7 +179,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def every_step_trained_its_groups_once(self) -> None:
         records = {record.dispatch: record for record in self.ledger.records()}
-        assert sorted(records) == sorted(self.numbers("ready") + self.numbers("trained"))
+        pruned = {n for n in self.numbers("trained") if (self.groups[n].trained_step or 0) <= self.pruned_step}
+        assert sorted(records) == sorted({*self.numbers("ready"), *self.numbers("trained")} - pruned)
         for n, record in records.items():
             expected = self.groups[n]
             assert (record.state, record.worker, record.trained_step) == (
@@ -155,10 +191,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert record.group.prompt_index == self.order[n]
             assert record.group.response_tokens.tolist() == [n, ord(expected.worker)]
             assert expected.copies == 1
-        trained = [record.trained_step for record in records.values() if record.state == "trained"]
-        finished = [step for step in trained if step <= self.step]
-        expected_steps = [step for step in range(1, self.step + 1) for _ in range(self.plan.groups_per_step)]
-        assert sorted(finished) == expected_steps
+        under_way = [self.plan.groups_per_step] if self.taken else []
+        of_steps = [len(ages) for ages in self.ledger.ages_by_step()]
+        assert of_steps == [self.plan.groups_per_step] * self.step + under_way
         assert [metrics["step"] for metrics in self.ledger.steps()] == list(range(1, self.step + 1))
 
 

@@ -16,6 +16,7 @@ from driftproof.collapse import SIGNS_OF_COLLAPSE, CollapseDetector
 from driftproof.learner.checkpoint import save_checkpoint
 from driftproof.learner.learner import Learner
 from driftproof.ledger import RUNNING, STOPPING, Ledger
+from driftproof.ledger.retention import prune
 from driftproof.types import Batch
 from driftproof.weights import Publisher
 
@@ -44,6 +45,8 @@ class Cadence:
     """Steps between checkpoints; a stop and the last step are always checkpointed."""
     stall_seconds: float = 600.0
     """Longest wait for groups before the run is stopped with a message."""
+    keep_groups: int = 0
+    """Steps whose groups keep their content, counted back from each checkpoint; 0 is all."""
 
 
 def learn(
@@ -100,8 +103,8 @@ def learn(
             if on_collapse == "stop":
                 ledger.set_state(STOPPING)
         if learner.step % cadence.checkpoint_every == 0 and learner.step < steps:
-            _checkpoint(ledger, learner, checkpoints)
-    _checkpoint(ledger, learner, checkpoints)
+            _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
+    _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
 
 
 def _wait_for_batch(ledger: Ledger, stall_seconds: float, while_waiting: Callable[[], object]) -> Batch | None:
@@ -120,9 +123,11 @@ def _wait_for_batch(ledger: Ledger, stall_seconds: float, while_waiting: Callabl
     return None
 
 
-def _checkpoint(ledger: Ledger, learner: Learner, checkpoints: Path) -> None:
+def _checkpoint(ledger: Ledger, learner: Learner, checkpoints: Path, keep_groups: int) -> None:
     ledger.make_durable()
     save_checkpoint(checkpoints, learner)
+    if keep_groups:
+        prune(ledger, checkpoints, keep_groups)
 
 
 class _RolloutMeter:

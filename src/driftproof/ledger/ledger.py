@@ -14,18 +14,34 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from driftproof import __version__
 from driftproof.faults import durable_write
+from driftproof.ledger.migrations import migrate
 from driftproof.ledger.order import PromptOrder
-from driftproof.ledger.schema import CONTENT, FORMAT_VERSION, SCHEMA, from_row, to_row
+from driftproof.ledger.schema import (
+    COLUMNS,
+    CONTENT,
+    FORMAT_VERSION,
+    SCHEMA,
+    DamageError,
+    checksum,
+    read_group,
+    to_row,
+)
 from driftproof.types import Batch, Channel, Group, GroupError
 
 RUNNING, STOPPING, FINISHED = "running", "stopping", "finished"
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What is raised for a damaged page; where SQLite's message quotes what it found there, the message is no text."""
+PRUNED_AT_ONCE = 64
+"""Steps whose groups are pruned in one transaction, so that nobody waits long for the next."""
 
 
 class LedgerError(RuntimeError):
@@ -102,26 +118,38 @@ class Ledger:
     """One process's connection. Use one per process; SQLite arbitrates between them."""
 
     def __init__(self, path: Path) -> None:
-        """Open an existing ledger.
+        """Open an existing ledger; one of an older format is brought to today's.
 
         Raises:
-            LedgerError: no ledger there, or one of another format.
+            LedgerError: no ledger there, a damaged one, or one of a newer format.
         """
         if not path.is_file():
             raise LedgerError(f"{path} does not exist; the directory is not a run")
         self.path = path
+        self._database = _connect(path)
         try:
-            self._database = _connect(path)
-            meta = dict(self._database.execute("SELECT key, value FROM meta"))
-        except sqlite3.DatabaseError as error:
-            raise LedgerError(f"{path} is not a driftproof ledger ({error})") from error
-        if meta.get("format_version") != str(FORMAT_VERSION):
-            raise LedgerError(
-                f"{path} has ledger format {meta.get('format_version')}; this driftproof reads {FORMAT_VERSION}"
-            )
-        fields = json.loads(meta["plan"])
-        self.plan = plan = Plan(**fields | {"channels": frozenset(map(Channel, fields["channels"]))})
-        self._order = PromptOrder(plan.seed, plan.prompts, plan.recorded_prompts, plan.recorded_share)
+            self.plan = self._open()
+        except LedgerError:
+            self._database.close()
+            raise
+        self._order = order_of(self.plan)
+
+    def _open(self) -> Plan:
+        with damage_told(self.path):
+            try:
+                meta = dict(self._database.execute("SELECT key, value FROM meta"))
+            except sqlite3.OperationalError as error:
+                raise LedgerError(f"{self.path} is not a driftproof ledger ({error})") from error
+            version = check_format(self.path, meta)
+            plan = read_plan(self.path, meta)
+            try:
+                migrate(self._database)
+            except sqlite3.OperationalError as error:
+                raise LedgerError(
+                    f"{self.path} has ledger format {version} and cannot be brought to {FORMAT_VERSION}: {error}; "
+                    "is there space on the disk?"
+                ) from error
+            return plan
 
     @classmethod
     def create(cls, path: Path, plan: Plan) -> Self:
@@ -143,12 +171,8 @@ class Ledger:
         for left_behind in path.parent.glob(f"{partial.name}*"):
             left_behind.unlink()
         database = _connect(partial)
-        fields = {name: getattr(plan, name) for name in Plan.__dataclass_fields__} | {"channels": sorted(plan.channels)}
-        meta = {"format_version": FORMAT_VERSION, "plan": json.dumps(fields), "state": RUNNING, "step": 0}
         try:
-            database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
-            database.executemany("INSERT INTO meta VALUES (?, ?)", [(key, str(value)) for key, value in meta.items()])
-            database.execute("COMMIT")
+            make_tables(database, plan)
         finally:
             database.close()
         partial.rename(path)
@@ -229,11 +253,12 @@ class Ledger:
         Raises:
             GroupError: a group is not of the prompt it was leased for, or does not carry exactly the planned channels.
         """
-        rows = [(*to_row(self._checked(dispatch, group)), dispatch, worker) for dispatch, group in groups.items()]
-        assignments = ", ".join(f"{column} = ?" for column in CONTENT.split(", "))
+        contents = {dispatch: to_row(self._checked(dispatch, group)) for dispatch, group in groups.items()}
+        rows = [(*content, checksum(content), dispatch, worker) for dispatch, content in contents.items()]
+        assignments = ", ".join(f"{column} = ?" for column in COLUMNS)
         with self._durable("commit"):
             accepted = self._database.executemany(
-                f"UPDATE groups SET state = 'ready', {assignments} "
+                f"UPDATE groups SET state = 'ready', {assignments}, checksum = ? "
                 "WHERE dispatch = ? AND state = 'leased' AND worker = ?",
                 rows,
             ).rowcount
@@ -254,7 +279,8 @@ class Ledger:
         """The `count` oldest ready groups, marked as trained by the next step; None while too few are ready.
 
         Raises:
-            LedgerError: a batch was taken for that step already, and `finish_step` has not been called.
+            LedgerError: a batch was taken for that step already, and `finish_step` has not been called; or a group is
+                no longer what was committed.
         """
         step = self.step + 1
         with self._durable("take"):
@@ -262,21 +288,18 @@ class Ledger:
             if self._database.execute(taken, (step,)).fetchone():
                 raise LedgerError(f"step {step} has its batch already; finish_step comes before the next take")
             rows = self._database.execute(
-                f"SELECT dispatch, prompt_index, dispatched_step, {CONTENT} FROM groups WHERE state = 'ready' "
-                "ORDER BY dispatch LIMIT ?",
+                f"SELECT dispatch, prompt_index, dispatched_step, checksum, {CONTENT} FROM groups "
+                "WHERE state = 'ready' ORDER BY dispatch LIMIT ?",
                 (count,),
             ).fetchall()
             if len(rows) < count:
                 return None
+            groups = tuple(self._read_group(dispatch, prompt, row, crc) for dispatch, prompt, _, crc, *row in rows)
             self._database.executemany(
                 "UPDATE groups SET state = 'trained', trained_step = ? WHERE dispatch = ?",
                 [(step, row[0]) for row in rows],
             )
-        return Batch(
-            step=step,
-            groups=tuple(from_row(row[1], row[3:]) for row in rows),
-            ages=tuple(step - 1 - row[2] for row in rows),
-        )
+        return Batch(step=step, groups=groups, ages=tuple(step - 1 - row[2] for row in rows))
 
     def finish_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record that `step` has updated the weights: admission moves on."""
@@ -297,10 +320,15 @@ class Ledger:
         Returns how many groups became ready again. Later steps and evaluations are forgotten.
 
         Raises:
-            LedgerError: the ledger has not come to `step` yet.
+            LedgerError: the ledger has not come to `step` yet, or groups that would be needed again are pruned.
         """
         if not 0 <= step <= self.step:
             raise LedgerError(f"cannot go back to step {step}: {self.path} is at step {self.step}")
+        if step < self.pruned_step:
+            raise LedgerError(
+                f"cannot go back to step {step}: in {self.path} what the groups trained up to step {self.pruned_step} "
+                "held is pruned; only a checkpoint of that step or a later one can be gone on from"
+            )
         with self._durable("rewind"):
             ready = self._database.execute(
                 "UPDATE groups SET state = 'ready', trained_step = NULL WHERE state = 'trained' AND trained_step > ?",
@@ -309,9 +337,41 @@ class Ledger:
             self._database.execute("UPDATE groups SET deadline = -1 WHERE state = 'leased'")
             self._database.execute("DELETE FROM steps WHERE step > ?", (step,))
             self._database.execute("DELETE FROM evaluations WHERE step > ?", (step,))
+            # How far admission has gone, which going back does not undo; unknown in a ledger of format 1.
+            self._raise_meta("furthest_step", self.step)
+            self._lower_meta("durable_step", step)
             self._set_meta("step", step)
             self._set_meta("state", RUNNING)
         return ready
+
+    def prune(self, step: int) -> int:
+        """Forget what the groups trained up to `step` hold (tokens, log-probs, rewards); of how many.
+
+        Their rows stay: all counts and ages are as before. `retention.prunable_step` says which step is safe.
+
+        Raises:
+            LedgerError: `step` is beyond the newest checkpoint.
+        """
+        durable = int(self._meta("durable_step", "0"))
+        if step > durable:
+            raise LedgerError(f"cannot prune up to step {step}: the newest checkpoint of {self.path} is of {durable}")
+        pruned = 0
+        for low in range(self.pruned_step, step, PRUNED_AT_ONCE):
+            high = min(low + PRUNED_AT_ONCE, step)
+            with self._transaction():
+                pruned += self._database.execute(
+                    f"UPDATE groups SET checksum = NULL, {', '.join(f'{column} = NULL' for column in COLUMNS)} "
+                    "WHERE state = 'trained' AND trained_step > ? AND trained_step <= ? AND prompt_tokens IS NOT NULL",
+                    (low, high),
+                ).rowcount
+                self._set_meta("pruned_step", high)
+        return pruned
+
+    def compact(self) -> None:
+        """Give the space of what is pruned back to the file system; nobody else may be at work on the ledger."""
+        with damage_told(self.path):
+            self._database.execute("VACUUM")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def extend(self, steps: int) -> None:
         """Set the number of steps of the whole run anew.
@@ -322,10 +382,10 @@ class Ledger:
         needed = max(self.step, -(-self._dispatched() // self.plan.groups_per_step))
         if steps < needed:
             raise LedgerError(f"run.steps is {steps}, but groups for {needed} steps are dispatched already")
+        plan = replace(self.plan, steps=steps)
         with self._transaction():
-            plan = json.loads(self._meta("plan")) | {"steps": steps}
-            self._set_meta("plan", json.dumps(plan))
-        self.plan = Plan(**plan | {"channels": self.plan.channels})
+            self._database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", plan_rows(plan))
+        self.plan = plan
 
     def record_evaluation(self, name: str, step: int, result: Mapping[str, Any]) -> None:
         """Keep an evaluation's result (JSON values); a second one of that name and step replaces the first."""
@@ -345,6 +405,11 @@ class Ledger:
     def state(self) -> str:
         """running, stopping or finished."""
         return self._meta("state")
+
+    @property
+    def pruned_step(self) -> int:
+        """The last step whose groups' content may be forgotten; 0 is none."""
+        return int(self._meta("pruned_step"))
 
     def set_state(self, state: str) -> None:
         """Ask everyone to stop, or say that the run is finished."""
@@ -373,29 +438,29 @@ class Ledger:
 
     def steps(self, after: int = 0) -> list[dict[str, Any]]:
         """The metrics of the steps after `after`, in order; each has its `step`."""
-        rows = self._database.execute("SELECT step, metrics FROM steps WHERE step > ? ORDER BY step", (after,))
+        rows = self._rows("SELECT step, metrics FROM steps WHERE step > ? ORDER BY step", (after,))
         return [{"step": step, **json.loads(metrics)} for step, metrics in rows]
 
     def evaluations(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Results by name, then step."""
         results: dict[str, dict[int, dict[str, Any]]] = {}
-        for name, step, result in self._database.execute("SELECT name, step, result FROM evaluations ORDER BY step"):
+        for name, step, result in self._rows("SELECT name, step, result FROM evaluations ORDER BY step"):
             results.setdefault(name, {})[step] = json.loads(result)
         return results
 
     def workers(self) -> dict[str, dict[str, Any]]:
         """Counters by worker."""
-        rows = self._database.execute("SELECT worker, counters FROM workers ORDER BY worker")
+        rows = self._rows("SELECT worker, counters FROM workers ORDER BY worker")
         return {worker: json.loads(counters) for worker, counters in rows}
 
     def events(self) -> dict[str, tuple[int, str]]:
         """Per kind of event: how many, and the last message."""
-        rows = self._database.execute("SELECT kind, count(*), message, max(id) FROM events GROUP BY kind ORDER BY kind")
-        return {kind: (count, message) for kind, count, message, _ in rows}
+        rows = self._rows("SELECT kind, count, message FROM event_kinds ORDER BY kind")
+        return {kind: (count, message) for kind, count, message in rows}
 
     def ages_by_step(self) -> tuple[tuple[int, ...], ...]:
         """For each trained step the ages of its groups, in updates, in the order of dispatch."""
-        rows = self._database.execute(
+        rows = self._rows(
             "SELECT trained_step, trained_step - 1 - dispatched_step FROM groups WHERE state = 'trained' "
             "ORDER BY trained_step, dispatch"
         )
@@ -405,45 +470,52 @@ class Ledger:
         return tuple(tuple(of_step) for of_step in ages.values())
 
     def records(self) -> Iterator[Record]:
-        """All committed groups, in the order of dispatch."""
-        rows = self._database.execute(
-            f"SELECT dispatch, state, worker, dispatched_step, trained_step, prompt_index, {CONTENT} FROM groups "
-            "WHERE state != 'leased' ORDER BY dispatch"
+        """All committed groups, in the order of dispatch; those that are pruned are left out.
+
+        Raises:
+            LedgerError: a group is no longer what was committed.
+        """
+        rows = self._rows(
+            f"SELECT dispatch, state, worker, dispatched_step, trained_step, prompt_index, checksum, {CONTENT} "
+            "FROM groups WHERE state != 'leased' AND (prompt_tokens IS NOT NULL OR trained_step IS NULL "
+            "OR trained_step > (SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'pruned_step')) ORDER BY dispatch"
         )
-        for dispatch, state, worker, dispatched_step, trained_step, prompt_index, *content in rows:
+        for dispatch, state, worker, dispatched_step, trained_step, prompt_index, crc, *content in rows:
             yield Record(
                 dispatch=dispatch,
                 state=state,
                 worker=worker,
                 dispatched_step=dispatched_step,
                 trained_step=trained_step,
-                group=from_row(prompt_index, content),
+                group=self._read_group(dispatch, prompt_index, content, crc),
             )
+
+    def _read_group(self, dispatch: int, prompt_index: int, row: Sequence[Any], crc: int | None) -> Group:
+        try:
+            return read_group(prompt_index, row, crc)
+        except DamageError as error:
+            raise LedgerError(damaged(self.path, f"group {dispatch}: {error}")) from error
 
     def _checked(self, dispatch: int, group: Group) -> Group:
         if group.prompt_index != self.prompt_of(dispatch):
             raise GroupError(
                 f"dispatch {dispatch} is prompt {self.prompt_of(dispatch)}, the group is of prompt {group.prompt_index}"
             )
-        wanted = Channel.BEHAVIOR_LOGPROBS in self.plan.channels
-        if wanted != (group.behavior_logprobs is not None):
-            raise GroupError(
-                f"prompt {group.prompt_index}: the objective needs behavior_logprobs and the group has none"
-                if wanted
-                else f"prompt {group.prompt_index}: the group carries behavior_logprobs, which are not needed"
-            )
+        if problem := channel_problem(self.plan, group):
+            raise GroupError(f"prompt {group.prompt_index}: {problem}")
         return group
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        self._database.execute(f"BEGIN {kind}")
-        try:
-            yield
-        except BaseException:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+        with damage_told(self.path):
+            self._database.execute(f"BEGIN {kind}")
+            try:
+                yield
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
 
     @contextmanager
     def _durable(self, write: str) -> Iterator[None]:
@@ -451,11 +523,30 @@ class Ledger:
         with durable_write(f"ledger {write}", sqlite3.OperationalError), self._transaction():
             yield
 
-    def _meta(self, key: str) -> str:
-        return str(self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])
+    def _rows(self, question: str, values: Sequence[object] = ()) -> Iterator[Any]:
+        with damage_told(self.path):
+            yield from self._database.execute(question, values)
+
+    def _meta(self, key: str, default: str | None = None) -> str:
+        for (value,) in self._rows("SELECT value FROM meta WHERE key = ?", (key,)):
+            return str(value)
+        if default is None:
+            raise LedgerError(damaged(self.path, f"its {key} is missing"))
+        return default
 
     def _set_meta(self, key: str, value: object) -> None:
         self._database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, str(value)))
+
+    def _raise_meta(self, key: str, least: int) -> None:
+        """Nothing where the ledger does not know it."""
+        self._database.execute(
+            "UPDATE meta SET value = CAST(max(CAST(value AS INTEGER), ?) AS TEXT) WHERE key = ?", (least, key)
+        )
+
+    def _lower_meta(self, key: str, most: int) -> None:
+        self._database.execute(
+            "UPDATE meta SET value = CAST(min(CAST(value AS INTEGER), ?) AS TEXT) WHERE key = ?", (most, key)
+        )
 
     def _dispatched(self) -> int:
         return int(self._database.execute("SELECT coalesce(max(dispatch), -1) + 1 FROM groups").fetchone()[0])
@@ -472,6 +563,106 @@ class Ledger:
             "INSERT INTO events (time, step, kind, message) VALUES (?, ?, ?, ?)",
             (time.time(), self.step if step is None else step, kind, message),
         )
+        self._database.execute(
+            "INSERT INTO event_kinds VALUES (?, 1, ?) "
+            "ON CONFLICT (kind) DO UPDATE SET count = count + 1, message = excluded.message",
+            (kind, message),
+        )
+
+
+def order_of(plan: Plan) -> PromptOrder:
+    """Which prompt is the n-th."""
+    return PromptOrder(plan.seed, plan.prompts, plan.recorded_prompts, plan.recorded_share)
+
+
+def channel_problem(plan: Plan, group: Group) -> str:
+    """Empty where a group carries exactly the planned channels, else what is wrong."""
+    wanted = Channel.BEHAVIOR_LOGPROBS in plan.channels
+    if wanted == (group.behavior_logprobs is not None):
+        return ""
+    if wanted:
+        return "the objective needs behavior_logprobs and the group has none"
+    return "the group carries behavior_logprobs, which are not needed"
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What `meta` holds of a plan."""
+    fields = {name: getattr(plan, name) for name in Plan.__dataclass_fields__} | {"channels": sorted(plan.channels)}
+    text = json.dumps(fields)
+    return [("plan", text), ("plan_checksum", str(zlib.crc32(text.encode())))]
+
+
+def read_plan(path: Path, meta: Mapping[str, str]) -> Plan:
+    """The plan that `meta` holds.
+
+    Raises:
+        LedgerError: there is none, it is damaged, or it says what this driftproof does not know.
+    """
+    text = meta.get("plan", "")
+    # A ledger of format 1 has no checksum of it.
+    if meta.get("plan_checksum", str(zlib.crc32(text.encode()))) != str(zlib.crc32(text.encode())):
+        raise LedgerError(damaged(path, "the plan's checksum does not agree"))
+    try:
+        plan = json.loads(text)
+        if unknown := sorted(plan.keys() - Plan.__dataclass_fields__.keys()):
+            made = meta.get("driftproof", "a newer one")
+            raise LedgerError(
+                f"the plan of {path} has {', '.join(unknown)}, which driftproof {__version__} does not know; it was "
+                f"made by driftproof {made}: install that or a later one (pip install -U driftproof)"
+            )
+        return Plan(**plan | {"channels": frozenset(map(Channel, plan["channels"]))})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LedgerError(damaged(path, f"the plan cannot be read: {error}")) from error
+
+
+def check_format(path: Path, meta: Mapping[str, str]) -> int:
+    """The format of a ledger.
+
+    Raises:
+        LedgerError: this driftproof does not know it.
+    """
+    version = meta.get("format_version", "")
+    if version.isdecimal() and 1 <= int(version) <= FORMAT_VERSION:
+        return int(version)
+    if version.isdecimal():
+        made = meta.get("driftproof", "a newer one")
+        raise LedgerError(
+            f"{path} has ledger format {version}, made by driftproof {made}; this is driftproof {__version__}, which "
+            f"reads formats 1 to {FORMAT_VERSION}: install driftproof {made} or later (pip install -U driftproof)"
+        )
+    raise LedgerError(damaged(path, f"its format is {version or 'missing'}"))
+
+
+def make_tables(database: sqlite3.Connection, plan: Plan) -> None:
+    """Fill an empty database with a ledger's tables, in one transaction."""
+    meta = {"format_version": FORMAT_VERSION, "driftproof": __version__, "state": RUNNING, "step": 0}
+    meta |= {"pruned_step": 0, "checked_from": 0, "furthest_step": 0}
+    database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+    rows = [*((key, str(value)) for key, value in meta.items()), *plan_rows(plan)]
+    database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+    database.execute("COMMIT")
+
+
+def damaged(path: Path, what: str) -> str:
+    """The message for a ledger that does not hold what was written, and what to do about it."""
+    run = path.absolute().parent
+    return (
+        f"{path} is damaged ({what}); see what is wrong: driftproof ledger check {run}; "
+        f"save what can be saved: driftproof ledger repair {run}"
+    )
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Makes a LedgerError of what SQLite says of a damaged file."""
+    try:
+        yield
+    except UNREADABLE as error:
+        # A text that is no text any more has no code.
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+        if isinstance(error, sqlite3.ProgrammingError) or code & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+        raise LedgerError(damaged(path, str(error))) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -481,4 +672,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = NORMAL")
     except sqlite3.OperationalError as error:
         raise LedgerError(f"cannot open {path}: {error}; is the directory writable, and is there space?") from error
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise LedgerError(f"{path} is not a driftproof ledger ({error})") from error
+        raise LedgerError(damaged(path, str(error))) from error
     return database

@@ -1,8 +1,12 @@
-"""The tables of the ledger, and how a group becomes a row."""
+"""The tables of the ledger, and how a group becomes a row.
+
+Guarantees: what `read_group` returns is what was committed, bit for bit, where the row has a checksum.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +14,7 @@ import numpy as np
 
 from driftproof.types import FinishReason, Group
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -30,7 +34,8 @@ CREATE TABLE groups (
     finish_reasons TEXT,               -- JSON list
     problems TEXT,                     -- JSON list, NULL: none
     behavior_logprobs BLOB,            -- float32, NULL: the objective does not need them
-    retokenized INTEGER
+    retokenized INTEGER,
+    checksum INTEGER                   -- of the content, from prompt_tokens on; NULL where it was written in format 1
 );
 CREATE INDEX groups_leased ON groups (dispatch) WHERE state = 'leased';
 CREATE INDEX groups_ready ON groups (dispatch) WHERE state = 'ready';
@@ -41,13 +46,18 @@ CREATE TABLE evaluations (name TEXT NOT NULL, step INTEGER NOT NULL, result TEXT
 CREATE TABLE workers (worker TEXT PRIMARY KEY, counters TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL,
                      message TEXT NOT NULL);
-CREATE INDEX events_kind ON events (kind);
+CREATE TABLE event_kinds (kind TEXT PRIMARY KEY, count INTEGER NOT NULL, message TEXT NOT NULL) WITHOUT ROWID;
 """
 
 CONTENT = (
     "prompt_tokens, response_tokens, response_lengths, rewards, finish_reasons, problems, behavior_logprobs, "
     "retokenized"
 )
+COLUMNS = tuple(CONTENT.split(", "))
+
+
+class DamageError(ValueError):
+    """What a row holds is not what was written; the message says what is wrong with it."""
 
 
 def to_row(group: Group) -> tuple[Any, ...]:
@@ -79,3 +89,26 @@ def from_row(prompt_index: int, row: Sequence[Any]) -> Group:
         behavior_logprobs=None if logprobs is None else np.frombuffer(logprobs, np.float32),
         retokenized=bool(retokenized),
     )
+
+
+def checksum(row: Sequence[Any]) -> int:
+    """CRC-32 of a row's `CONTENT` columns; where one ends and the next begins counts."""
+    value = 0
+    for column in row:
+        part = column if isinstance(column, bytes) else repr(column).encode(errors="replace")
+        value = zlib.crc32(part, zlib.crc32(len(part).to_bytes(8, "little"), value))
+    return value
+
+
+def read_group(prompt_index: int, row: Sequence[Any], expected: int | None) -> Group:
+    """The group of a row's `CONTENT` columns, whose checksum is `expected`; None: it has none.
+
+    Raises:
+        DamageError: the checksum differs, or the columns are no group.
+    """
+    if expected is not None and checksum(row) != expected:
+        raise DamageError("its checksum does not agree")
+    try:
+        return from_row(prompt_index, row)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamageError(f"it is no group: {error}") from error

@@ -249,6 +249,7 @@ def make_cadence(config: Config) -> Cadence:
         publish_every=config.learner.publish_every if config.max_staleness else 1,
         checkpoint_every=config.learner.checkpoint_every,
         stall_seconds=config.runtime.stall_seconds,
+        keep_groups=config.learner.keep_groups,
     )
 
 
