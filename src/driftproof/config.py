@@ -150,11 +150,18 @@ class LearnerSection(Section):
     """Steps whose groups keep their tokens and rewards in the ledger; older ones are pruned at checkpoints; 0: none."""
     on_collapse: Literal["warn", "stop", "off"] = "warn"
     """What a sign of collapse is answered with: an event, a clean stop besides, nothing."""
+    max_skipped: int = Field(default=10, ge=1)
+    """Steps in a row without a finite loss and gradient before the run is stopped."""
 
 
 class RuntimeSection(Section):
     mode: Literal["async", "sync"] = "async"
     stall_seconds: float = Field(default=600.0, gt=0)
+    """Longest time without a new group or a finished step; the run is then stopped, and says who waits for whom."""
+    start_seconds: float = Field(default=3600.0, gt=0)
+    """The same until the first step is done and after the last: models are loaded, held-out prompts evaluated."""
+    silent_seconds: float = Field(default=300.0, gt=0)
+    """A rollout worker that has not reported for so long (at least `rollouts.lease_seconds`) is killed and replaced."""
     max_restarts: int = Field(default=3, ge=0)
     """Times each rollout worker is started again after dying."""
 

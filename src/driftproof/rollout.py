@@ -78,6 +78,7 @@ class RolloutWorker:
         self.snapshots = snapshots
         self.settings = settings
         self.loaded_step = -1
+        self._refused_step = -1
         self._under_way = 0
         self._attempts: Counter[int] = Counter()
         self._doubted: dict[int, Completed] = {}
@@ -152,7 +153,7 @@ class RolloutWorker:
         if not self.engine.capabilities.follows_weights:
             return
         snapshot = latest(self.snapshots)
-        while snapshot is not None and snapshot.step != self.loaded_step:
+        while snapshot is not None and snapshot.step not in (self.loaded_step, self._refused_step):
             try:
                 self.engine.load(snapshot.path)
             except FileNotFoundError:
@@ -161,6 +162,13 @@ class RolloutWorker:
                     raise
                 # Pruned between our look and our read: there is a newer one.
                 snapshot = newer
+            except EngineError as error:
+                if self.loaded_step < 0:
+                    raise
+                # The old weights stay; there will be newer ones.
+                self._refused_step = snapshot.step
+                message = f"{snapshot.path}: {error}; {self.name} goes on with step {self.loaded_step}"
+                self.ledger.record_event("snapshot not loaded", message)
             else:
                 self.loaded_step = snapshot.step
 

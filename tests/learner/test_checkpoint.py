@@ -10,6 +10,7 @@ from driftproof.learner import (
     Memory,
     Optimization,
     Policy,
+    check_checkpoint,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
@@ -107,7 +108,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path):
     path = save_checkpoint(tmp_path, tiny_learner())
-    with pytest.raises(CheckpointError, match=r"step-00000007 cannot be read: .*No such file"):
+    with pytest.raises(CheckpointError, match=r"step-00000007/state.json cannot be read: .*No such file"):
         load_checkpoint(tmp_path / "step-00000007", tiny_learner())
     (path / "state.json").write_text(json.dumps({"format_version": 99, "step": 0}))
     with pytest.raises(CheckpointError, match="has checkpoint format 99; this driftproof reads 1"):
@@ -118,3 +119,36 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path):
     (path / "optimizer.safetensors").write_bytes(b"?")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(path, tiny_learner())
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The directory that a run began with."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "value_head.safetensors", "state.json"])
+@pytest.mark.parametrize("left", [0, 7, 0.5, -1])
+def test_a_file_that_is_cut_off_is_found_by_its_header(name: str, left: float, model: Path, tmp_path: Path):
+    critic = tiny_learner("ppo")
+    critic.train(make_batch(*random_groups(1, behavior_logprobs=True)))
+    path = save_checkpoint(tmp_path, critic)
+    check_checkpoint(path, model)
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[: left if isinstance(left, int) else int(len(content) * left)])
+    with pytest.raises(CheckpointError, match=f"step-00000001/{name} cannot be read: "):
+        check_checkpoint(path, model)
+    (path / name).unlink()
+    if name != "value_head.safetensors":
+        with pytest.raises(CheckpointError, match=f"step-00000001/{name} cannot be read: "):
+            check_checkpoint(path, model)
+
+
+def test_a_checkpoint_of_another_model_or_step_is_found(model: Path, tmp_path: Path):
+    wider = Learner(Policy(tiny_model(intermediate_size=64)), build("naive"), Optimization(lr=1.0, steps=1), Memory())
+    with pytest.raises(CheckpointError, match=r"is not of the model .*model: \['model.layers.0.mlp.down_proj.w"):
+        check_checkpoint(save_checkpoint(tmp_path / "wider", wider), model)
+    path = save_checkpoint(tmp_path, tiny_learner())
+    with pytest.raises(CheckpointError, match=r"state.json is of step 0; its directory is of another"):
+        check_checkpoint(path.rename(tmp_path / "step-00000009"), model)

@@ -240,6 +240,70 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_said():
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(learner).items())
 
 
+def state_of(learner: Learner) -> list[torch.Tensor]:
+    """Weights and all that the optimizer remembers."""
+    moments = [value for state in learner.optimizer.state.values() for value in state.values()]
+    return [tensor.detach().clone() for tensor in (*learner.policy.parameters(), *moments)]
+
+
+BAD = make_group([1], [[2], [3]], [1e300, 0.0])
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_skipped_update_touches_neither_weights_nor_moments(bfloat16: bool):
+    learner = tiny_learner(bfloat16=bfloat16, weight_decay=0.1)
+    learner.train(make_batch(*random_groups(1)))
+    before = state_of(learner)
+    assert len(before) > 2 * len(weights(learner))
+    good = random_groups(2, count=2)
+    assert learner.train(make_batch(good[0], BAD, good[1], step=2))["skipped"] == 1.0
+    assert all(torch.equal(now, then) for now, then in zip(state_of(learner), before, strict=True))
+    (skipped,) = learner.skipped
+    assert skipped.offending == {1: (0, 1)}
+    assert learner.train(make_batch(*good, step=3))["skipped"] == 0.0
+    assert learner.skipped == ()
+
+
+def test_of_several_updates_the_bad_ones_alone_are_skipped():
+    groups = random_groups(5, count=4)
+    groups[3] = BAD
+    learner, other = tiny_learner(updates_per_step=2), tiny_learner()
+    assert learner.train(make_batch(*groups))["skipped"] == 0.5
+    assert [update.offending for update in learner.skipped] == [{3: (0, 1)}]
+    other.train(make_batch(*groups[:2]))
+    assert all(torch.equal(now, then) for now, then in zip(state_of(learner), state_of(other), strict=True))
+
+
+@pytest.mark.parametrize("objective", ["asympo", "m2po"])
+def test_weights_that_are_not_finite_put_the_blame_on_every_response(objective: str):
+    learner = tiny_learner(objective)
+    assert learner.finite
+    with torch.no_grad():
+        learner.policy.head.weight[0, 0] = math.nan
+    assert not learner.finite
+    groups = random_groups(1, behavior_logprobs=objective == "m2po")
+    assert learner.train(make_batch(*groups))["skipped"] == 1.0
+    assert learner.skipped[0].offending == {n: tuple(range(group.size)) for n, group in enumerate(groups)}
+
+
+def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(monkeypatch: pytest.MonkeyPatch):
+    learner = tiny_learner()
+    before, call = state_of(learner), type(learner.objective).__call__
+
+    def infinite(self: Any, batch: Any) -> Any:
+        output = call(self, batch)
+        return replace(output, loss=output.loss + math.inf)
+
+    monkeypatch.setattr(type(learner.objective), "__call__", infinite)
+    groups = random_groups(1)
+    metrics = learner.train(make_batch(*groups))
+    assert math.isfinite(metrics["grad_norm"])
+    assert metrics["skipped"] == 1.0
+    assert all(torch.equal(now, then) for now, then in zip(state_of(learner), before, strict=True))
+    # Nobody stands out: all of them are kept.
+    assert learner.skipped[0].offending == dict.fromkeys(range(len(groups)), ())
+
+
 def test_the_gradient_is_clipped_to_its_norm():
     """What is clipped to a millionth moves plain gradient descent by a millionth of the learning rate."""
     learner = tiny_learner("naive", max_grad_norm=1e-6, lr=1.0)

@@ -1,5 +1,7 @@
 """The learner's loop over a real ledger, publisher and model; the groups are written by hand while it waits."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import pytest
 
 from driftproof.collapse import SIGNS_OF_COLLAPSE
-from driftproof.learner import Cadence, Learner, OnCollapse, StallError, learn, list_checkpoints
+from driftproof.learner import Cadence, DivergenceError, Learner, OnCollapse, StallError, learn, list_checkpoints
 from driftproof.ledger import STOPPING, Ledger, Plan
 from driftproof.weights import Publisher, latest, list_snapshots
 from tests.groups import make_group
@@ -39,6 +41,7 @@ class Run:
         (directory / "base").mkdir()
         self.publisher = Publisher(directory / "snapshots", directory / "base", keep=9)
         self.snapshots, self.checkpoints = directory / "snapshots", directory / "checkpoints"
+        self.skipped = directory / "skipped"
         self.tracker = Recording()
         self.seen: list[int] = []
         """The snapshot that each group would have been written with."""
@@ -63,6 +66,7 @@ class Run:
             learner,
             self.publisher,
             self.checkpoints,
+            self.skipped,
             [self.tracker],
             Cadence(**cadence),
             while_waiting or self.write,
@@ -126,16 +130,69 @@ def test_a_wait_without_end_is_an_error_that_says_what_is_there(run: Run):
         run.learn(tiny_learner(), lambda: None, stall_seconds=0.01)
 
 
-def test_a_skipped_step_is_an_event(run: Run):
-    def write_badly() -> None:
+def test_a_wait_in_which_groups_come_is_not_without_end(run: Run):
+    """Each of the two groups takes most of the limit, and both together more than it."""
+    written: list[float] = []
+
+    def write_slowly() -> None:
+        if not run.ledger.status().leased:
+            run.ledger.lease("a", 2, 100.0)
+            written[:] = [time.monotonic()]
+        if time.monotonic() - written[-1] > 0.3:
+            dispatch = 2 * run.ledger.step + len(written) - 1
+            group = make_group([1], [[2, 3], [4]], [1.0, 0.0], prompt_index=run.ledger.prompt_of(dispatch))
+            run.ledger.commit("a", {dispatch: group})
+            written.append(time.monotonic())
+        time.sleep(0.01)
+        if run.ledger.step == 1:
+            run.ledger.set_state(STOPPING)
+
+    run.learn(tiny_learner(), write_slowly, stall_seconds=0.5)
+    assert run.ledger.step == 1
+
+
+def write_badly(run: Run, good: Callable[[int], bool] = lambda step: False) -> Callable[[], None]:
+    """Groups whose gradient is not finite, but in steps that are `good`."""
+
+    def write() -> None:
         for lease in run.ledger.lease("a", 9, 100.0):
-            group = make_group([1], [[2], [3]], [1e300, 0.0], prompt_index=lease.prompt_index)
+            reward = 1.0 if good(run.ledger.step + 1) else 1e300
+            group = make_group([1], [[2], [3]], [reward, 0.0], prompt_index=lease.prompt_index)
             run.ledger.commit("a", {lease.dispatch: group})
 
-    run.learn(tiny_learner(), write_badly)
+    return write
+
+
+def test_a_skipped_step_is_an_event_and_its_groups_are_kept(run: Run):
+    run.learn(tiny_learner(), write_badly(run))
     count, message = run.ledger.events()["step skipped"]
     assert count == STEPS
-    assert message.startswith(f"step {STEPS}: the gradient was ")
+    path = run.skipped / f"step-{STEPS:08d}.jsonl"
+    assert message == f"step {STEPS}: the loss was nan, the gradient nan; its 2 groups are in {path}"
+    assert len(list(run.skipped.iterdir())) == STEPS
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_steps_skipped_in_a_row_stop_the_run_with_everything_saved(run: Run):
+    learner = tiny_learner()
+    sentence = rf"2 steps in a row had no finite .* step 4; .* groups in {run.skipped}, and go on with a lower"
+    with pytest.raises(DivergenceError, match=sentence):
+        run.learn(learner, write_badly(run, good=lambda step: step == 2), max_skipped=2)
+    assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-00000004"]
+    assert (run.ledger.state, run.ledger.step) == (STOPPING, 4)
+    run.ledger.rewind(4)
+    run.learn(learner, write_badly(run), max_skipped=2)
+    assert run.ledger.step == STEPS, "after a resume the count begins anew"
+
+
+def test_weights_that_are_not_finite_are_neither_published_nor_saved(run: Run):
+    learner = tiny_learner(lr=math.inf)
+    with pytest.raises(DivergenceError, match=r"step 1 made weights .* Go on from the start with a lower --learner.lr"):
+        run.learn(learner)
+    assert [snapshot.step for snapshot in list_snapshots(run.snapshots)] == [0]
+    assert list_checkpoints(run.checkpoints) == []
+    assert run.ledger.step == 0
+    assert run.ledger.rewind(0) == 2
 
 
 def worse_and_worse(run: Run) -> Callable[[], None]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from driftproof.ledger import Ledger, Plan
 from driftproof.types import FinishReason, Group
+from driftproof.weights import remove_at_once, rename_durably
 
 PER_STEP, STALENESS, CHECKPOINT_EVERY = 4, 2, 5
 
@@ -72,14 +73,16 @@ def resume(run: Path) -> Ledger:
 
 def make_checkpoint(directory: Path, step: int) -> Path:
     path = directory / f"step-{step:08d}"
-    path.mkdir(parents=True, exist_ok=True)
+    partial = directory / f".partial-{path.name}"
+    partial.mkdir(parents=True)
     for name in ("model", "optimizer"):
-        (path / f"{name}.safetensors").write_bytes(safetensors(16))
-    (path / "state.json").write_text(json.dumps({"format_version": 1, "step": step}))
+        (partial / f"{name}.safetensors").write_bytes(safetensors(16))
+    (partial / "state.json").write_text(json.dumps({"format_version": 1, "step": step}))
+    if path.exists():
+        remove_at_once(path)
+    rename_durably(partial, path)
     for old in sorted(directory.glob("step-*"))[:-2]:
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
+        remove_at_once(old)
     return path
 
 

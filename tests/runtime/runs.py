@@ -67,13 +67,14 @@ def train(*arguments: object) -> Ended:
 
 def launch(*arguments: object) -> subprocess.Popen[str]:
     """`driftproof train ...` as a process, going on in the background in a session of its own."""
+    path = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
     return subprocess.Popen(
         [sys.executable, "-m", "driftproof.cli", "train", *map(str, arguments)],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
     )
 
 

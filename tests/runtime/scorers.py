@@ -24,3 +24,8 @@ def crashes(text: str, answer: str) -> float:
     if answer.endswith("1"):
         os._exit(3)
     return 1.0
+
+
+def overflows(text: str, answer: str) -> float:
+    """Finite, but nothing that is computed of it is."""
+    return 1e308 if parity(text, answer) else -1e308

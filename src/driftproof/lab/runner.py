@@ -62,7 +62,15 @@ NOT_DETERMINING: dict[str, bool | set[str]] = {
     "engine": set(EngineSection.model_fields) - {"name", "slots", "device"},
     "evaluation": {"every"},
     "rollouts": {"recorded_share"},
-    "learner": {"threads", "publish_every", "keep_snapshots", "checkpoint_every", "keep_groups", "on_collapse"},
+    "learner": {
+        "threads",
+        "publish_every",
+        "keep_snapshots",
+        "checkpoint_every",
+        "keep_groups",
+        "max_skipped",
+        "on_collapse",
+    },
 }
 """Settings that a run of the lab does not have, or whose numbers do not depend on them."""
 

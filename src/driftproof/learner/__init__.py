@@ -1,14 +1,21 @@
 """Train on groups."""
 
-from driftproof.learner.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
+from driftproof.learner.checkpoint import (
+    CheckpointError,
+    check_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from driftproof.learner.learner import Learner, Memory, Optimization
-from driftproof.learner.loop import Cadence, OnCollapse, StallError, Tracker, learn
+from driftproof.learner.loop import Cadence, DivergenceError, OnCollapse, StallError, Tracker, learn
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy, Scored
 
 __all__ = [
     "Cadence",
     "CheckpointError",
+    "DivergenceError",
     "Learner",
     "Memory",
     "MicroBatch",
@@ -18,6 +25,7 @@ __all__ = [
     "Scored",
     "StallError",
     "Tracker",
+    "check_checkpoint",
     "learn",
     "list_checkpoints",
     "load_checkpoint",

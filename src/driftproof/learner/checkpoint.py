@@ -12,15 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from driftproof.directories import step_directories
+from driftproof.engines.load import weight_files
 from driftproof.faults import durable_write
 from driftproof.learner.learner import Learner
 from driftproof.weights import WEIGHTS, fsync, remove_at_once, rename_durably, write_weights
 
 FORMAT_VERSION = 1
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
 VALUE_HEAD = "value_head.safetensors"
 KEPT = 2
 
@@ -58,14 +62,60 @@ def _write(partial: Path, learner: Learner) -> None:
         write_weights(partial / VALUE_HEAD, learner.policy.value_head.state_dict())
     optimizer = learner.optimizer.state_dict()["state"]
     tensors = {f"{index}.{name}": value for index, state in optimizer.items() for name, value in state.items()}
-    write_weights(partial / "optimizer.safetensors", tensors)
-    (partial / "state.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "step": learner.step}))
-    fsync(partial / "state.json")
+    write_weights(partial / OPTIMIZER, tensors)
+    (partial / STATE).write_text(json.dumps({"format_version": FORMAT_VERSION, "step": learner.step}))
+    fsync(partial / STATE)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in directory.glob("step-*") if path.is_dir())
+    return list(step_directories(directory).values())
+
+
+def check_checkpoint(path: Path, model: Path) -> None:
+    """Whether a checkpoint can be gone on from, as far as headers and sizes tell; no weights are read.
+
+    Args:
+        model: the model directory that the run began with.
+
+    Raises:
+        CheckpointError: names the file that is missing, cut off or of another format or model.
+    """
+    step = _read_step(path)
+    if step != int(path.name.removeprefix("step-")):
+        raise CheckpointError(f"{path / STATE} is of step {step}; its directory is of another")
+    found = _header(path / WEIGHTS)
+    _header(path / OPTIMIZER)
+    if (path / VALUE_HEAD).exists():
+        _header(path / VALUE_HEAD)
+    own = {name: shape for file in weight_files(model) for name, shape in _header(file).items()}
+    different = sorted(name for name in own.keys() & found.keys() if own[name] != found[name])
+    if different or not own.keys() & found.keys():
+        raise CheckpointError(f"{path / WEIGHTS} is not of the model {model}: {different[:3]} are of another shape")
+
+
+def _header(file: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors of a safetensors file, whose header says how long the file must be."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.offset_keys()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _read_step(path: Path) -> int:
+    """The step that `state.json` says."""
+    try:
+        state: Any = json.loads((path / STATE).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path / STATE} cannot be read: {error}") from error
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has checkpoint format {version}; this driftproof reads {FORMAT_VERSION}")
+    step = state.get("step")
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"{path / STATE} cannot be read: it has the step {step!r}")
+    return step
 
 
 def load_checkpoint(path: Path, learner: Learner) -> None:
@@ -74,18 +124,12 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     Raises:
         CheckpointError: a file missing or broken, another format, or tensors that are not this model's.
     """
+    step = _read_step(path)
     try:
-        state: Any = json.loads((path / "state.json").read_text())
-        weights, moments = load_file(path / WEIGHTS), load_file(path / "optimizer.safetensors")
+        weights, moments = load_file(path / WEIGHTS), load_file(path / OPTIMIZER)
         values = load_file(path / VALUE_HEAD) if (path / VALUE_HEAD).exists() else {}
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-    version = state.get("format_version") if isinstance(state, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has checkpoint format {version}; this driftproof reads {FORMAT_VERSION}")
-    step = state.get("step")
-    if type(step) is not int or step < 0:
-        raise CheckpointError(f"checkpoint {path} cannot be read: its state.json has the step {step!r}")
     model = learner.policy.model
     found = {name: tensor.shape for name, tensor in weights.items()}
     own = {

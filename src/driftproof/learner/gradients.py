@@ -19,6 +19,16 @@ from driftproof.learner.policy import Finish, Policy, Scored
 from driftproof.objectives import Objective, ObjectiveOutput
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Differentiated:
+    """What an update says about itself."""
+
+    metrics: dict[str, float]
+    """Its loss, and objective and health metrics."""
+    not_finite_R: Tensor
+    """bool [R]: the responses of which a log-prob, or the loss's gradient by one of their tokens, is not finite."""
+
+
 def backward(
     policy: Policy,
     objective: Objective,
@@ -26,18 +36,21 @@ def backward(
     flat: FlatBatch,
     *,
     want_entropy: bool,
-) -> dict[str, float]:
-    """Add the update's gradient to that of the policy's parameters; its loss, and objective and health metrics."""
+) -> Differentiated:
+    """Add the update's gradient to that of the policy's parameters."""
     update = _Update(objective, flat, _Tokens(flat.tokens), _Tokens(flat.tokens))
     if not objective.separable:
         scores = score(policy, micro_batches, flat.tokens, want_entropy=want_entropy)
         update.differentiate(scores, slice(None), slice(None))
     for micro_batch in micro_batches:
         policy.backward(micro_batch, update.finish(micro_batch), want_entropy=want_entropy)
-    responses = flat.part(update.scores.all(policy.device))
-    health = step_health(responses, update.gradients.all(policy.device).logprobs_N, temperature=policy.temperature)
+    responses, gradients = flat.part(update.scores.all(policy.device)), update.gradients.all(policy.device)
+    health = step_health(responses, gradients.logprobs_N, temperature=policy.temperature)
     metrics = {f"objective/{name}": float(value) for name, value in update.metrics.items()}
-    return {"loss": float(update.loss), **metrics, **health}
+    finite_N = responses.logprobs_N.isfinite() & gradients.logprobs_N.isfinite()
+    not_finite_R = torch.zeros(flat.responses, dtype=torch.bool, device=finite_N.device)
+    not_finite_R[responses.segment_N[~finite_N]] = True
+    return Differentiated(metrics={"loss": float(update.loss), **metrics, **health}, not_finite_R=not_finite_R)
 
 
 @torch.no_grad()

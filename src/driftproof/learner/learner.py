@@ -19,6 +19,7 @@ from driftproof.learner.flat_batch import FlatBatch, FrozenChannels
 from driftproof.learner.gradients import backward, score
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy, Scored
+from driftproof.learner.skipped import Skipped
 from driftproof.models import checkpoint_activations
 from driftproof.objectives import Objective, ObjectiveError
 from driftproof.types import Batch, Channel, Group
@@ -94,6 +95,8 @@ class Learner:
         self.want_entropy = want_entropy or Channel.ENTROPY in objective.needs
         self.reference = reference
         self.step = 0
+        self.skipped: tuple[Skipped, ...] = ()
+        """The updates of the last step that were not made."""
         self.optimizer = torch.optim.AdamW(
             policy.parameters(),
             lr=optimization.lr,
@@ -107,25 +110,40 @@ class Learner:
     def train(self, batch: Batch) -> dict[str, float]:
         """One step; its metrics, which are means where a step has several updates.
 
-        An update whose gradient is not finite leaves the weights as they are; `skipped` is the share of such updates.
+        An update whose loss or gradient is not finite leaves weights and optimizer as they are, bit for bit; `skipped`
+        is the share of such updates, and the attribute of that name says which groups they were made of.
         """
         lr = self.optimization.lr_at(batch.step)
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = lr
         updates = _deal(batch.groups, self.optimization.updates_per_step)
         flats = [FlatBatch.of(groups, self.baseline, self.policy.device, self._freeze(groups)) for groups in updates]
-        metrics = [self._update(groups, flat) for groups, flat in zip(updates, flats, strict=True)]
+        self.skipped = ()
+        metrics, first = [], 0
+        for groups, flat in zip(updates, flats, strict=True):
+            metrics.append(self._update(groups, flat, first))
+            first += len(groups)
         self.step = batch.step
         return {**_means(metrics), "lr": lr, **reward_metrics(batch)}
 
-    def _update(self, groups: Sequence[Group], flat: FlatBatch) -> dict[str, float]:
-        metrics = backward(self.policy, self.objective, self.pack(groups), flat, want_entropy=self.want_entropy)
+    def _update(self, groups: Sequence[Group], flat: FlatBatch, first: int) -> dict[str, float]:
+        """One update with the groups of a step from the `first` on."""
+        update = backward(self.policy, self.objective, self.pack(groups), flat, want_entropy=self.want_entropy)
+        loss = update.metrics["loss"]
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimization.max_grad_norm))
-        finite = math.isfinite(grad_norm)
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite:
             self.optimizer.step()
+        else:
+            found = Skipped.of(groups, update.not_finite_R.tolist(), first=first, loss=loss, grad_norm=grad_norm)
+            self.skipped += (found,)
         self.optimizer.zero_grad()
-        return {**metrics, "grad_norm": grad_norm, "skipped": float(not finite)}
+        return {**update.metrics, "grad_norm": grad_norm, "skipped": float(not finite)}
+
+    @property
+    def finite(self) -> bool:
+        """Whether every weight is a finite number."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters())
 
     def _freeze(self, groups: Sequence[Group]) -> FrozenChannels:
         """What the objective needs of the policy before the step, and of the reference policy."""

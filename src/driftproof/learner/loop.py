@@ -1,7 +1,8 @@
 """The learner's loop: take a batch, train, publish, record; stop cleanly when asked.
 
 Guarantees: the weights of a step are published before the ledger admits the groups that may be written with them; a
-checkpoint is only named once the ledger's record of its steps is durable; a clean stop loses nothing.
+checkpoint is only named once the ledger's record of its steps is durable; a clean stop loses nothing. Weights that are
+not finite are neither published nor saved. No wait is without limit.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from driftproof.collapse import SIGNS_OF_COLLAPSE, CollapseDetector
-from driftproof.learner.checkpoint import save_checkpoint
+from driftproof.learner.checkpoint import list_checkpoints, save_checkpoint
 from driftproof.learner.learner import Learner
+from driftproof.learner.skipped import save_skipped
 from driftproof.ledger import RUNNING, STOPPING, Ledger
 from driftproof.ledger.retention import prune
 from driftproof.types import Batch
@@ -25,6 +27,10 @@ OnCollapse = Literal["warn", "stop", "off"]
 
 class StallError(RuntimeError):
     """The learner waited too long for groups."""
+
+
+class DivergenceError(RuntimeError):
+    """Training cannot go on as it is set up: losses, gradients or weights are not finite."""
 
 
 class Tracker(Protocol):
@@ -44,9 +50,11 @@ class Cadence:
     checkpoint_every: int = 50
     """Steps between checkpoints; a stop and the last step are always checkpointed."""
     stall_seconds: float = 600.0
-    """Longest wait for groups before the run is stopped with a message."""
+    """Longest wait without a new group before the run is stopped with a message."""
     keep_groups: int = 0
     """Steps whose groups keep their content, counted back from each checkpoint; 0 is all."""
+    max_skipped: int = 10
+    """Steps in a row without any update before the run is stopped with a message."""
 
 
 def learn(
@@ -54,6 +62,7 @@ def learn(
     learner: Learner,
     publisher: Publisher,
     checkpoints: Path,
+    skipped: Path,
     trackers: list[Tracker],
     cadence: Cadence,
     while_waiting: Callable[[], object],
@@ -63,11 +72,15 @@ def learn(
 
     `while_waiting` is called again and again while too few groups are ready: it sleeps, or, without overlap, does the
     rollout side's work. `on_collapse` says what a sign of collapse is answered with: an event, a stop besides, nothing.
+    The groups of updates whose loss or gradient is not finite are kept in `skipped`.
 
     Raises:
-        StallError: no batch within `stall_seconds`.
+        StallError: no new group within `stall_seconds`.
+        DivergenceError: `max_skipped` steps in a row without an update, after a checkpoint; or weights that are not
+            finite.
     """
     steps = ledger.plan.steps
+    skipped_in_a_row = 0
     rollout = _RolloutMeter(ledger)
     detector = CollapseDetector(SIGNS_OF_COLLAPSE if on_collapse != "off" else ())
     for earlier in ledger.steps():
@@ -81,6 +94,8 @@ def learn(
         taken = time.monotonic()
         metrics = learner.train(batch)
         trained = time.monotonic()
+        if not learner.finite:
+            raise DivergenceError(_diverged(learner, checkpoints))
         if learner.step % cadence.publish_every == 0 or learner.step == steps:
             publisher.publish(learner.step, learner.policy.model.state_dict())
         now = time.monotonic()
@@ -93,8 +108,9 @@ def learn(
             **rollout.since_last_step(),
         }
         end_of_step = now
-        if metrics["skipped"]:
-            ledger.record_event("step skipped", f"step {learner.step}: the gradient was {metrics['grad_norm']}")
+        if learner.skipped:
+            kept = save_skipped(skipped, batch, learner.skipped)
+            ledger.record_event("step skipped", _what_was_skipped(batch, learner, kept))
         ledger.finish_step(learner.step, metrics)
         for tracker in trackers:
             tracker.log(learner.step, metrics)
@@ -102,25 +118,54 @@ def learn(
             ledger.record_event("sign of collapse", f"step {learner.step}: {alarm}")
             if on_collapse == "stop":
                 ledger.set_state(STOPPING)
+        skipped_in_a_row = skipped_in_a_row + 1 if metrics["skipped"] == 1 else 0
+        if skipped_in_a_row == cadence.max_skipped:
+            _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
+            ledger.set_state(STOPPING)
+            raise DivergenceError(
+                f"{skipped_in_a_row} steps in a row had no finite loss and gradient (learner.max_skipped), the last of "
+                f"them step {learner.step}; everything is saved. Look at their groups in {skipped}, and go on with a "
+                "lower --learner.lr, another --objective.name or smaller rewards"
+            )
         if learner.step % cadence.checkpoint_every == 0 and learner.step < steps:
             _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
     _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
 
 
 def _wait_for_batch(ledger: Ledger, stall_seconds: float, while_waiting: Callable[[], object]) -> Batch | None:
-    started = time.monotonic()
+    waiting: tuple[float, int] | None = None
     while ledger.state == RUNNING:
         batch = ledger.take(ledger.plan.groups_per_step)
         if batch is not None:
             return batch
-        if time.monotonic() - started > stall_seconds:
+        if waiting is None or time.monotonic() - waiting[0] > stall_seconds:
             status = ledger.status()
-            raise StallError(
-                f"the learner waited {stall_seconds:.0f} s for {ledger.plan.groups_per_step} groups; "
-                f"{status.ready} are ready, {status.leased} are leased; workers: {ledger.workers()}"
-            )
+            if waiting is not None and status.ready == waiting[1]:
+                raise StallError(
+                    f"the learner waited {stall_seconds:.0f} s for {ledger.plan.groups_per_step} groups; "
+                    f"{status.ready} are ready, {status.leased} are leased; workers: {ledger.workers()}"
+                )
+            waiting = time.monotonic(), status.ready
         while_waiting()
     return None
+
+
+def _what_was_skipped(batch: Batch, learner: Learner, path: Path) -> str:
+    first = learner.skipped[0]
+    groups = sum(len(update.offending) for update in learner.skipped)
+    what = f"the loss was {first.loss:g}, the gradient {first.grad_norm:g}"
+    if learner.optimization.updates_per_step > 1:
+        what = f"{len(learner.skipped)} of {learner.optimization.updates_per_step} updates; in the first {what}"
+    return f"step {batch.step}: {what}; its {groups} groups are in {path}"
+
+
+def _diverged(learner: Learner, checkpoints: Path) -> str:
+    saved = list_checkpoints(checkpoints)
+    return (
+        f"step {learner.step} made weights that are not finite; they were neither published nor saved. Go on from "
+        f"{f'the checkpoint {saved[-1].name}' if saved else 'the start'} with a lower --learner.lr or a smaller "
+        "--learner.max_grad_norm"
+    )
 
 
 def _checkpoint(ledger: Ledger, learner: Learner, checkpoints: Path, keep_groups: int) -> None:

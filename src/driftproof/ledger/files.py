@@ -9,26 +9,20 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from driftproof.directories import step_directories
+
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 LARGEST_HEADER = 100_000_000
 """Bytes; what the safetensors format allows."""
 
 
-def steps_in(directory: Path) -> list[int]:
-    """The steps of the complete checkpoints or snapshots in a directory, in order."""
-    names = [path.name.removeprefix("step-") for path in directory.glob("step-*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
 def file_problems(run: Path) -> Iterator[str]:
     """What is wrong with a run's checkpoints and snapshots; a run that is being trained may remove old ones."""
-    for step in steps_in(run / CHECKPOINTS):
-        directory = run / CHECKPOINTS / f"step-{step:08d}"
+    for step, directory in step_directories(run / CHECKPOINTS).items():
         files = ["model.safetensors", "optimizer.safetensors"]
         files += ["value_head.safetensors"] * (directory / "value_head.safetensors").exists()
         yield from _present(directory, [*_weights_problems(directory, files), *_state_problems(directory, step)])
-    for step in steps_in(run / SNAPSHOTS):
-        directory = run / SNAPSHOTS / f"step-{step:08d}"
+    for directory in step_directories(run / SNAPSHOTS).values():
         problems = _weights_problems(directory, ["model.safetensors"])
         if not (directory / "config.json").is_file():
             problems.append(f"{directory} has no config.json")

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from driftproof.ledger.files import CHECKPOINTS, file_problems, steps_in
+from driftproof.directories import step_directories
+from driftproof.ledger.files import CHECKPOINTS, file_problems
 from driftproof.ledger.ledger import (
     FINISHED,
     RUNNING,
@@ -58,7 +59,7 @@ def check_run(run: Path) -> Integrity:
     if not (run / LEDGER).is_file():
         raise InUseError(f"{run} is not a run: it has no {LEDGER}")
     # Before the ledger is read, which knows of a step before its checkpoint is named.
-    checkpoints = steps_in(run / CHECKPOINTS)
+    checkpoints = list(step_directories(run / CHECKPOINTS))
     found = check_ledger(run / LEDGER)
     beyond = [f"{run / CHECKPOINTS} has a checkpoint of step {step}" for step in checkpoints if step > found.steps]
     beyond = [f"{finding}, the ledger is at step {found.steps}" for finding in beyond]

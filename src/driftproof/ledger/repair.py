@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from driftproof.ledger.files import CHECKPOINTS, is_whole, steps_in
+from driftproof.directories import step_directories
+from driftproof.ledger.files import CHECKPOINTS, is_whole
 from driftproof.ledger.integrity import (
     Facts,
     check_ledger,
@@ -101,9 +102,7 @@ def repair_run(run: Path, output: Path | None = None) -> Repair | None:
     path = run / LEDGER
     with locked(run):
         _finish_interrupted(path)
-        wholes = [
-            step for step in steps_in(run / CHECKPOINTS) if is_whole(run / CHECKPOINTS / f"step-{step:08d}", step)
-        ]
+        wholes = [step for step, path in step_directories(run / CHECKPOINTS).items() if is_whole(path, step)]
         base = max(wholes, default=0)
         found = check_ledger(path)
         if not found.findings and base <= found.steps:

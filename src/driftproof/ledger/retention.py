@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from driftproof.ledger.files import CHECKPOINTS, steps_in
+from driftproof.directories import step_directories
+from driftproof.ledger.files import CHECKPOINTS
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.lock import LEDGER, locked
 
@@ -39,7 +40,7 @@ def prunable_step(step: int, keep_steps: int, checkpoints: Sequence[int]) -> int
 
 def prune(ledger: Ledger, checkpoints: Path, keep_steps: int) -> int:
     """Forget what may be forgotten of a run whose checkpoints lie in a directory; of how many groups."""
-    return ledger.prune(prunable_step(ledger.step, keep_steps, steps_in(checkpoints)))
+    return ledger.prune(prunable_step(ledger.step, keep_steps, list(step_directories(checkpoints))))
 
 
 def prune_run(run: Path, keep_steps: int) -> Pruned:

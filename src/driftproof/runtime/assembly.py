@@ -63,6 +63,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def skipped(self) -> Path:
+        """Groups of updates that were not made."""
+        return self.path / "skipped"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -248,7 +253,9 @@ def make_cadence(config: Config) -> Cadence:
         # Without staleness every response is written by the newest weights.
         publish_every=config.learner.publish_every if config.max_staleness else 1,
         checkpoint_every=config.learner.checkpoint_every,
-        stall_seconds=config.runtime.stall_seconds,
+        # The run's parent notices first: it sees all processes, and asks them for their stacks.
+        stall_seconds=config.runtime.start_seconds + config.runtime.stall_seconds,
+        max_skipped=config.learner.max_skipped,
         keep_groups=config.learner.keep_groups,
     )
 

@@ -1,24 +1,33 @@
 """What each process of a run does, from its first line to its last.
 
-A process reads the run directory and nothing else. It leaves Ctrl-C to its parent, writes to its own log, and when its
-parent is gone it asks the run to stop, so that nothing goes on unseen.
+A process reads the run directory and nothing else. It leaves signals to its parent, writes to its own log, there also
+the stacks of its threads when it is asked for them with SIGUSR1, and tells its parent in a sentence what ended it where
+there is one. When its parent is gone it asks the run to stop, and ends; nothing goes on unseen.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import faulthandler
 import multiprocessing
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
 import tomllib
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from driftproof.config import Config
 from driftproof.learner import Learner, learn, list_checkpoints, load_checkpoint
 from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger
+from driftproof.ledger.lock import belong_to
 from driftproof.runtime.assembly import (
     RunDirectory,
     evaluate_heldout,
@@ -34,17 +43,50 @@ from driftproof.weights import Publisher, latest
 
 POLL_SECONDS = 0.001
 EVALUATOR = "evaluator"
+STOP_SECONDS = 120.0
+"""How long a clean stop may take before processes are killed."""
+STACKS = signal.SIGUSR1
+"""Makes a process write the stacks of its threads to its log."""
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
-def run_learner(path: Path) -> None:
+def run_learner(path: Path, name: str, parent: Connection) -> None:
     """Train until the plan is done or the run is asked to stop."""
-    config, directory = _enter(path, "learner")
-    _learn(config, directory, worker_name=None)
+    with _entered(path, name, parent) as (config, directory):
+        _learn(config, directory, worker_name=None)
 
 
-def run_worker(path: Path, name: str) -> None:
+def run_worker(path: Path, name: str, parent: Connection) -> None:
     """Write groups until the run is no longer running."""
-    config, directory = _enter(path, name)
+    with _entered(path, name, parent) as (config, directory):
+        _write(config, directory, name)
+
+
+def run_evaluator(path: Path, name: str, parent: Connection) -> None:
+    """Evaluate the newest snapshot whenever `evaluation.every` steps have passed; the learner does not wait for it."""
+    with _entered(path, name, parent) as (config, directory):
+        _evaluate(config, directory)
+
+
+def run_both(path: Path, name: str, parent: Connection) -> None:
+    """The same rollout worker and learner, in turns, in one process: nothing overlaps, every run is repeatable."""
+    with _entered(path, name, parent) as (config, directory):
+        _learn(config, directory, worker_name="worker-0")
+
+
+def write_trouble(error: Exception, directory: Path) -> str | None:
+    """The sentence for an error of the disk or of the ledger; None for any other."""
+    if isinstance(error, sqlite3.OperationalError):
+        held = "; a process of the run has held it for a minute" if "locked" in str(error) else ""
+        return f"the ledger of {directory} cannot be written: {error}{held}"
+    if isinstance(error, sqlite3.DatabaseError):
+        return f"the ledger of {directory} is damaged: {error}"
+    if isinstance(error, OSError) and (error.errno in _OF_THE_DISK or type(error) is OSError):
+        return f"{error.filename or directory} cannot be written: {error.strerror or error}"
+    return None
+
+
+def _write(config: Config, directory: RunDirectory, name: str) -> None:
     limit_threads(config.engine.threads)
     with Ledger(directory.ledger) as ledger:
         worker = make_worker(config, directory, ledger, name)
@@ -53,9 +95,7 @@ def run_worker(path: Path, name: str) -> None:
         worker.close()
 
 
-def run_evaluator(path: Path) -> None:
-    """Evaluate the newest snapshot whenever `evaluation.every` steps have passed; the learner does not wait for it."""
-    config, directory = _enter(path, EVALUATOR)
+def _evaluate(config: Config, directory: RunDirectory) -> None:
     limit_threads(config.engine.threads)
     engine = open_engine(config, config.model.path)
     with Ledger(directory.ledger) as ledger, heldout_evaluation(config) as evaluate:
@@ -73,12 +113,6 @@ def run_evaluator(path: Path) -> None:
                 evaluated = snapshot.step
 
 
-def run_both(path: Path) -> None:
-    """The same rollout worker and learner, in turns, in one process: nothing overlaps, every run is repeatable."""
-    config, directory = _enter(path, "learner")
-    _learn(config, directory, worker_name="worker-0")
-
-
 def _learn(config: Config, directory: RunDirectory, worker_name: str | None) -> None:
     limit_threads(config.learner.threads)
     with Ledger(directory.ledger) as ledger:
@@ -87,7 +121,8 @@ def _learn(config: Config, directory: RunDirectory, worker_name: str | None) -> 
             load_checkpoint(list_checkpoints(directory.checkpoints)[-1], learner)
         publisher = Publisher(directory.snapshots, config.model.path, keep=config.learner.keep_snapshots)
         publisher.publish(learner.step, learner.policy.model.state_dict())
-        if learner.step == 0:
+        # Asked to stop while the model was loaded: that much sooner.
+        if learner.step == 0 and ledger.state == RUNNING:
             _evaluate_heldout(config, directory, ledger, learner)
         trackers = make_trackers(config, directory, ledger)
         worker = make_worker(config, directory, ledger, worker_name) if worker_name else None
@@ -96,6 +131,7 @@ def _learn(config: Config, directory: RunDirectory, worker_name: str | None) -> 
             learner,
             publisher,
             directory.checkpoints,
+            directory.skipped,
             trackers,
             make_cadence(config),
             while_waiting=worker.work if worker else _pause,
@@ -117,23 +153,52 @@ def _evaluate_heldout(config: Config, directory: RunDirectory, ledger: Ledger, l
         ledger.record_evaluation(name, learner.step, result)
 
 
-def _enter(path: Path, name: str) -> tuple[Config, RunDirectory]:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _entered(path: Path, name: str, parent: Connection) -> Iterator[tuple[Config, RunDirectory]]:
+    """The first lines of a process, and its last."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A handler, unlike SIG_IGN, is not passed on to what a verifier starts.
+        signal.signal(number, lambda *_: None)
     directory = RunDirectory(path=path)
     log = os.open(directory.logs / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
+    faulthandler.register(STACKS, sys.stderr, all_threads=True)
+    belong_to(path)
+    _end_without_parent()
     threading.Thread(target=_watch_parent, args=(directory.ledger,), daemon=True).start()
-    return Config.model_validate(tomllib.loads(directory.config.read_text())), directory
+    try:
+        yield Config.model_validate(tomllib.loads(directory.config.read_text())), directory
+    except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
+        # The log may be on the disk that is full.
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        explained = type(error).__module__.startswith("driftproof.")
+        sentence = str(error) if explained else write_trouble(error, path)
+        if sentence:
+            parent.send_bytes(sentence.encode())
+        sys.exit(1)
+
+
+def _end_without_parent() -> None:
+    """A command that was killed before this process began may have been followed by another."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
+        sys.exit("the command that started this process has ended; so does it")
 
 
 def _watch_parent(ledger_path: Path) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    with Ledger(ledger_path) as ledger:
-        if ledger.state != FINISHED:
-            ledger.set_state(STOPPING)
+    try:
+        with Ledger(ledger_path) as ledger:
+            if ledger.state != FINISHED:
+                ledger.set_state(STOPPING)
+        time.sleep(STOP_SECONDS)
+    finally:
+        # Whatever the main thread waits for: nobody is left to notice.
+        os._exit(1)
 
 
 def _wait_for_snapshot(ledger: Ledger, directory: RunDirectory) -> None:

@@ -10,7 +10,6 @@ from driftproof.weights.snapshots import (
     list_snapshots,
     remove_at_once,
     rename_durably,
-    step_directories,
     write_weights,
 )
 
@@ -24,6 +23,5 @@ __all__ = [
     "list_snapshots",
     "remove_at_once",
     "rename_durably",
-    "step_directories",
     "write_weights",
 ]

@@ -7,7 +7,6 @@ A snapshot is a plain Hugging Face directory `step-00000042`, written under anot
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from driftproof.directories import step_directories
 from driftproof.faults import durable_write
 
 LATEST = "latest"
@@ -95,13 +95,7 @@ def latest(directory: Path) -> Snapshot | None:
 
 def list_snapshots(directory: Path) -> list[Snapshot]:
     """All complete snapshots, oldest first."""
-    return [Snapshot(step=step, path=path) for step, path in sorted(step_directories(directory).items())]
-
-
-def step_directories(directory: Path) -> dict[int, Path]:
-    """The directories `step-00000042` in `directory` by their step; whatever else lies there is not ours."""
-    found = {path: re.fullmatch(r"step-(\d{8,})", path.name) for path in directory.glob("step-*") if path.is_dir()}
-    return {int(match[1]): path for path, match in found.items() if match}
+    return [Snapshot(step=step, path=path) for step, path in step_directories(directory).items()]
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ def guard(command: Sequence[str]) -> int:
     """The exit code of `command`."""
     asked: list[int] = []
     # Handlers, unlike SIG_IGN, are not passed on to the command.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: asked.append(number))
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:

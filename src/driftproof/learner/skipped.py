@@ -1,0 +1,90 @@
+"""The groups of updates that were not made, because their loss or gradient was not finite, kept to be looked at.
+
+Guarantees: a file is whole or it is not there; the newest `KEPT` are kept; every line is strict JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Self
+
+from driftproof.types import Batch, Group
+from driftproof.weights import fsync
+
+KEPT = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """An update that was not made."""
+
+    loss: float
+    grad_norm: float
+    """Before clipping."""
+    offending: dict[int, tuple[int, ...]]
+    """By position in the step's batch, the groups at fault, and which of their responses are not finite. Where no
+    response could be singled out: all groups of the update, each with ()."""
+
+    @classmethod
+    def of(
+        cls, groups: Sequence[Group], not_finite_R: Sequence[bool], *, first: int, loss: float, grad_norm: float
+    ) -> Self:
+        """From the groups of an update, the first of which is the `first` of its step, and its bad responses."""
+        ends = list(accumulate((group.size for group in groups), initial=0))
+        flags = [not_finite_R[start:end] for start, end in pairwise(ends)]
+        bad = {first + n: tuple(r for r, flag in enumerate(of_group) if flag) for n, of_group in enumerate(flags)}
+        offending = {position: responses for position, responses in bad.items() if responses} or bad
+        return cls(loss=loss, grad_norm=grad_norm, offending=offending)
+
+
+def save_skipped(directory: Path, batch: Batch, skipped: Sequence[Skipped]) -> Path:
+    """Write the offending groups of a step to `directory/step-00000042.jsonl`, one a line.
+
+    Raises:
+        OSError: no space, not writable.
+    """
+    directory.mkdir(exist_ok=True)
+    path = directory / f"step-{batch.step:08d}.jsonl"
+    partial = directory / f".partial-{path.name}"
+    with partial.open("w") as file:
+        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in _lines(batch, skipped))
+    fsync(partial)
+    partial.replace(path)
+    for old in sorted(directory.glob("step-*.jsonl"))[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def _lines(batch: Batch, skipped: Sequence[Skipped]) -> Iterator[dict[str, Any]]:
+    for update in skipped:
+        for position, not_finite in update.offending.items():
+            group = batch.groups[position]
+            ends = list(accumulate(group.response_lengths.tolist(), initial=0))
+            logprobs = group.behavior_logprobs
+            yield {
+                "step": batch.step,
+                "loss": _number(update.loss),
+                "grad_norm": _number(update.grad_norm),
+                "prompt_index": group.prompt_index,
+                "age": batch.ages[position],
+                "not_finite": list(not_finite),
+                "rewards": [None if math.isnan(reward) else reward for reward in group.rewards.tolist()],
+                "response_lengths": group.response_lengths.tolist(),
+                "finish_reasons": list(group.finish_reasons),
+                "problems": list(group.problems),
+                "prompt_tokens": group.prompt_tokens.tolist(),
+                "response_tokens": [response.tolist() for response in group.split()],
+                "behavior_logprobs": None
+                if logprobs is None
+                else [logprobs[start:end].tolist() for start, end in pairwise(ends)],
+            }
+
+
+def _number(value: float) -> float | str:
+    """What JSON has no number for, as a word: nan, inf, -inf."""
+    return value if math.isfinite(value) else str(value)
