@@ -4,8 +4,9 @@ BIN := .venv/bin
 MODELS := models
 
 VLLM := .venv-vllm
+LLAMA := .venv-llama
 
-.PHONY: setup train smoke results chaos chaos-short test test-slow vllm test-vllm check clean
+.PHONY: setup train smoke results chaos chaos-short test test-slow vllm test-vllm llama test-llama check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -60,5 +61,15 @@ $(VLLM)/ready: pyproject.toml
 test-vllm: .venv/ready $(VLLM)/ready $(MODELS)/tiny-qwen3
 	DRIFTPROOF_VLLM=$(VLLM)/bin/python $(BIN)/pytest -m vllm tests/engines/vllm
 
+# The real server of llama.cpp on CPU, in an environment of its own (0.2 GB).
+llama: $(LLAMA)/ready
+$(LLAMA)/ready:
+	$(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/pip install -q xllamacpp==2026.10.11549 gguf==0.19.0 safetensors
+	touch $@
+
+test-llama: .venv/ready $(LLAMA)/ready $(MODELS)/tiny-bytes
+	DRIFTPROOF_LLAMA=$(LLAMA)/bin/python $(BIN)/pytest -m llama tests/engines/openai
+
 clean:
-	rm -rf .venv $(VLLM) models runs labs
+	rm -rf .venv $(VLLM) $(LLAMA) models runs labs

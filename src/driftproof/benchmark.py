@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import IO, Any
@@ -19,7 +19,8 @@ from typing import IO, Any
 import numpy as np
 
 from driftproof.codec import Codec
-from driftproof.engines.protocol import Completed, Engine
+from driftproof.engines.protocol import Completed, Engine, EngineError
+from driftproof.rollout import make_request
 from driftproof.statistics import bootstrap
 from driftproof.types import Prompt, Request, Sampling
 from driftproof.verify import Verifier
@@ -59,6 +60,8 @@ class Score:
     problems: int
     failed: int
     """Problems without an answer from the engine; they are in no figure."""
+    failure: str
+    """Why the last of these has none."""
     samples: int
     unverified: int
     mean: Estimate
@@ -83,7 +86,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def score(name: str, problems: Sequence[Problem], failed: int = 0) -> Score:
+def score(name: str, problems: Sequence[Problem], failed: int = 0, failure: str = "") -> Score:
     """The figures of a benchmark; a response is right where its reward is at least 1. pass@k for powers of 2.
 
     Raises:
@@ -98,6 +101,7 @@ def score(name: str, problems: Sequence[Problem], failed: int = 0) -> Score:
         name=name,
         problems=len(problems),
         failed=failed,
+        failure=failure,
         samples=samples,
         unverified=sum(problem.unverified for problem in problems),
         mean=_estimate([fmean(problem.rewards) for problem in problems]),
@@ -126,12 +130,12 @@ def run_benchmark(
 
     Raises:
         BenchmarkError: the record is that of other settings; nothing was answered.
-        EngineError: a problem can never be answered (prompt too long for the model).
+        EngineError: a problem can never be answered (prompt too long for the model), or none was.
     """
     determined = {"benchmark": name, "samples": samples, "problems": len(prompts), **settings}
     done = {problem.index: problem for problem in read_record(record, determined)}
     missing = [position for position in range(len(prompts)) if position not in done]
-    failed = 0
+    failed, failure = 0, ""
     progress(len(done), len(prompts))
     with record.open("a") as file:
         waiting = [_request(prompts[i], i, codec, sampling, samples) for i in missing]
@@ -143,14 +147,16 @@ def run_benchmark(
             for completed in engine.collect():
                 under_way -= 1
                 if completed.error:
-                    failed += 1
+                    failed, failure = failed + 1, completed.error
                     continue
                 problem = _verified(completed, codec, verifier)
                 done[problem.index] = problem
                 _write(file, asdict(problem))
                 progress(len(done), len(prompts))
     fsync(record)
-    return score(name, [done[index] for index in sorted(done)], failed)
+    if failed and not done:
+        raise EngineError(f"benchmark {name!r}: no problem was answered: {failure}")
+    return score(name, [done[index] for index in sorted(done)], failed, failure)
 
 
 def read_record(record: Path, settings: Mapping[str, Any]) -> list[Problem]:
@@ -191,13 +197,8 @@ def _problem(line: str, where: str) -> Problem:
 
 
 def _request(prompt: Prompt, position: int, codec: Codec, sampling: Sampling, samples: int) -> Request:
-    return Request(
-        key=position,
-        prompt=prompt,
-        prompt_tokens=np.array(codec.encode(prompt), dtype=np.int32),
-        samples=samples,
-        sampling=replace(sampling, seed=sampling.seed + position),
-    )
+    tokens = np.array(codec.encode(prompt), dtype=np.int32)
+    return make_request(position, prompt, tokens, samples=samples, sampling=sampling, want_logprobs=False)
 
 
 def _verified(completed: Completed, codec: Codec, verifier: Verifier) -> Problem:

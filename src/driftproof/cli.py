@@ -210,10 +210,18 @@ def _show_result(console: Console, directory: RunDirectory) -> None:
 
 
 def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
+    from contextlib import closing
+
     from driftproof.codec import Codec
     from driftproof.evaluate import evaluate
     from driftproof.models import inspect_model
-    from driftproof.runtime.assembly import limit_threads, make_sampling, make_task, make_verifier, open_engine
+    from driftproof.runtime.assembly import (
+        limit_threads,
+        make_evaluation_engine,
+        make_sampling,
+        make_task,
+        make_verifier,
+    )
 
     _quiet_libraries()
     config = load_config(known.recipe, [*overrides, "--model.path", str(known.model)])
@@ -225,14 +233,16 @@ def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
     inspect_model(config.model.path)
     task = make_task(config)
     codec = Codec(config.model.path)
-    verifier = make_verifier(config, task)
-    engine = open_engine(config, config.model.path)
     prompts = task.heldout[: config.evaluation.prompts]
     if not prompts:
         raise ConfigError(f"task {task.name!r} has no held-out prompts, or evaluation.prompts is 0")
-    result = evaluate(engine, prompts, codec, verifier, make_sampling(config, codec), config.evaluation.samples)
-    verifier.close()
-    table = Table(title=f"{known.model} on {task.name}, {result.prompts} held-out prompts")
+    sampling = make_sampling(config, codec)
+    with (
+        closing(make_verifier(config, task)) as verifier,
+        closing(make_evaluation_engine(config, prompts[0], codec)) as engine,
+    ):
+        result = evaluate(engine, prompts, codec, verifier, sampling, config.evaluation.samples)
+    table = Table(title=f"{_writer(config)} on {task.name}, {result.prompts} held-out prompts")
     for column in (
         "greedy",
         f"sampled, temperature {config.sampling.temperature}, mean of {result.samples}",
@@ -244,6 +254,11 @@ def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _writer(config: Config) -> str:
+    """Whose responses are evaluated: a server's are those of its weights, not of the model directory's."""
+    return ", ".join(config.engine.url) or str(config.model.path)
+
+
 def _eval_benchmarks(config: Config, known: argparse.Namespace) -> int:
     import json
 
@@ -251,7 +266,7 @@ def _eval_benchmarks(config: Config, known: argparse.Namespace) -> int:
 
     output: Path = known.output or Path("evals") / known.model.resolve().name
     console = Console()
-    table = Table(title=f"{known.model}, {config.evaluation.samples} responses a problem, 95% intervals")
+    table = Table(title=f"{_writer(config)}, {config.evaluation.samples} responses a problem, 95% intervals")
     for column in ("benchmark", "problems", "mean@k", "pass@k", "unverified", "failed"):
         table.add_column(column)
     found = []
@@ -260,6 +275,9 @@ def _eval_benchmarks(config: Config, known: argparse.Namespace) -> int:
         mean, best = (f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (score.mean, passed))
         row = (score.name, str(score.problems), f"@{score.samples} {mean}", f"@{k} {best}")
         table.add_row(*row, str(score.unverified), str(score.failed))
+        if score.failed:
+            line = f"{score.name}: {score.failed} problems failed, the same command tries them again; {score.failure}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         found.append(score.to_json())
     results = output / "results.json"
     results.write_text(json.dumps(found, indent=2))

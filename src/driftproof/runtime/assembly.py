@@ -32,12 +32,14 @@ from driftproof.objectives import Objective, build, find
 from driftproof.rollout import RolloutSettings, RolloutWorker
 from driftproof.tasks.protocol import Task, TaskError
 from driftproof.tracking import check_trackers, open_trackers
-from driftproof.types import GROUP_CHANNELS, Channel, Group, Request, Sampling, Verdict
+from driftproof.types import GROUP_CHANNELS, Channel, Group, Prompt, Request, Sampling, Verdict
 from driftproof.verify import Verifier
 from driftproof.weights import latest
 
 if TYPE_CHECKING:
     from driftproof.engines.embedded import EmbeddedEngine
+    from driftproof.engines.openai.client import OpenAIEngine
+    from driftproof.engines.vllm.updater import VllmUpdater
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,29 +304,55 @@ def make_engine(config: Config, directory: RunDirectory, task: Task, codec: Code
 
 def _open_live(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
     if config.engine.name in ("openai", "vllm"):
-        return _open_servers(config, directory, task, codec)
+        urls = config.engine.url or [directory.server_url.read_text()]
+        return _open_servers(config, urls, task.train[0], codec, _make_updater(config))
     return open_engine(config, config.model.path)
 
 
-def _open_servers(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
-    from driftproof.engines.openai.client import OpenAIEngine
-    from driftproof.engines.openai.fleet import Patience
+def make_evaluation_engine(config: Config, prompt: Prompt, codec: Codec) -> Engine:
+    """The engine of an evaluation: running servers as they are, no weights go to them; else the model's own weights.
+
+    `prompt` is one of those that it will answer.
+
+    Raises:
+        ConfigError: it is asked to launch a server. EngineError: no server answers, or one of them cannot be used.
+    """
+    if config.engine.launch:
+        raise ConfigError(
+            "engine.launch starts a server for a training run alone; to evaluate what a running server answers, set "
+            "--engine.launch false --engine.url http://127.0.0.1:8000; to evaluate the model directory, "
+            "--engine.launch false --engine.name embedded"
+        )
+    if config.engine.name in ("openai", "vllm"):
+        return _open_servers(config, config.engine.url, prompt, codec)
+    return open_engine(config, config.model.path)
+
+
+def _make_updater(config: Config) -> VllmUpdater | None:
+    if config.engine.name != "vllm":
+        return None
     from driftproof.engines.vllm.canary import Canary
     from driftproof.engines.vllm.updater import VllmUpdater
 
+    tolerance = config.engine.canary_tolerance
+    return VllmUpdater(
+        canary=Canary(config.model.path, tolerance=tolerance) if tolerance else None,
+        api_key=os.environ.get(config.engine.api_key_variable, ""),
+    )
+
+
+def _open_servers(
+    config: Config, urls: Sequence[str], prompt: Prompt, codec: Codec, updater: VllmUpdater | None = None
+) -> OpenAIEngine:
+    from driftproof.engines.openai.client import OpenAIEngine
+    from driftproof.engines.openai.fleet import Patience
+
     engine = config.engine
-    updater = None
-    if engine.name == "vllm":
-        tolerance = engine.canary_tolerance
-        updater = VllmUpdater(
-            canary=Canary(config.model.path, tolerance=tolerance) if tolerance else None,
-            api_key=os.environ.get(engine.api_key_variable, ""),
-        )
     return OpenAIEngine(
-        engine.url or [directory.server_url.read_text()],
+        urls,
         vocabulary=inspect_model(config.model.path).vocabulary,
         tokenizer=codec,
-        sample_text=task.train[0].text,
+        sample_text=prompt.text,
         model=engine.model,
         patience=Patience(slots=engine.slots, timeout_seconds=engine.timeout_seconds, attempts=engine.attempts),
         retokenize=engine.retokenize,

@@ -1,13 +1,16 @@
 """Benchmarks by their names, on the model and the engine of a configuration.
 
-Guarantees: a benchmark's record is beside its figures, so that the same command goes on where it stopped.
+Guarantees: a benchmark's record is beside its figures, so that the same command goes on where it stopped; it says what
+wrote the responses: the weights of a model directory, or what servers, wherever they are, call their model and speak.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,8 +18,9 @@ from driftproof import tasks
 from driftproof.benchmark import Score, run_benchmark
 from driftproof.codec import Codec
 from driftproof.config import Config, ConfigError
-from driftproof.models import fingerprint_weights
-from driftproof.runtime.assembly import make_sampling, make_verifier, open_engine
+from driftproof.engines.protocol import Engine, EngineError
+from driftproof.models import fingerprint_weights, inspect_model
+from driftproof.runtime.assembly import make_evaluation_engine, make_sampling, make_verifier
 from driftproof.tasks import Task
 
 
@@ -28,42 +32,61 @@ def score_benchmarks(
     Raises:
         TaskError: unknown benchmark, or its data cannot be read. ConfigError: a task without held-out prompts.
         BenchmarkError: a record in `output` is that of other settings.
+        EngineError: the engine cannot be used, answered nothing, or its servers do not serve one model.
     """
     benchmarks = [_benchmark(config, name, data) for name in names]
     codec = Codec(config.model.path)
     sampling = make_sampling(config, codec)
-    engine = open_engine(config, config.model.path)
-    settings = {
-        "weights": fingerprint_weights(config.model.path),
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_tokens": sampling.max_tokens,
-        "seed": sampling.seed,
+    with closing(make_evaluation_engine(config, benchmarks[0].heldout[0], codec)) as engine:
+        settings = {
+            **_writer(config, engine),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+        }
+        for task in benchmarks:
+
+            def progress(done: int, of: int, name: str = task.name) -> None:
+                if console.is_terminal or done == of:
+                    console.print(f"{name}: {done} of {of} problems", end="\n" if done == of else "\r", highlight=False)
+
+            with closing(make_verifier(config, task)) as verifier:
+                yield run_benchmark(
+                    task.name,
+                    engine,
+                    task.heldout,
+                    codec,
+                    verifier,
+                    sampling,
+                    config.evaluation.samples,
+                    output / f"{task.name}.jsonl",
+                    settings,
+                    progress,
+                )
+
+
+def _writer(config: Config, engine: Engine) -> dict[str, Any]:
+    """What wrote the responses. An address is no part of it, so that a record can be gone on with elsewhere."""
+    from driftproof.engines.openai.client import OpenAIEngine
+
+    if not isinstance(engine, OpenAIEngine):
+        return {"weights": fingerprint_weights(config.model.path)}
+    served = {(facts.dialect.value, facts.model): facts.url for facts in engine.facts}
+    if len(served) > 1:
+        different = ", ".join(f"{model!r} ({dialect}) at {url}" for (dialect, model), url in sorted(served.items()))
+        raise EngineError(
+            f"the servers do not serve one model, as an evaluation needs: {different}; name the model with "
+            "--engine.model, or give the addresses of some alone"
+        )
+    ((dialect, model),) = served
+    return {
+        "served_model": model,
+        "dialect": dialect,
+        "tokenizer": inspect_model(config.model.path).fingerprint,
+        "retokenize": config.engine.retokenize,
     }
-    for task in benchmarks:
-        verifier = make_verifier(config, task)
-
-        def progress(done: int, of: int, name: str = task.name) -> None:
-            if console.is_terminal or done == of:
-                console.print(f"{name}: {done} of {of} problems", end="\n" if done == of else "\r", highlight=False)
-
-        try:
-            yield run_benchmark(
-                task.name,
-                engine,
-                task.heldout,
-                codec,
-                verifier,
-                sampling,
-                config.evaluation.samples,
-                output / f"{task.name}.jsonl",
-                settings,
-                progress,
-            )
-        finally:
-            verifier.close()
-    engine.close()
 
 
 def _benchmark(config: Config, name: str, data: Path | None) -> Task:

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from driftproof.names import unknown_name
 from driftproof.tasks.protocol import Task, TaskError
 from driftproof.tasks.split import generator, hold_out, numbered
 from driftproof.types import Prompt
 
 _TEMPLATE = "{problem}\nGive your final answer inside <answer> and </answer>."
+
+_UNSTEADY = frozenset(
+    {
+        "codeio",
+        "isomorphic_strings",
+        "knight_swap",
+        "list_functions",
+        "polynomial_multiplication",
+        "ransom_note",
+        "word_ladder",
+    }
+)
+"""Datasets that go through sets (seen in 0.1.25): learner, workers and verifiers would not have the same puzzles."""
 
 
 def reasoning_gym(
@@ -29,14 +44,23 @@ def reasoning_gym(
     those of the dataset's scorer, which may give part of the credit.
 
     Raises:
-        TaskError: reasoning-gym is missing, an unknown dataset or option, or a count out of range.
+        TaskError: reasoning-gym is missing, an unknown dataset or option, a count out of range, or a dataset whose
+            puzzles depend on Python's hash seed while that is left to chance.
     """
     try:
         from reasoning_gym import create_dataset
+        from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise TaskError(
             f"reasoning-gym is missing ({error}); install it: pip install 'driftproof[reasoning-gym]'"
         ) from error
+    if dataset not in DATASETS:
+        raise TaskError(unknown_name("reasoning_gym dataset", dataset, DATASETS))
+    if dataset in _UNSTEADY and os.environ.get("PYTHONHASHSEED", "") in ("", "random"):
+        raise TaskError(
+            f"reasoning_gym: dataset {dataset!r} makes other puzzles in every process, unless all of them have one "
+            "hash seed; set PYTHONHASHSEED=0 in the environment of the command"
+        )
     random = generator(seed)
     chosen = {**(options or {}), "size": size, "seed": seed}
     try:

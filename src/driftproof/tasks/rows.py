@@ -1,7 +1,8 @@
 """Rows of JSON lines, Parquet, or a Hugging Face dataset, read strictly.
 
 Every row is an object, or the error names FILE:LINE and what a row looks like. A dataset is named like a file,
-`hf:NAME:SPLIT` or `hf:NAME:CONFIGURATION:SPLIT`, for example `hf:openai/gsm8k:main:test`.
+`hf:NAME:SPLIT` or `hf:NAME:CONFIGURATION:SPLIT`, for example `hf:openai/gsm8k:main:test`; the name may be a directory
+of data files. No code that a dataset brings with it is ever run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from driftproof.tasks.protocol import TaskError
+
+_LOCAL = "give the path of a local JSON lines or Parquet file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +124,19 @@ def _load_dataset(source: str) -> Iterable[dict[str, Any]]:
         import datasets
     except ImportError as error:
         raise TaskError(
-            f"{source}: Hugging Face datasets is missing ({error}): pip install 'driftproof[datasets]', "
-            "or give the path of a local JSON lines or Parquet file"
+            f"{source}: Hugging Face datasets is missing ({error}): pip install 'driftproof[datasets]', or {_LOCAL}"
         ) from error
+    if int(datasets.__version__.partition(".")[0]) < 4:
+        raise TaskError(
+            f"{source}: datasets {datasets.__version__} may run code that a dataset brings with it; version 4 and "
+            f"newer never do: pip install -U 'driftproof[datasets]', or {_LOCAL}"
+        )
     try:
         rows: Iterable[dict[str, Any]] = datasets.load_dataset(name, *configuration, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise TaskError(f"{source}: the dataset cannot be loaded: {error}") from error
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        # Of a file that cannot be read the cause alone says why.
+        said = " ".join(f"{error} {error.__cause__ or ''}".split())
+        raise TaskError(f"{source}: the dataset cannot be loaded: {said}; correct the name, or {_LOCAL}") from error
     return rows
 
 

@@ -72,13 +72,18 @@ class TableServer:
     """Answers on a port of its own from `start` to `stop`, while `gate` is open; `restart` forgets the weights."""
 
     owner: str = "vllm"
+    model: str = "tiny"
     token_ids: bool = True
     log_probs: bool = True
     tempered: bool = False
     tells_start: bool = True
     tokenizer_shift: int = 0
+    first_byte: int = 0
+    """The id of byte 0; the end has the one below, or 0."""
     max_model_len: int | None = 64
     key: str = ""
+    public: bool = False
+    """Lists its models without the key."""
     late_seconds: float = 1.0
     reply_seconds: float = 0.0
     retry_seconds: int = 0
@@ -167,9 +172,11 @@ class TableServer:
     def native(self, body: dict[str, Any]) -> dict[str, Any]:
         """The reply of llama.cpp's own route."""
         tokens, _, finish = answer(self.weights, body["prompt"], body["seed"], body["n_predict"])
-        with self.lock:
-            self.requests.append(body)
+        if body["prompt"] != [1]:
+            with self.lock:
+                self.requests.append(body)
         text = bytes(token for token in tokens if token != END).decode()
+        tokens = self._ids(tokens)
         ended = {"stop": "eos", "length": "limit"}[finish]
         return {"content": text, "tokens": tokens if body["return_tokens"] else [], "stop_type": ended, "stop": True}
 
@@ -178,13 +185,17 @@ class TableServer:
         text = bytes(token for token in tokens if token != END).decode()
         choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": finish, "logprobs": None}
         if self.token_ids and body.get("return_token_ids"):
-            choice |= {"token_ids": tokens, "prompt_token_ids": prompt}
+            choice |= {"token_ids": self._ids(tokens), "prompt_token_ids": prompt}
         if self.log_probs and body.get("logprobs") is not None:
             scale = body["temperature"] if self.tempered else 1
             logprobs = [logprob / scale for logprob in logprobs]
             top = [{chr(token): logprob} for token, logprob in zip(tokens, logprobs, strict=True)]
             choice["logprobs"] = {"tokens": [*map(chr, tokens)], "token_logprobs": logprobs, "top_logprobs": top}
         return choice
+
+    def _ids(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens of the table, bytes, as this server numbers them."""
+        return [max(0, self.first_byte - 1) if token == END else token + self.first_byte for token in tokens]
 
 
 def _spoil(fault: str, choice: dict[str, Any]) -> None:
@@ -228,10 +239,10 @@ def _handler(server: TableServer) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             llama = server.owner == "llamacpp"
-            card: dict[str, Any] = {"id": "tiny", "owned_by": server.owner}
+            card: dict[str, Any] = {"id": server.model, "owned_by": server.owner}
             if server.max_model_len and not llama:
                 card["max_model_len"] = server.max_model_len
-            if server.key and self.headers["Authorization"] != f"Bearer {server.key}":
+            if not (self._admitted() or (server.public and self.path == "/v1/models")):
                 self._send(401, json.dumps({"error": f"no: {self.headers['Authorization']}"}))
             elif self.path == "/v1/models":
                 self._send(200, json.dumps({"object": "list", "data": [card]}))
@@ -240,17 +251,22 @@ def _handler(server: TableServer) -> type[BaseHTTPRequestHandler]:
             elif self.path == "/metrics" and server.tells_start:
                 self._send(200, f"# TYPE x gauge\nprocess_start_time_seconds {server.started}.5e+09\n")
             elif self.path == "/props" and llama:
-                self._send(200, json.dumps({"default_generation_settings": {"n_ctx": server.max_model_len}}))
+                self._send(
+                    200,
+                    json.dumps({"default_generation_settings": {"n_ctx": server.max_model_len}, "build_info": "b1"}),
+                )
             else:
                 self._send(404, "{}")
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path == "/update":
+            if not self._admitted():
+                self._send(401, json.dumps({"error": "no"}))
+            elif self.path == "/update":
                 self._update(body["weights"])
             elif self.path == "/tokenize" and server.owner in ("vllm", "llamacpp"):
                 text = body["prompt" if server.owner == "vllm" else "content"]
-                tokens = [*text.encode()]
+                tokens = [byte + server.first_byte for byte in text.encode()]
                 tokens[-1] += server.tokenizer_shift
                 self._send(200, json.dumps({"tokens": tokens, "count": len(tokens)}))
             elif self.path == "/completion" and server.owner == "llamacpp":
@@ -259,6 +275,9 @@ def _handler(server: TableServer) -> type[BaseHTTPRequestHandler]:
                 self._complete(body)
             else:
                 self._send(404, "{}")
+
+        def _admitted(self) -> bool:
+            return not server.key or self.headers["Authorization"] == f"Bearer {server.key}"
 
         def _complete(self, body: dict[str, Any]) -> None:
             samples = body.get("n", 1)

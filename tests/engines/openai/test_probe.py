@@ -39,6 +39,7 @@ def test_what_a_server_lacks_is_seen():
         (TableServer(owner="a stranger", token_ids=False), {"dialect": Dialect.OPENAI, "token_ids": False}),
         (TableServer(owner="sglang"), {"dialect": Dialect.SGLANG, "token_ids": True}),
         (TableServer(owner="llamacpp"), {"dialect": Dialect.LLAMACPP, "max_length": 64, "logprobs": False}),
+        (TableServer(owner="llamacpp"), {"version": "b1", "token_ids": True}),
     ):
         with serving(server):
             facts = probe(server.url)
@@ -53,8 +54,9 @@ def test_a_server_that_cannot_be_asked(tmp_path: Path):
             probe(server.url)
         server.key = "s3cret"
         server.start()
-        with pytest.raises(EngineError, match="environment variable"):
-            probe(server.url)
+        for server.public in (False, True):
+            with pytest.raises(EngineError, match=r"status 401.*environment variable.*--engine.api_key_variable"):
+                probe(server.url)
         server.key = ""
         with pytest.raises(EngineError, match="does not serve model 'huge'; it serves tiny"):
             probe(server.url, model="huge")

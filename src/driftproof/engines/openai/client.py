@@ -227,7 +227,8 @@ class OpenAIEngine:
         if longest is not None and len(prompt) >= longest:
             raise EngineError(
                 f"{where}: the prompt has {len(prompt)} tokens and leaves no room for a response in the servers' "
-                f"context of {longest}; drop the prompt, or start the servers with more (vLLM: --max-model-len)"
+                f"context of {longest}; drop the prompt, or start the servers with more (vLLM: --max-model-len, "
+                "llama.cpp: --ctx-size)"
             )
 
     def _check_logprobs(self, where: str, request: Request) -> None:

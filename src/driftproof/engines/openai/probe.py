@@ -130,17 +130,18 @@ async def look(client: httpx2.AsyncClient, url: str, model: str = "") -> ServerF
         tried = Dialect.OPENAI
         first = await _first_choice(client, url, tried, name, temperature=1.0)
     likeliest = _likeliest(first)
+    props = await _optional(client, url, "/props") if tried is Dialect.LLAMACPP else {}
     hot = None if likeliest is None else _likeliest(await _first_choice(client, url, tried, name, temperature=8.0))
     return ServerFacts(
         url=url,
         dialect=tried,
         models=models,
         model=name,
-        version=str((await _optional(client, url, "/version")).get("version", "")),
+        version=str((await _optional(client, url, "/version")).get("version") or props.get("build_info") or ""),
         token_ids=bool(first.get("token_ids")),
         logprobs=likeliest is not None,
         tempered_logprobs=None not in (likeliest, hot) and abs((likeliest or 0.0) - (hot or 0.0)) > 1e-3,
-        max_length=await _max_length(client, url, tried, card),
+        max_length=_max_length(props.get("default_generation_settings"), card),
         started=await start_time(client, url),
     )
 
@@ -185,10 +186,7 @@ def _first_difference(theirs: Sequence[Any], ours: Sequence[int]) -> str:
 
 async def _model_cards(client: httpx2.AsyncClient, url: str) -> list[dict[str, Any]]:
     response = await _send(client, "GET", url, "/v1/models")
-    if response.status_code in (401, 403):
-        raise EngineError(
-            f"{url} refuses us (status {response.status_code}); name the environment variable that holds its API key"
-        )
+    _check_key(url, response)
     if response.status_code >= 500 or response.status_code == 429:
         raise Unreachable(f"{url}/v1/models: status {response.status_code}")
     cards: Any = None
@@ -220,7 +218,10 @@ async def _first_choice(
     body = build_body(dialect, call, model)
     if dialect is not Dialect.LLAMACPP:
         body["logprobs"] = 1
-    reply = await _optional(client, url, dialect.route, body)
+    response = await _send(client, "POST", url, dialect.route, body)
+    # Some list their models to whoever asks.
+    _check_key(url, response)
+    reply = _object(f"{url}{dialect.route}", response)
     if dialect is Dialect.LLAMACPP:
         return {"token_ids": reply.get("tokens")}
     choices = reply.get("choices")
@@ -235,11 +236,9 @@ def _likeliest(choice: dict[str, Any]) -> float | None:
         return None
 
 
-async def _max_length(client: httpx2.AsyncClient, url: str, dialect: Dialect, card: dict[str, Any]) -> int | None:
-    length = card.get("max_model_len")
-    if dialect is Dialect.LLAMACPP:
-        settings = (await _optional(client, url, "/props")).get("default_generation_settings")
-        length = settings.get("n_ctx") if isinstance(settings, dict) else None
+def _max_length(settings: Any, card: dict[str, Any]) -> int | None:
+    """As llama.cpp says it in its settings, or the others in the card of the model."""
+    length = settings.get("n_ctx") if isinstance(settings, dict) else card.get("max_model_len")
     return length if type(length) is int and length > 0 else None
 
 
@@ -251,15 +250,26 @@ async def _optional(
     Raises:
         Unreachable: no answer, or a failure of the server's own.
     """
-    response = await _send(client, "GET" if body is None else "POST", url, route, body)
+    return _object(f"{url}{route}", await _send(client, "GET" if body is None else "POST", url, route, body))
+
+
+def _object(where: str, response: httpx2.Response) -> dict[str, Any]:
     if response.status_code >= 500 or response.status_code == 429:
-        raise Unreachable(f"{url}{route}: status {response.status_code}")
+        raise Unreachable(f"{where}: status {response.status_code}")
     if response.status_code != 200:
         return {}
     try:
         return read_object(response.content)
     except ReplyError:
         return {}
+
+
+def _check_key(url: str, response: httpx2.Response) -> None:
+    if response.status_code in (401, 403):
+        raise EngineError(
+            f"{url} refuses us (status {response.status_code}); name the environment variable that holds its API key: "
+            "--engine.api_key_variable NAME"
+        )
 
 
 async def _send(
