@@ -20,6 +20,7 @@ from benchmarks.chaos.repeat import compare
 from driftproof import faults
 from driftproof.learner import list_checkpoints
 from driftproof.ledger import Ledger, Plan
+from driftproof.ledger.schema import CONTENT
 from driftproof.weights import write_weights
 from tests.groups import make_group
 
@@ -86,8 +87,8 @@ def test_a_group_that_is_trained_twice_and_the_one_that_is_lost_for_it_are_found
 
 
 def test_a_group_whose_content_was_exchanged_is_lost(tmp_path: Path) -> None:
-    other = np.array([9, 9, 8], np.int32).tobytes().hex()
-    exchange = f"UPDATE groups SET response_tokens = x'{other}' WHERE dispatch = 0"
+    columns = f"{CONTENT}, checksum"
+    exchange = f"UPDATE groups SET ({columns}) = (SELECT {columns} FROM groups WHERE dispatch = 1) WHERE dispatch = 0"
     assert judge(play(tmp_path, lambda ledger: doctor(ledger, exchange))).lost == [0]
 
 

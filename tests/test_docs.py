@@ -45,6 +45,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(there), f"{page.name} links to {target}#{anchor}"
 
 
+def test_each_promise_names_tests_that_are_there() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    promises = re.split(r"^## ", text, flags=re.MULTILINE)[1:7]
+    assert [promise[:2] for promise in promises] == ["1.", "2.", "3.", "4.", "5.", "6."]
+    for promise in promises:
+        named = re.findall(r"`(tests/[^`]+)`", promise.partition("*Held by*")[2])
+        assert named, promise.splitlines()[0]
+        assert all((ROOT / path).exists() for path in named), named
+
+
 def anchors(page: Path) -> set[str]:
     """What GitHub makes of its headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)

@@ -190,12 +190,19 @@ def _show_result(console: Console, directory: RunDirectory) -> None:
     from driftproof.report.picture import draw
     from driftproof.report.summary import summarize, write_summary
     from driftproof.report.tables import before_after_table, events_table
+    from driftproof.runtime.local import RunError
 
     model = directory.snapshots / "latest"
     with Ledger(directory.ledger) as ledger:
         summary = summarize(ledger, model)
-        write_summary(directory.path / "summary.json", summary)
-        draw(ledger, directory.path / "report.png")
+        try:
+            write_summary(directory.path / "summary.json", summary)
+            draw(ledger, directory.path / "report.png")
+        except OSError as error:
+            raise RunError(
+                f"summary and picture of {directory.path} cannot be written: {error.strerror}; nothing of the run is "
+                f"lost: make space, and: driftproof report {directory.path}"
+            ) from error
         console.print(before_after_table(summary))
         if events := ledger.events():
             console.print(events_table(events))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.load import DIGITS, Trained, Work, check, content, learn, saturation, tag, untag, work, write
 from driftproof.ledger import Ledger, Plan
+from driftproof.ledger.schema import CONTENT
 
 PROBLEMS = (
     "groups_lost",
@@ -64,8 +65,10 @@ def test_nothing_is_lost_and_what_is_planted_is_found(tmp_path: Path) -> None:
     assert check(path, done, again)["trained_twice"] == 1
     with sqlite3.connect(path) as database:
         database.execute("DELETE FROM groups WHERE dispatch = 3")
-        database.execute("UPDATE groups SET response_tokens = (SELECT response_tokens FROM groups WHERE dispatch = 5) "
-                         "WHERE dispatch = 4")  # fmt: skip
+        columns = f"{CONTENT}, checksum"
+        database.execute(
+            f"UPDATE groups SET ({columns}) = (SELECT {columns} FROM groups WHERE dispatch = 5) WHERE dispatch = 4"
+        )
     broken = check(path, done, trained)
     assert (broken["groups_lost"], broken["groups_mixed_up"], broken["trained_but_not_recorded"]) == (1, 1, 1)
     assert broken["steps_of_another_size"] == 1

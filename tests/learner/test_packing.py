@@ -139,4 +139,4 @@ def test_logprobs_and_gradients_are_those_of_the_model_itself(architecture: str,
         (scored_N * weights_N[micro_batch.tokens_N]).sum().backward()
     torch.testing.assert_close(ours_N, own_N, rtol=1e-5, atol=1e-5)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=3e-5)

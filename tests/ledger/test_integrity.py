@@ -11,7 +11,7 @@ import pytest
 from driftproof.cli import main
 from driftproof.ledger import Ledger
 from driftproof.ledger.integrity import check_run
-from driftproof.ledger.lock import InUseError
+from driftproof.ledger.lock import UnavailableError
 from tests.ledger.made import go_on, make_checkpoint, make_run, safetensors
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_ledger_is_a_finding(run: Path, content: bytes) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InUseError, match=r"is not a run: it has no ledger.sqlite"):
+    with pytest.raises(UnavailableError, match=r"is not a run: it has no ledger.sqlite"):
         check_run(tmp_path)
     for action in (["check"], ["repair"], ["prune", "--keep-steps", "1"]):
         assert main(["ledger", action[0], str(tmp_path), *action[1:]]) == 2

@@ -11,7 +11,7 @@ import pytest
 from driftproof.cli import main
 from driftproof.ledger import Ledger, LedgerError
 from driftproof.ledger.integrity import check_run
-from driftproof.ledger.lock import InUseError, locked
+from driftproof.ledger.lock import UnavailableError, locked
 from driftproof.ledger.repair import Repair, repair_run
 from driftproof.ledger.settle import Row, settle
 from tests.ledger.made import files_of, go_on, is_original, make_run, resume, trained_all_once
@@ -218,7 +218,7 @@ def test_the_repaired_ledger_is_put_elsewhere_where_asked(run: Path, capsys: pyt
 
 def test_repair_is_refused_while_the_run_is_worked_on(run: Path) -> None:
     change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
-    with locked(run), pytest.raises(InUseError, match=r"is in use by another driftproof"):
+    with locked(run), pytest.raises(UnavailableError, match=r"is in use by another driftproof"):
         repair_run(run)
 
 

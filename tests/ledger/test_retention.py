@@ -110,7 +110,7 @@ def test_the_learner_prunes_at_its_checkpoints(tmp_path: Path) -> None:
                 ledger.commit("a", {lease.dispatch: group})
 
         cadence = Cadence(checkpoint_every=2, keep_groups=2)
-        learn(ledger, tiny_learner(), publisher, tmp_path / "checkpoints", [], cadence, write)
+        learn(ledger, tiny_learner(), publisher, tmp_path / "checkpoints", tmp_path / "skipped", [], cadence, write)
         assert ledger.pruned_step == 5
         assert [record.trained_step for record in ledger.records()] == [6, 6, 7, 7]
     findings = check_run(tmp_path).findings

@@ -45,7 +45,7 @@ def _wrap_ledger(module: Any) -> None:
         accepted: int = commit(ledger, worker, groups, *rest)
         ours = {dispatch: witness.content(group) for dispatch, group in groups.items()}
         if accepted < len(ours):
-            found = {n: _content_of(ledger, module, n, worker) for n in ours} if accepted else {}
+            found = {n: _content_of(ledger, n, worker) for n in ours} if accepted else {}
             ours = {dispatch: content for dispatch, content in ours.items() if found.get(dispatch) == content}
         for dispatch, content in ours.items():
             _note(what="commit", dispatch=dispatch, prompt=groups[dispatch].prompt_index, content=content)
@@ -61,11 +61,10 @@ def _wrap_ledger(module: Any) -> None:
     module.Ledger.commit, module.Ledger.take = noted_commit, noted_take
 
 
-def _content_of(ledger: Any, module: Any, dispatch: int, worker: str) -> str | None:
+def _content_of(ledger: Any, dispatch: int, worker: str) -> str | None:
     """Of a group that `worker` has committed."""
-    query = f"SELECT prompt_index, {module.CONTENT} FROM groups WHERE dispatch = ? AND worker = ? AND state != 'leased'"
-    row = ledger._database.execute(query, (dispatch, worker)).fetchone()
-    return None if row is None else witness.content(module.from_row(row[0], row[1:]))
+    found = (record.group for record in ledger.records() if (record.dispatch, record.worker) == (dispatch, worker))
+    return next(map(witness.content, found), None)
 
 
 def _wrap_learner(module: Any) -> None:

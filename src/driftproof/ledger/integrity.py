@@ -29,7 +29,7 @@ from driftproof.ledger.ledger import (
     order_of,
     read_plan,
 )
-from driftproof.ledger.lock import LEDGER, InUseError
+from driftproof.ledger.lock import LEDGER, UnavailableError
 from driftproof.ledger.schema import CONTENT, DamageError, read_group
 
 ATTEMPTS = 5
@@ -54,10 +54,10 @@ def check_run(run: Path) -> Integrity:
     """Verify a run that is being trained or is not: its ledger, checkpoints and snapshots.
 
     Raises:
-        InUseError: the directory is not a run.
+        UnavailableError: the directory is not a run.
     """
     if not (run / LEDGER).is_file():
-        raise InUseError(f"{run} is not a run: it has no {LEDGER}")
+        raise UnavailableError(f"{run} is not a run: it has no {LEDGER}")
     # Before the ledger is read, which knows of a step before its checkpoint is named.
     checkpoints = list(step_directories(run / CHECKPOINTS))
     found = check_ledger(run / LEDGER)

@@ -17,8 +17,8 @@ ORPHAN_SECONDS = 150.0
 """How long to wait for processes whose command was killed: they end within two minutes."""
 
 
-class InUseError(ValueError):
-    """A directory that is no run, or a run that another driftproof is working on."""
+class UnavailableError(ValueError):
+    """A directory that is no run, a run that another driftproof is working on, or one that cannot be written."""
 
 
 @contextmanager
@@ -31,14 +31,17 @@ def locked(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[N
         say: what is waited for is told to.
 
     Raises:
-        InUseError: see there.
+        UnavailableError: see there.
     """
     if not (run / LEDGER).is_file():
-        raise InUseError(f"{run} is not a run: it has no {LEDGER}")
-    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        raise UnavailableError(f"{run} is not a run: it has no {LEDGER}")
+    try:
+        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UnavailableError(f"run directory {run} cannot be written: {error.strerror}") from error
     try:
         if not _taken(descriptor):
-            raise InUseError(f"{run} is in use by another driftproof; wait for it, or stop it first")
+            raise UnavailableError(f"{run} is in use by another driftproof; wait for it, or stop it first")
         _wait_for_orphans(run, say)
         yield
     finally:
@@ -58,7 +61,7 @@ def _wait_for_orphans(run: Path, say: Callable[[str], None]) -> None:
                 say(f"waiting for processes of an earlier driftproof, which still work on {run}, to end")
                 told = True
             if time.monotonic() > deadline:
-                raise InUseError(
+                raise UnavailableError(
                     f"processes of an earlier driftproof still work on {run} after {ORPHAN_SECONDS:.0f} s (they hold "
                     f"its {PROCESSES}); end them first"
                 )

@@ -95,7 +95,7 @@ def repair_run(run: Path, output: Path | None = None) -> Repair | None:
     Returns None where nothing is wrong, and then does nothing.
 
     Raises:
-        InUseError: not a run, or one that is being worked on. LedgerError: nothing can be saved, `output` exists.
+        UnavailableError: not a run, or one that is being worked on. LedgerError: nothing can be saved, `output` exists.
     """
     if output is not None and output.exists():
         raise LedgerError(f"{output} exists already; name a new file")

@@ -47,7 +47,7 @@ def prune_run(run: Path, keep_steps: int) -> Pruned:
     """Prune a run that nobody is working on, and give the space back to the file system.
 
     Raises:
-        InUseError: not a run, or one that is being worked on. LedgerError: the ledger is damaged.
+        UnavailableError: not a run, or one that is being worked on. LedgerError: the ledger is damaged.
     """
     with locked(run), Ledger(run / LEDGER) as ledger:
         before = _bytes(run)

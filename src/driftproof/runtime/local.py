@@ -69,7 +69,7 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
     """Go on with a run from its newest checkpoint.
 
     Raises:
-        InUseError: not a run, or in use. ConfigError: made with another model, seed or shape than `config` says.
+        UnavailableError: not a run, or in use. ConfigError: made with another model, seed or shape than `config` says.
         RunError: as in `start`.
     """
     _warm_up()
