@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Read when a library of the hub is first imported: no test asks it, or waits for one that cannot be reached.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 import torch
 from hypothesis import settings
