@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from driftproof.engines.load import load_weights
+from driftproof.engines.load import load_weights, tensor_reader
 from driftproof.engines.protocol import EngineError
 from driftproof.weights import WEIGHTS, write_weights
 
@@ -102,3 +102,45 @@ def test_a_broken_file_is_refused(snapshot):
     (snapshot / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(EngineError, match="cannot be read"):
         load_weights(tiny_model(), snapshot)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_reader_reads_what_was_written(dtype: torch.dtype, tmp_path: Path):
+    written = {"matrix": torch.randn(3, 5).to(dtype), "number": torch.tensor(2.5, dtype=dtype)}
+    written |= {"nothing": torch.empty(0, 4, dtype=dtype), "vector": torch.randn(7).to(dtype)}
+    file = tmp_path / "model.safetensors"
+    save_file(written, file, metadata={"format": "pt"})
+    for changed in (file, shifted(file)):
+        read = tensor_reader(changed)
+        for name, tensor in written.items():
+            assert torch.equal(read(name), tensor)
+
+
+def shifted(file: Path) -> Path:
+    """The same tensors at places that are no multiples of their size."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    other = file.with_name("shifted.safetensors")
+    other.write_bytes((length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :])
+    return other
+
+
+def test_types_that_no_weights_have_are_refused(tmp_path: Path):
+    save_file({"number": torch.tensor([1, 2])}, tmp_path / "model.safetensors")
+    with pytest.raises(EngineError, match="number is of type I64; known are F64, F32, F16, BF16"):
+        tensor_reader(tmp_path / "model.safetensors")("number")
+
+
+def test_loading_again_and_again_takes_no_memory(snapshot: Path):
+    model = tiny_model("qwen3", seed=0)
+    for _ in range(100):
+        load_weights(model, snapshot)
+    before = anonymous_kib()
+    for _ in range(600):
+        load_weights(model, snapshot)
+    assert anonymous_kib() - before < 300
+
+
+def anonymous_kib() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous"))

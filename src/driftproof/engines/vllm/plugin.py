@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from driftproof.engines.load import weight_files
+from driftproof.engines.load import tensor_reader, weight_files
 from driftproof.engines.protocol import EngineError
 from driftproof.engines.vllm import BACKEND
 
@@ -53,9 +53,11 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
         SafetensorError: a file that cannot be read.
     """
     for file in weight_files(directory):
+        read = tensor_reader(file)
         with safe_open(file, framework="pt") as tensors:
-            for name in sorted(tensors.keys()):
-                yield name, tensors.get_tensor(name)
+            names = sorted(tensors.keys())
+        for name in names:
+            yield name, read(name)
 
 
 def check_snapshot(snapshot: Path, model: Path, shapes: Shapes, *, tied: bool) -> None:
