@@ -156,7 +156,7 @@ def _add_ledger(ledger: argparse.ArgumentParser) -> None:
 
 
 def _train(known: argparse.Namespace, overrides: list[str]) -> int:
-    from driftproof.report.display import open_display
+    from driftproof.report.display import RunConsole, open_display
     from driftproof.runtime import local
     from driftproof.runtime.assembly import preflight
 
@@ -168,7 +168,7 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
         print(config.to_toml(), end="")
         return 0
     _quiet_libraries()
-    console = Console()
+    console = RunConsole()
     display = open_display(console)
     try:
         directory = local.resume(known.resume, config, display) if known.resume else local.start(config, display)

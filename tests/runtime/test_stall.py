@@ -245,7 +245,7 @@ def test_orphans_of_a_stopped_learner_do_not_stay(tiny_model_dir: Path, tmp_path
     wait_for_step(run, 3, process)
     learner = stop(run, "learner")
     process.kill()
-    process.communicate()
+    process.wait()
     os.kill(learner, signal.SIGCONT)
     deadline = time.monotonic() + 60
     while processes(run):

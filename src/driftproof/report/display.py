@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -141,6 +142,15 @@ class Display(Protocol):
     def message(self, text: str) -> None: ...
 
     def close(self) -> None: ...
+
+
+class RunConsole(Console):
+    """A console whose reader may go away: that is an error to be met, where rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+        raise BrokenPipeError("nobody reads what is printed")
 
 
 def open_display(console: Console) -> Display:
