@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,21 @@ def wait_for(ledger: Ledger, groups: int, worker: subprocess.Popen[str], limit: 
         assert worker.poll() is None, worker.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_an_answer_does_not_wait_for_the_last_one_to_be_acknowledged(run: Path, process: subprocess.Popen[str]) -> None:
+    """With Nagle's algorithm even the fastest would take 40 ms."""
+    address = json.loads((run / "inbox.json").read_text())["url"].removeprefix("http://")
+    connection = HTTPConnection(address, timeout=30)
+    headers = {"Authorization": f"Bearer {(run / 'inbox.token').read_text().strip()}"}
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        connection.request("GET", "/status", headers=headers)
+        assert connection.getresponse().read()
+        seconds.append(time.perf_counter() - started)
+    connection.close()
+    assert min(seconds[1:]) < 0.03
 
 
 def test_it_stops_cleanly(run: Path, process: subprocess.Popen[str]) -> None:
