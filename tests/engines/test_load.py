@@ -131,6 +131,15 @@ def test_types_that_no_weights_have_are_refused(tmp_path: Path):
         tensor_reader(tmp_path / "model.safetensors")("number")
 
 
+def test_a_type_that_no_weights_have_leaves_the_old_weights(snapshot: Path):
+    model = tiny_model("qwen3", seed=0)
+    before = weights(model)
+    change(snapshot, model__norm__weight=torch.ones_like(model.model.norm.weight, dtype=torch.int64))
+    with pytest.raises(EngineError, match=r"model\.norm\.weight is of type I64"):
+        load_weights(model, snapshot)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
 def test_loading_again_and_again_takes_no_memory(snapshot: Path):
     model = tiny_model("qwen3", seed=0)
     for _ in range(100):

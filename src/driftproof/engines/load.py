@@ -30,10 +30,10 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     """Copy the weights of a Hugging Face model directory into the parameters of `model`, in place.
 
     Reads `model.safetensors` or the shards named in `model.safetensors.index.json`. Tensors must have the names of the
-    model's `state_dict`; of tied weights one name is enough. Names and shapes are checked before the first copy.
+    model's `state_dict`; of tied weights one name is enough. Names, shapes and types are checked before the first copy.
 
     Raises:
-        EngineError: a file that cannot be read, a tensor that is missing, unknown or of another shape.
+        EngineError: a file that cannot be read, a tensor that is missing, unknown, of another shape or type.
         FileNotFoundError: no weights there, or no longer (a publisher removes old snapshots).
     """
     try:
@@ -43,8 +43,9 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
                 handle: Any = stack.enter_context(safe_open(file, framework="pt"))
                 shards.update(dict.fromkeys(handle.keys(), handle))
                 readers.update(dict.fromkeys(handle.keys(), tensor_reader(file)))
-            for name, target in _match(model, shards, directory):
-                target.copy_(readers[name](name))
+            matched = [(target, readers[name](name)) for name, target in _match(model, shards, directory)]
+            for target, source in matched:
+                target.copy_(source)
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError) as error:
