@@ -18,14 +18,14 @@ import httpx2
 import numpy as np
 
 from benchmarks.harness import spread, write_results
-from driftproof.codec import Codec
 from driftproof.engines.openai.client import OpenAIEngine
-from driftproof.engines.openai.fleet import Patience
+from driftproof.engines.openai.pool import Patience
 from driftproof.engines.protocol import generate
 from driftproof.engines.vllm.launch import check_environment, launch
-from driftproof.models import inspect_model
 from driftproof.tasks import build
+from driftproof.tasks.codec import Codec
 from driftproof.types import Prompt, Request, Sampling
+from driftproof.weights.models import inspect_model
 
 REQUESTS, SAMPLES, TOKENS, CONCURRENT, TURNS = 64, 8, 64, 128, 5
 TARGET = 0.95

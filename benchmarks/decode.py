@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.harness import spread, write_results
-from driftproof.engines.embedded import EmbeddedEngine
+from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import generate
 from driftproof.types import Prompt, Request, Sampling
 

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks.harness import write_results
-from driftproof.ledger import Ledger, Plan
 from driftproof.ledger.schema import COLUMNS, CONTENT, checksum, to_row
+from driftproof.ledger.store import Ledger, Plan
 from driftproof.types import FinishReason, Group
 
 GROUPS = (1_000, 100_000, 1_000_000)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import QUICKSTART, driftproof, spread, write_results
-from driftproof.ledger import Ledger, Plan
+from driftproof.ledger.store import Ledger, Plan
 from driftproof.types import FinishReason, Group
 
 STEPS = 300

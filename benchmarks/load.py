@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import DRIFTPROOF, QUICKSTART, ROOT, write_results
-from driftproof.ledger import Ledger, Plan
+from driftproof.ledger.store import Ledger, Plan
 from driftproof.types import FinishReason, Group
 
 WORKERS = (1, 4, 16, 64)
@@ -258,7 +258,7 @@ def check(path: Path, done: Work, trained: Trained) -> dict[str, int]:
 def make_run(directory: Path, model: Path, tokens: int) -> Path:
     """A run directory as `driftproof train` makes it, for responses of so many tokens."""
     from driftproof.config import load_config
-    from driftproof.runtime.assembly import preflight, prepare_directory
+    from driftproof.runtime.build import preflight, prepare_directory
 
     run = directory / "run"
     overrides = {

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from benchmarks.harness import QUICKSTART, driftproof, spread, write_results
 from driftproof.config import load_config
-from driftproof.ledger import FINISHED, Ledger
-from driftproof.models import inspect_model
-from driftproof.runtime.assembly import make_learner, preflight, prepare_directory
+from driftproof.ledger.store import FINISHED, Ledger
+from driftproof.runtime.build import make_learner, preflight, prepare_directory
 from driftproof.runtime.processes import run_learner, run_worker
-from driftproof.weights import Publisher
+from driftproof.weights.models import inspect_model
+from driftproof.weights.snapshots import Publisher
 
 STEPS = 120
 WARM_UP_STEPS = 20

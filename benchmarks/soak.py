@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import DRIFTPROOF, QUICKSTART, ROOT, write_results
-from driftproof.ledger import Ledger, LedgerError
+from driftproof.errors import LedgerError
+from driftproof.ledger.store import Ledger
 
 EVERY_SECONDS = 10.0
 WARM_UP_SECONDS = 120.0

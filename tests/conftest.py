@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from driftproof.tiny_model import make_tiny_model
+from driftproof.tiny.model import make_tiny_model
 
 if not torch.cuda.is_available():
     # Read when Triton is first imported, which any test may be the first to do: its kernels then run on the CPU.

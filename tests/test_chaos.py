@@ -18,10 +18,10 @@ from benchmarks.chaos import processes, storm, witness
 from benchmarks.chaos.judge import Evidence, Held, judge, surviving
 from benchmarks.chaos.repeat import compare
 from driftproof import faults
-from driftproof.learner import list_checkpoints
-from driftproof.ledger import Ledger, Plan
+from driftproof.learner.checkpoint import list_checkpoints
 from driftproof.ledger.schema import CONTENT
-from driftproof.weights import write_weights
+from driftproof.ledger.store import Ledger, Plan
+from driftproof.weights.snapshots import write_weights
 from tests.groups import make_group
 
 STEPS, GROUPS_PER_STEP = 4, 2
@@ -141,7 +141,7 @@ def test_the_history_that_survives_is_that_of_the_published_weights() -> None:
 def test_the_witness_notes_what_processes_commit(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from driftproof.ledger import Ledger, Plan
+from driftproof.ledger.store import Ledger, Plan
 from tests.groups import make_group
 plan = Plan(seed=0, prompts=5, groups_per_step=1, max_staleness=2, steps=2)
 with Ledger.create(Path({str(tmp_path / "ledger.sqlite")!r}), plan) as ledger:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.config import Config, ConfigError, LabConfig, load_config, parse_overrides
+from driftproof.config import Config, LabConfig, load_config, parse_overrides
+from driftproof.errors import ConfigError
 from driftproof.objectives import build
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))

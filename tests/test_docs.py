@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from driftproof import health
+from driftproof.metrics import health
 from driftproof.objectives import OBJECTIVES, Objective, Responses, build
 from driftproof.objectives.behavior_corrected import BehaviorCorrected
 

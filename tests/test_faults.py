@@ -13,10 +13,10 @@ from driftproof import faults
 SRC = Path(faults.__file__).parent
 WRITER = """
 import sys
-from driftproof.faults import durable_write
+from driftproof.faults import fault_points
 for _ in range(2):
     try:
-        with durable_write("snapshot rename"):
+        with fault_points("snapshot rename"):
             print("written", flush=True)
     except OSError as error:
         print(error, flush=True)
@@ -36,9 +36,9 @@ def test_every_write_is_somewhere_in_the_code():
     code = "".join(path.read_text() for path in SRC.rglob("*.py"))
     for write in faults.WRITES:
         room, _, name = write.partition(" ")
-        call = f'_durable("{name}")' if room == "ledger" else f'durable_write("{write}")'
+        call = f'_durable("{name}")' if room == "ledger" else f'fault_points("{write}")'
         assert code.count(call) == 1, write
-    assert code.count("reach(ENGINE, EngineError)") == 1
+    assert code.count("fault_point(ENGINE, EngineError)") == 1
 
 
 def test_a_killed_process_comes_no_further(tmp_path: Path):

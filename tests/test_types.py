@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.types import Batch, FinishReason, Group, GroupError, Response, Sampling, Verdict
+from driftproof.errors import GroupError
+from driftproof.types import Batch, FinishReason, Group, Response, Sampling, Verdict
 from tests.groups import make_group
 
 

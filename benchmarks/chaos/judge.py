@@ -15,8 +15,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmarks.chaos import witness
-from driftproof.ledger import Ledger, Plan
-from driftproof.weights import WEIGHTS
+from driftproof.ledger.store import Ledger, Plan
+from driftproof.weights.snapshots import WEIGHTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,8 @@ import tomli_w
 from benchmarks.chaos import processes, verifier, witness
 from benchmarks.harness import DRIFTPROOF, QUICKSTART, ROOT
 from driftproof import faults
-from driftproof.ledger import Ledger, LedgerError
+from driftproof.errors import LedgerError
+from driftproof.ledger.store import Ledger
 
 VICTIMS = {"worker": 6, "verifier": 5, "learner": 3, "parent": 2, "inbox": 2, "stranger": 2}
 """Who is killed at random moments, and how often one against the other."""

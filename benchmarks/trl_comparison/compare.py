@@ -41,9 +41,9 @@ def ours(model: Path, seed: int, steps: int, directory: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from benchmarks.trl_comparison.accuracy import exact_accuracy
-    from driftproof.ledger import Ledger
+    from driftproof.ledger.store import Ledger
     from driftproof.tasks.arithmetic import arithmetic
-    from driftproof.weights import list_snapshots
+    from driftproof.weights.snapshots import list_snapshots
 
     run = directory / f"driftproof-{seed}"
     driftproof(

@@ -14,11 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, overload
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from driftproof.names import unknown_name
-
-
-class ConfigError(ValueError):
-    """A recipe or override that is not valid; the message names the key and what is valid."""
+from driftproof.errors import ConfigError, unknown_name
 
 
 class Section(BaseModel):

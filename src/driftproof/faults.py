@@ -51,14 +51,14 @@ def plant(directory: Path, place: str, action: Action) -> Path:
 
 
 @contextmanager
-def durable_write(write: str, error: type[Exception] = OSError) -> Iterator[None]:
+def fault_points(write: str, error: type[Exception] = OSError) -> Iterator[None]:
     """The places before and after one of `WRITES`; `error` is what a failure of the disk would be there."""
-    reach(f"before {write}", error)
+    fault_point(f"before {write}", error)
     yield
-    reach(f"after {write}", error)
+    fault_point(f"after {write}", error)
 
 
-def reach(place: str, error: type[Exception]) -> None:
+def fault_point(place: str, error: type[Exception]) -> None:
     """Fail here if that is planted; `error` is what a failure of this place would be."""
     if _directory is None:
         return

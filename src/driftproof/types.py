@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from driftproof.errors import GroupError
+
 Tokens = NDArray[np.int32]
 """Token ids, int32."""
-
-
-class GroupError(ValueError):
-    """A group that must not enter the ledger; the message names the response and what is wrong with it."""
 
 
 class Channel(StrEnum):

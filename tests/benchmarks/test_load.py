@@ -6,8 +6,8 @@ import sqlite3
 from pathlib import Path
 
 from benchmarks.load import DIGITS, Trained, Work, check, content, learn, saturation, tag, untag, work, write
-from driftproof.ledger import Ledger, Plan
 from driftproof.ledger.schema import CONTENT
+from driftproof.ledger.store import Ledger, Plan
 
 PROBLEMS = (
     "groups_lost",

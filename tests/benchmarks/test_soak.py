@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.soak import MIB, Process, Sample, judge, quarters, sample, slope
-from driftproof.ledger import Ledger, Plan
+from driftproof.ledger.store import Ledger, Plan
 
 
 def watched(minutes: int = 45, **grows: float) -> list[Sample]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.engines.embedded import EmbeddedEngine
+from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.mixed import MixedEngine
-from driftproof.engines.protocol import Capabilities, EngineError, generate
+from driftproof.engines.protocol import Capabilities, generate
 from driftproof.engines.recorded import RecordedEngine
+from driftproof.errors import EngineError
 from driftproof.tasks import RecordedGroup
 from driftproof.types import Prompt
 

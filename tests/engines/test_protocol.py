@@ -1,7 +1,8 @@
 import pytest
 
-from driftproof.engines.embedded import EmbeddedEngine
-from driftproof.engines.protocol import EngineError, generate
+from driftproof.engines.embedded.engine import EmbeddedEngine
+from driftproof.engines.protocol import generate
+from driftproof.errors import EngineError
 
 from .tiny import ask, random_prompts, tiny_model
 

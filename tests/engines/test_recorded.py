@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.engines.protocol import Capabilities, EngineError, generate
+from driftproof.engines.protocol import Capabilities, generate
 from driftproof.engines.recorded import RecordedEngine
+from driftproof.errors import EngineError
 from driftproof.tasks.recorded import RecordedGroup
 from driftproof.types import FinishReason, Prompt
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 
-from driftproof.engines.embedded import EmbeddedEngine
+from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Completed
 from driftproof.types import Prompt, Request, Response, Sampling
 

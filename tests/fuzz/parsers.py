@@ -21,12 +21,9 @@ import tomli_w
 from hypothesis import strategies as st
 
 from driftproof import tasks
-from driftproof.config import Config, ConfigError, LabConfig, load_config
+from driftproof.config import Config, LabConfig, load_config
 from driftproof.engines.openai.wire import Call, Dialect, ReplyError, read_reply
-from driftproof.engines.protocol import EngineError
-from driftproof.learner import CheckpointError
-from driftproof.models import ModelError
-from driftproof.tasks import TaskError
+from driftproof.errors import CheckpointError, ConfigError, EngineError, ModelError, TaskError
 from driftproof.types import Prompt, Request, Sampling
 from tests.fuzz.inputs import changed_bytes, changed_tree, words
 
@@ -227,7 +224,7 @@ def model_directory() -> Path:
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from driftproof.tiny_model import character_tokenizer
+    from driftproof.tiny.model import character_tokenizer
 
     place = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, place, ignore_errors=True)
@@ -281,8 +278,8 @@ def with_change(changed: Changed, directory: Path) -> Iterator[Path]:
 
 
 def _inspect(changed: Changed, directory: Path) -> None:
-    from driftproof.codec import Codec
-    from driftproof.models import inspect_model
+    from driftproof.tasks.codec import Codec
+    from driftproof.weights.models import inspect_model
 
     with with_change(changed, directory) as path:
         assert inspect_model(path).vocabulary > 0
@@ -291,14 +288,14 @@ def _inspect(changed: Changed, directory: Path) -> None:
 
 
 def _open_policy(changed: Changed, directory: Path) -> None:
-    from driftproof.learner import Policy
+    from driftproof.learner.policy import Policy
 
     with with_change(changed, directory) as path:
         Policy.open(path, device="cpu")
 
 
 def _open_engine(changed: Changed, directory: Path) -> None:
-    from driftproof.engines.embedded import EmbeddedEngine
+    from driftproof.engines.embedded.engine import EmbeddedEngine
 
     with with_change(changed, directory) as path:
         EmbeddedEngine.from_directory(path, slots=2, device="cpu").close()
@@ -312,7 +309,7 @@ def _loaded_model() -> Any:
 
 
 def _load_weights(changed: Changed, directory: Path) -> None:
-    from driftproof.engines.load import load_weights
+    from driftproof.engines.embedded.load import load_weights
 
     with with_change(changed, directory) as path:
         before = {name: tensor.clone() for name, tensor in _loaded_model().state_dict().items()}
@@ -330,7 +327,7 @@ INDEX = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": "model-1.sa
 
 
 def _weight_index(content: bytes, directory: Path) -> None:
-    from driftproof.engines.load import load_weights
+    from driftproof.engines.embedded.load import load_weights
 
     for shard in ("model-1.safetensors", "b"):
         shutil.copy(model_directory() / "model.safetensors", directory / shard)
@@ -341,8 +338,9 @@ def _weight_index(content: bytes, directory: Path) -> None:
 @cache
 def _checkpoint() -> tuple[Any, Path]:
     """A learner, and the checkpoint that it wrote after a step."""
-    from driftproof.learner import Learner, Memory, Optimization, Policy
     from driftproof.learner.checkpoint import save_checkpoint
+    from driftproof.learner.learner import Learner, Memory, Optimization
+    from driftproof.learner.policy import Policy
     from driftproof.objectives import build
     from tests.groups import make_batch, random_groups
 

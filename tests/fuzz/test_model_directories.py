@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from driftproof.codec import Codec
-from driftproof.engines.embedded import EmbeddedEngine
-from driftproof.engines.load import load_weights
-from driftproof.engines.protocol import EngineError
-from driftproof.learner import Policy
-from driftproof.memory import read_config
-from driftproof.models import ModelError, inspect_model, load_tokenizer
-from driftproof.tiny_model import TinyModelError, make_tiny_model
+from driftproof.engines.embedded.engine import EmbeddedEngine
+from driftproof.engines.embedded.load import load_weights
+from driftproof.errors import ConfigError, EngineError, ModelError
+from driftproof.learner.policy import Policy
+from driftproof.runtime.memory import read_config
+from driftproof.tasks.codec import Codec
+from driftproof.tiny.model import make_tiny_model
+from driftproof.weights.models import inspect_model, load_tokenizer
 from tests.fuzz.parsers import model_directory
 from tests.runtime.runs import train, write_recipe
 
@@ -178,7 +178,7 @@ def test_the_commands_run_none_of_it_either(model: Path, sprung: Path, tmp_path:
     ended = train(recipe, "--run.directory", tmp_path / "run")
     assert ended.code == 2
     assert "config.json" in ended.stderr
-    with pytest.raises(TinyModelError, match="is no tiny model"):
+    with pytest.raises(ConfigError, match="is no tiny model"):
         make_tiny_model(model, exist_ok=True)
     assert not sprung.exists()
     assert not asked

@@ -22,10 +22,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from driftproof.config import load_config
-from driftproof.inbox import Inbox
 from driftproof.inbox.app import make_app
 from driftproof.inbox.serve import serve
-from driftproof.runtime.assembly import preflight, prepare_directory
+from driftproof.inbox.service import Inbox
+from driftproof.runtime.build import preflight, prepare_directory
 from driftproof.runtime.inbox import open_inbox
 from tests.runtime.runs import write_recipe
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from driftproof.weights import Publisher
+from driftproof.weights.snapshots import Publisher
 from tests.inbox.live import TOKEN, app_of, make_run
 
 schemathesis = pytest.importorskip("schemathesis", reason="pip install 'driftproof[dev]'")

@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from driftproof.inbox.serve import InboxError, serve
-from driftproof.ledger import FINISHED, Ledger
+from driftproof.errors import ConfigError
+from driftproof.inbox.serve import serve
+from driftproof.ledger.store import FINISHED, Ledger
 from driftproof.runtime.inbox import open_inbox
 from tests.inbox.live import TOKEN, Client, make_run
 
@@ -66,7 +67,7 @@ def test_only_those_who_may_read_the_token_get_in(run: Path, process: subprocess
 
 
 def test_a_second_inbox_is_refused_and_the_first_goes_on(run: Path, process: subprocess.Popen[str]) -> None:
-    with pytest.raises(InboxError, match="has an inbox already"):
+    with pytest.raises(ConfigError, match="has an inbox already"):
         serve(open_inbox(run), run, **options())
     assert client(run).call("/status").status == 200
 
@@ -146,21 +147,21 @@ def test_it_stops_cleanly(run: Path, process: subprocess.Popen[str]) -> None:
 def test_tokens_that_are_of_no_use(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inbox = open_inbox(run)
     monkeypatch.delenv("INBOX", raising=False)
-    with pytest.raises(InboxError, match="the environment variable INBOX holds no token of 16"):
+    with pytest.raises(ConfigError, match="the environment variable INBOX holds no token of 16"):
         serve(inbox, tmp_path, **options(token_environment="INBOX"))
     for bad in ("short", f"{TOKEN} {TOKEN}", f"{TOKEN}é"):
         monkeypatch.setenv("INBOX", bad)
-        with pytest.raises(InboxError, match="holds no token of 16") as caught:
+        with pytest.raises(ConfigError, match="holds no token of 16") as caught:
             serve(inbox, tmp_path, **options(token_environment="INBOX"))
         assert bad not in str(caught.value)
     assert not (tmp_path / "inbox.token").exists()
     (tmp_path / "inbox.token").write_text(TOKEN)
     (tmp_path / "inbox.token").chmod(0o644)
-    with pytest.raises(InboxError, match="chmod 600"):
+    with pytest.raises(ConfigError, match="chmod 600"):
         serve(inbox, tmp_path, **options())
     (tmp_path / "inbox.token").chmod(0o600)
     (tmp_path / "inbox.token").write_text("")
-    with pytest.raises(InboxError, match="remove the file and a new one is made"):
+    with pytest.raises(ConfigError, match="remove the file and a new one is made"):
         serve(inbox, tmp_path, **options())
 
 
@@ -168,7 +169,7 @@ def test_an_address_that_cannot_be_bound(run: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for host, number in (("127.0.0.1", port), ("192.0.2.1", 0), ("127.0.0.1", 70000)):
-            with pytest.raises(InboxError, match=f"{host} port {number} cannot be listened on"):
+            with pytest.raises(ConfigError, match=f"{host} port {number} cannot be listened on"):
                 serve(open_inbox(run), tmp_path, **options(host=host, port=number))
 
 

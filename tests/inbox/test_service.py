@@ -18,13 +18,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftproof.codec import Codec
-from driftproof.ledger import FINISHED, STOPPING, Ledger
+from driftproof.ledger.store import FINISHED, STOPPING, Ledger
 from driftproof.report.display import look
-from driftproof.rollout import make_request
+from driftproof.rollout.worker import make_request
 from driftproof.runtime.inbox import open_inbox
+from driftproof.tasks.codec import Codec
 from driftproof.types import Sampling
-from driftproof.weights import Publisher, list_snapshots
+from driftproof.weights.snapshots import Publisher, list_snapshots
 from tests.inbox.live import EOS, Client, make_run, serving, written
 
 SCORERS = str(Path(__file__).parent.parent / "runtime")

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 
+from driftproof.errors import ObjectiveError
 from driftproof.lab.ablations import BatchNormalized, ClampedDRPO, Normalized, ProbableNegatives
-from driftproof.objectives import Objective, ObjectiveError, build
+from driftproof.objectives import Objective, build
 from driftproof.types import Channel
 from tests.objectives.steps import Step, evaluate, make_step, steps
 

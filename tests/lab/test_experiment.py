@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from driftproof.codec import Codec
 from driftproof.config import LabConfig, LabObjective
 from driftproof.lab.experiment import SIGNALS, Course, ExactAccuracy
 from driftproof.lab.grid import Cell, cell_config
 from driftproof.lab.runner import _experiment
-from driftproof.runtime.assembly import make_learner, make_task
-from driftproof.tiny_model import score_answers
+from driftproof.runtime.build import make_learner, make_task
+from driftproof.tasks.codec import Codec
+from driftproof.tiny.model import score_answers
 
 
 def make_config(model: Path, **lab: Any) -> LabConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.config import ConfigError
+from driftproof.errors import ConfigError
 from driftproof.lab.claims import Study
 from driftproof.lab.page import write_page
 from tests.lab.grids import make_config, make_results

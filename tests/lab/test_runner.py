@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from driftproof.cli import main
-from driftproof.config import ConfigError, LabConfig, load_config
+from driftproof.cli.main import main
+from driftproof.config import LabConfig, load_config
+from driftproof.errors import ConfigError
 from driftproof.lab.runner import read_results, run_grid
 from tests.runtime.runs import write_recipe
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from driftproof.evaluation.intervals import bootstrap, wilson
 from driftproof.lab.grid import Cell, grid_cells
 from driftproof.lab.summary import accuracies, collapsed_at, missing_cells, summarize
-from driftproof.statistics import bootstrap, wilson
 from tests.lab.grids import make_config, make_result, make_results
 
 

@@ -4,17 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from driftproof.learner import (
-    CheckpointError,
-    Learner,
-    Memory,
-    Optimization,
-    Policy,
-    check_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
+from driftproof.errors import CheckpointError
+from driftproof.learner.checkpoint import check_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from driftproof.learner.learner import Learner, Memory, Optimization
+from driftproof.learner.policy import Policy
 from driftproof.objectives import build
 from driftproof.types import Group
 from tests.groups import make_batch, random_groups

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from driftproof.learner import Learner, Memory, Optimization, Policy
+from driftproof.errors import GroupError, ObjectiveError
 from driftproof.learner.gradients import score
-from driftproof.objectives import OBJECTIVES, ObjectiveError, build
-from driftproof.types import Batch, Channel, FinishReason, Group, GroupError
+from driftproof.learner.learner import Learner, Memory, Optimization
+from driftproof.learner.policy import Policy
+from driftproof.objectives import OBJECTIVES, build
+from driftproof.types import Batch, Channel, FinishReason, Group
 from tests.groups import make_batch, make_group, random_groups
 
 from .tiny import own_logprobs, tiny_learner, tiny_model

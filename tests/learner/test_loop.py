@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from driftproof.collapse import SIGNS_OF_COLLAPSE
-from driftproof.learner import Cadence, DivergenceError, Learner, OnCollapse, StallError, learn, list_checkpoints
-from driftproof.ledger import STOPPING, Ledger, Plan
-from driftproof.weights import Publisher, latest, list_snapshots
+from driftproof.errors import DivergenceError, StallError
+from driftproof.learner.checkpoint import list_checkpoints
+from driftproof.learner.learner import Learner
+from driftproof.learner.loop import Cadence, OnCollapse, learn
+from driftproof.ledger.store import STOPPING, Ledger, Plan
+from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE
+from driftproof.weights.snapshots import Publisher, latest, list_snapshots
 from tests.groups import make_group
 
 from .tiny import tiny_learner

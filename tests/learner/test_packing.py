@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.learner import MicroBatch, Policy, pack
+from driftproof.learner.packing import MicroBatch, pack
+from driftproof.learner.policy import Policy
 from driftproof.types import Group
 from tests.groups import make_group, random_groups
 

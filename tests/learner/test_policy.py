@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from driftproof.learner import Policy, Scored, pack
-from driftproof.models import ModelError
+from driftproof.errors import ModelError
+from driftproof.learner.packing import pack
+from driftproof.learner.policy import Policy, Scored
 from tests.groups import make_group
 
 from .tiny import CONFIGS, own_logprobs, tiny_model

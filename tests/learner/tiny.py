@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedModel, Qwen3Config
 
-from driftproof.learner import Learner, Memory, Optimization, Policy
+from driftproof.learner.learner import Learner, Memory, Optimization
+from driftproof.learner.policy import Policy
 from driftproof.objectives import build
 from driftproof.types import Channel
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from driftproof.ledger import RUNNING, Ledger
+from driftproof.ledger.store import RUNNING, Ledger
 from driftproof.types import FinishReason, Group
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from driftproof.ledger import Ledger, Plan
+from driftproof.ledger.store import Ledger, Plan
+from driftproof.run import remove_at_once, rename_durably
 from driftproof.types import FinishReason, Group
-from driftproof.weights import remove_at_once, rename_durably
 
 PER_STEP, STALENESS, CHECKPOINT_EVERY = 4, 2, 5
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from driftproof.ledger import FINISHED, RUNNING, STOPPING, Lease, Ledger, LedgerError, Plan
+from driftproof.errors import GroupError, LedgerError
+from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Lease, Ledger, Plan
 from driftproof.report.display import look
-from driftproof.types import Batch, Channel, Group, GroupError
+from driftproof.types import Batch, Channel, Group
 from tests.groups import make_group
 
 LONG = 1000.0

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from driftproof import __version__
-from driftproof.ledger import Ledger, LedgerError, Plan
-from driftproof.ledger.integrity import check_run
+from driftproof.errors import LedgerError
+from driftproof.ledger.maintenance.check import check_run
 from driftproof.ledger.migrations import MIGRATIONS
 from driftproof.ledger.schema import CONTENT, FORMAT_VERSION, SCHEMA, to_row
+from driftproof.ledger.store import Ledger, Plan
 from tests.ledger.made import go_on, group_of, is_original, trained_all_once
 
 FORMAT_1 = Path(__file__).with_name("format_1.sql").read_text()
@@ -119,7 +120,7 @@ def test_the_run_goes_on_and_new_groups_have_a_checksum(tmp_path: Path) -> None:
 
 
 OPEN = (
-    "import sys; from pathlib import Path; from driftproof.ledger import Ledger; print(Ledger(Path(sys.argv[1])).step)"
+    "import sys; from pathlib import Path; from driftproof.ledger.store import Ledger; print(Ledger(Path(sys.argv[1])).step)"
 )
 
 
@@ -143,7 +144,8 @@ def test_processes_that_open_it_at_once_find_it_migrated(tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from driftproof.ledger import Ledger, migrations
+from driftproof.ledger import migrations
+from driftproof.ledger.store import Ledger
 
 class Deadly(tuple):
     def __iter__(self):

@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from driftproof.ledger import FINISHED, Ledger, Plan
-from driftproof.ledger.integrity import check_ledger
+from driftproof.ledger.maintenance.check import check_ledger
+from driftproof.ledger.store import FINISHED, Ledger, Plan
 from tests.ledger.crew import make_group
 
 CREW = Path(__file__).with_name("crew.py")

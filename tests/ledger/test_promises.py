@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from driftproof.ledger import Lease, Ledger, Plan
-from driftproof.ledger.integrity import check_ledger
-from driftproof.ledger.retention import prunable_step
+from driftproof.ledger.maintenance.check import check_ledger
+from driftproof.ledger.maintenance.prune import prunable_step
+from driftproof.ledger.store import Lease, Ledger, Plan
 from driftproof.types import Batch
 from tests.groups import make_group
 

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from driftproof.objectives import Objective, ObjectiveError, Responses
+from driftproof.errors import ObjectiveError
+from driftproof.objectives import Objective, Responses
 
 from .formulas import CASES
 from .steps import Step, a_step, gradient

@@ -12,8 +12,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from driftproof.advantages import group_advantages
 from driftproof.objectives import Objective, Responses
+from driftproof.objectives.advantages import group_advantages
 
 LEAVES = ("logprobs", "entropy", "values")
 """The channels that objectives have gradients in."""

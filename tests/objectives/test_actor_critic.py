@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from driftproof.objectives import ObjectiveError, Responses, build
+from driftproof.errors import ObjectiveError
+from driftproof.objectives import Responses, build
 
 from .formulas import estimate, value_loss
 from .steps import Result, Step, a_step, assert_same, evaluate, make_step, steps

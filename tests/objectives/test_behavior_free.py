@@ -6,7 +6,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from driftproof.objectives import ObjectiveError, Responses, build
+from driftproof.errors import ObjectiveError
+from driftproof.objectives import Responses, build
 
 from .steps import Step, a_step, evaluate, make_step, steps
 

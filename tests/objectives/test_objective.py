@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftproof.objectives import OBJECTIVES, Objective, ObjectiveError, Responses, build
+from driftproof.errors import ObjectiveError
+from driftproof.objectives import OBJECTIVES, Objective, Responses, build
 from driftproof.types import Channel
 
 from .formulas import CASES, Case

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.ledger import FINISHED, Ledger, Plan
+from driftproof.ledger.store import FINISHED, Ledger, Plan
 
 from .ledgers import AFTER, BEFORE, GROUPS_PER_STEP, RECIPE, grow
 

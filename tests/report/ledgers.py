@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from driftproof.ledger import Ledger
+from driftproof.ledger.store import Ledger
 from driftproof.types import FinishReason, Group
 
 GROUPS_PER_STEP, GROUP_SIZE = 2, 4

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from driftproof.ledger import STOPPING, Ledger
+from driftproof.ledger.store import STOPPING, Ledger
 from driftproof.report import display
 from driftproof.report.display import LiveDisplay, LogLines, View, log_line, look, open_display, render, sparkline
 

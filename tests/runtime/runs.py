@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from driftproof.cli import main
-from driftproof.ledger import Ledger
+from driftproof.cli.main import main
+from driftproof.ledger.store import Ledger
 
 RECIPE = """
 [run]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.cli import main
-from driftproof.ledger import Ledger
-from driftproof.tiny_model import make_tiny_model
+from driftproof.cli.main import main
+from driftproof.ledger.store import Ledger
+from driftproof.tiny.model import make_tiny_model
 from tests.runtime.runs import launch, summary, train, trained_once, wait_for_step, write_recipe
 
 

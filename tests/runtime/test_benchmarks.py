@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from driftproof.cli import main
-from driftproof.rollout import make_request
+from driftproof.cli.main import main
+from driftproof.rollout.worker import make_request
 from driftproof.tasks import Task, build
-from driftproof.tiny_model import make_tiny_model
+from driftproof.tiny.model import make_tiny_model
 from driftproof.types import Sampling
 from tests.engines.openai.server import BASE, END, TableServer, answer, serving
 from tests.runtime.scorers import parity

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.codec import Codec
-from driftproof.ledger import Ledger
+from driftproof.ledger.store import Ledger
 from driftproof.runtime.inbox import open_inbox
+from driftproof.tasks.codec import Codec
 from tests.runtime import runs
 from tests.runtime.runs import summary, train, trained_once, write_recipe
 

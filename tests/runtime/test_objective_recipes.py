@@ -10,8 +10,8 @@ import pytest
 
 from driftproof.config import load_config
 from driftproof.objectives import OBJECTIVES
-from driftproof.runtime.assembly import make_objective, preflight
-from driftproof.tiny_model import make_tiny_model
+from driftproof.runtime.build import make_objective, preflight
+from driftproof.tiny.model import make_tiny_model
 from tests.runtime.runs import summary, train, trained_once
 
 ROOT = Path(__file__).parents[2]

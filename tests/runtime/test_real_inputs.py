@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.ledger import Ledger
-from driftproof.tiny_model import make_tiny_model
+from driftproof.ledger.store import Ledger
+from driftproof.tiny.model import make_tiny_model
 from tests.runtime.runs import summary, train, trained_once
 
 ROOT = Path(__file__).parents[2]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.cli import main
+from driftproof.cli.main import main
 from driftproof.config import load_config
-from driftproof.memory import engine_memory, learner_memory, read_config
+from driftproof.runtime.memory import engine_memory, learner_memory, read_config
 from driftproof.runtime.requirements import memory_of, requirements
 from tests.runtime.runs import write_recipe
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from driftproof.codec import Codec
-from driftproof.engines.embedded import EmbeddedEngine
+from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import generate
-from driftproof.ledger import Ledger
+from driftproof.ledger.store import Ledger
 from driftproof.tasks import arithmetic
+from driftproof.tasks.codec import Codec
 from driftproof.types import Request, Sampling
 from tests.runtime import runs
 from tests.runtime.runs import kill, launch, processes, summary, train, trained_once, wait_for_step, write_recipe

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftproof.tasks import TaskError, arithmetic, validate
+from driftproof.errors import TaskError
+from driftproof.tasks import arithmetic, validate
 
 
 @given(st.sampled_from([1, 2, 3, 9, 18]), st.integers(0, 99), st.integers(0, 2**32))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from driftproof.tasks import TaskError, build, validate
+from driftproof.errors import TaskError
+from driftproof.tasks import build, validate
 from driftproof.tasks.benchmarks import BENCHMARKS, EXAMPLES
 from driftproof.verify import build as build_verifier
 

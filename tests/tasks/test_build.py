@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from driftproof.tasks import Task, TaskError, arithmetic, build, validate
+from driftproof.errors import TaskError
+from driftproof.tasks import Task, arithmetic, build, validate
 from driftproof.types import Prompt
 
 

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from driftproof.tasks import TaskError, build
+from driftproof.errors import TaskError
+from driftproof.tasks import build
 from driftproof.tasks.rows import read_rows
 
 READ = """

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.tasks import TaskError, gsm8k, validate
+from driftproof.errors import TaskError
+from driftproof.tasks import gsm8k, validate
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from driftproof.tasks import TaskError, gsm8k, jsonl, read_recorded, validate
+from driftproof.errors import TaskError
+from driftproof.tasks import gsm8k, jsonl, read_recorded, validate
 
 GOOD = '{"prompt": "47+85=", "answer": "132"}'
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.cli import main
-from driftproof.tasks import Task, TaskError, build, validate
+from driftproof.cli.main import main
+from driftproof.errors import TaskError
+from driftproof.tasks import Task, build, validate
 from driftproof.verify import build as build_verifier
 
 DATASETS = ("chain_sum", "leg_counting")

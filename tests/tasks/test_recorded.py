@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from driftproof.tasks import RecordedGroup, TaskError, arithmetic, mixed, read_recorded, recorded
+from driftproof.errors import TaskError
+from driftproof.tasks import RecordedGroup, arithmetic, mixed, read_recorded, recorded
 from driftproof.types import Prompt
 
 RECORDED = Path(__file__).parents[3] / "shared" / "data" / "recorded"

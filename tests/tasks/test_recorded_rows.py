@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftproof.tasks import RecordedGroup, TaskError, read_recorded
+from driftproof.errors import TaskError
+from driftproof.tasks import RecordedGroup, read_recorded
 from driftproof.types import Prompt
 
 Rows = list[dict[str, Any]]

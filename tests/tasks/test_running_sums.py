@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftproof.tasks import Task, TaskError, running_sums, validate
+from driftproof.errors import TaskError
+from driftproof.tasks import Task, running_sums, validate
 
 
 def terms_of(text: str) -> list[int]:

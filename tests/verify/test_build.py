@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from driftproof.errors import VerifierError
 from driftproof.types import Verdict
-from driftproof.verify import VerifierError, build
+from driftproof.verify import build
 
 
 def test_exact_compares_whole_texts() -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from driftproof.errors import VerifierError
 from driftproof.types import Verdict
-from driftproof.verify import VerifierError, VerifierPool, build
+from driftproof.verify import VerifierPool, build
 
 pytest.importorskip("math_verify", reason="needs the extra driftproof[math]")
 from driftproof.verify.math import last_boxed, math

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from driftproof.errors import VerifierError
 from driftproof.types import Verdict
-from driftproof.verify import VerifierError, VerifierPool, pool
+from driftproof.verify import VerifierPool, pool
 from driftproof.verify.exact import exact
 
 HERE = Path(__file__).parent

@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from driftproof.weights import WEIGHTS, Publisher, Snapshot, discard_after, latest, list_snapshots, write_weights
+from driftproof.weights.snapshots import (
+    WEIGHTS,
+    Publisher,
+    Snapshot,
+    discard_after,
+    latest,
+    list_snapshots,
+    write_weights,
+)
 
 
 def state(value: float, size: int = 8) -> dict[str, torch.Tensor]:
@@ -123,7 +131,7 @@ def test_a_failing_write_leaves_the_latest_as_it_was(base: Path, tmp_path: Path)
     program = f"""
 import sys, torch, signal
 from pathlib import Path
-from driftproof.weights import Publisher
+from driftproof.weights.snapshots import Publisher
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 publisher = Publisher(Path(sys.argv[1]) / "snapshots", Path(sys.argv[1]) / "base")
 {limit}

@@ -81,7 +81,7 @@ def _wrap_learner(module: Any) -> None:
     module.Learner.train = noted_train
 
 
-_WRAPPERS = {"driftproof.ledger.ledger": _wrap_ledger, "driftproof.learner.learner": _wrap_learner}
+_WRAPPERS = {"driftproof.ledger.store": _wrap_ledger, "driftproof.learner.learner": _wrap_learner}
 
 if os.environ.get("DRIFTPROOF_FAULTS"):
     sys.path.append(str(Path(__file__).parents[3]))

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from driftproof.errors import EngineError
 from driftproof.types import Request, Response
-
-
-class EngineError(RuntimeError):
-    """An engine cannot do what it is asked; the message says what it can do and what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

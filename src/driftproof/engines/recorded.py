@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from driftproof.engines.protocol import Capabilities, Completed, EngineError
+from driftproof.engines.protocol import Capabilities, Completed
+from driftproof.errors import EngineError
 from driftproof.types import FinishReason, Request, Response
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from driftproof.codec import CodecError
+from driftproof.errors import CodecError, LedgerError, StaleInboxError, VerifierError
 from driftproof.inbox.messages import (
     MAX_PROMPTS,
     Groups,
@@ -36,9 +36,7 @@ from driftproof.inbox.messages import (
     field_path,
     shown,
 )
-from driftproof.inbox.service import Inbox, StaleInboxError
-from driftproof.ledger import LedgerError
-from driftproof.verify import VerifierError
+from driftproof.inbox.service import Inbox
 
 if TYPE_CHECKING:
     from starlette.requests import Request

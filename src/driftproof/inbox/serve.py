@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
+from driftproof.errors import ConfigError
 from driftproof.inbox.app import make_app
 from driftproof.inbox.service import Inbox
 
@@ -23,10 +24,6 @@ ADDRESS_FILE = "inbox.json"
 SHORTEST_TOKEN = 16
 STOP_SECONDS = 10
 """How long requests under way may take to end when the inbox is stopped."""
-
-
-class InboxError(ValueError):
-    """An inbox that cannot be started; the message says why and what to do."""
 
 
 def serve(
@@ -50,7 +47,7 @@ def serve(
         say: is given the lines for the user; they never hold the token.
 
     Raises:
-        InboxError: the run has an inbox already, the address cannot be bound, or the token is of no use.
+        ConfigError: the run has an inbox already, the address cannot be bound, or the token is of no use.
     """
     with _only_one(run):
         token, source = _token(run, token_environment)
@@ -84,7 +81,7 @@ def _only_one(run: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise InboxError(
+        raise ConfigError(
             f"{run} has an inbox already (its address: {run / ADDRESS_FILE}); one serves any number of workers"
         ) from None
     try:
@@ -101,7 +98,7 @@ def _token(run: Path, environment: str) -> tuple[str, str]:
         path = run / TOKEN_FILE
         token, source = _file_token(path), str(path)
     if len(token) < SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
-        raise InboxError(
+        raise ConfigError(
             f"{source} holds no token of {SHORTEST_TOKEN} or more ASCII characters without spaces; "
             + ("set it" if environment else "remove the file and a new one is made")
         )
@@ -113,7 +110,7 @@ def _file_token(path: Path) -> str:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         if path.stat().st_mode & 0o077:
-            raise InboxError(f"{path} can be read by others; make it yours alone: chmod 600 {path}") from None
+            raise ConfigError(f"{path} can be read by others; make it yours alone: chmod 600 {path}") from None
         return path.read_text().strip()
     with os.fdopen(descriptor, "w") as file:
         token = secrets.token_urlsafe(32)
@@ -129,7 +126,7 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         # asyncio sets this on sockets that it makes; without it every answer waits 40 ms for the client's ACK.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except (OSError, OverflowError) as error:
-        raise InboxError(f"{host} port {port} cannot be listened on: {error}; --port 0 takes a free one") from error
+        raise ConfigError(f"{host} port {port} cannot be listened on: {error}; --port 0 takes a free one") from error
     with listening:
         yield listening
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from driftproof import types
-from driftproof.codec import Codec, CodecError
+from driftproof.errors import CodecError, GroupError, StaleInboxError, VerifierError
 from driftproof.inbox.messages import (
     MAX_PROMPTS,
     ChatMessage,
@@ -34,21 +34,18 @@ from driftproof.inbox.messages import (
     shown,
 )
 from driftproof.inbox.workers import Workers
-from driftproof.ledger import Ledger
-from driftproof.rollout import RolloutSettings, make_request
+from driftproof.ledger.store import Ledger
+from driftproof.rollout.worker import RolloutSettings, make_request
+from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
-from driftproof.types import FinishReason, Group, GroupError, Prompt, Tokens, Verdict
-from driftproof.verify import Verifier, VerifierError
-from driftproof.weights import Snapshot, latest, list_snapshots
+from driftproof.types import FinishReason, Group, Prompt, Tokens, Verdict
+from driftproof.verify import Verifier
+from driftproof.weights.snapshots import Snapshot, latest, list_snapshots
 
 RETRY_SECONDS = 1.0
 """What a worker is told to wait for when no group is admitted."""
 SENT = (".safetensors", ".json")
 """Endings of the files of a snapshot that are sent."""
-
-
-class StaleInboxError(RuntimeError):
-    """The run was resumed under other settings than those this inbox was started with."""
 
 
 class _Refused(ValueError):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from driftproof.ledger import Ledger
+from driftproof.ledger.store import Ledger
 
 
 @dataclass(slots=True, kw_only=True)

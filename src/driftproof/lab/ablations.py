@@ -12,7 +12,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from driftproof.objectives import Objective, ObjectiveError, Responses
+from driftproof.errors import ObjectiveError
+from driftproof.objectives import Objective, Responses
 from driftproof.objectives.behavior_corrected import exponential
 from driftproof.objectives.objective import TokenLosses, check_choice, check_flag, check_range
 from driftproof.objectives.penalized import DRPO

@@ -15,10 +15,10 @@ from statistics import fmean, median
 from typing import Literal
 
 from driftproof.config import LabConfig
+from driftproof.evaluation.intervals import bootstrap, wilson
 from driftproof.lab.grid import View
 from driftproof.lab.runner import Result
 from driftproof.lab.summary import accuracies, collapsed_at, summarize
-from driftproof.statistics import bootstrap, wilson
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not run"]
 

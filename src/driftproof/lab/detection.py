@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from driftproof.collapse import SIGNS_OF_COLLAPSE, CollapseDetector, Limit
+from driftproof.evaluation.intervals import wilson
 from driftproof.lab.runner import Result
 from driftproof.lab.summary import accuracies, collapsed_at
-from driftproof.statistics import wilson
+from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, CollapseDetector, Limit
 
 Limits = tuple[Limit, ...]
 """Alarms when any of them does."""

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from driftproof.codec import Codec
-from driftproof.engines.embedded import EmbeddedEngine
+from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import generate
-from driftproof.evaluate import evaluate
+from driftproof.evaluation.heldout import evaluate
 from driftproof.lab.staleness import Staleness
-from driftproof.learner import Learner
+from driftproof.learner.learner import Learner
 from driftproof.ledger.order import PromptOrder
-from driftproof.rollout import make_request
+from driftproof.rollout.worker import make_request
+from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import Batch, FinishReason, Group, Prompt, Request, Response, Sampling, Verdict
 from driftproof.verify import Verifier

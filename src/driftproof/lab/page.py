@@ -20,7 +20,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from driftproof.config import ConfigError, LabConfig, load_config
+from driftproof.config import LabConfig, load_config
+from driftproof.errors import ConfigError
 from driftproof.lab.claims import Finding, Study, difference, judge
 from driftproof.lab.detection import CANDIDATES, detect
 from driftproof.lab.grid import View

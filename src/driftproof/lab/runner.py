@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from driftproof.codec import Codec
-from driftproof.config import Config, ConfigError, EngineSection, LabConfig
+from driftproof.config import Config, EngineSection, LabConfig
+from driftproof.errors import ConfigError, LedgerError, RunError
 from driftproof.lab.experiment import Accuracy, Course, ExactAccuracy, Row, SampledAccuracy, Sampler, run
 from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, planned_cells, tuning_cells
 from driftproof.lab.staleness import ExactLag, Periodic, Replay, Staleness
-from driftproof.ledger import Ledger, LedgerError
 from driftproof.ledger.order import PromptOrder
-from driftproof.models import fingerprint_weights
-from driftproof.runtime.assembly import (
+from driftproof.ledger.store import Ledger
+from driftproof.run import fsync
+from driftproof.runtime.build import (
     limit_threads,
     make_learner,
     make_sampling,
@@ -39,15 +39,12 @@ from driftproof.runtime.assembly import (
     preflight,
     quiet_libraries,
 )
+from driftproof.tasks.codec import Codec
 from driftproof.types import Channel
-from driftproof.weights import fsync
+from driftproof.weights.models import fingerprint_weights
 
 Progress = Callable[[int, int], object]
 """Called with the runs that are done and those there are."""
-
-
-class LabError(RuntimeError):
-    """A grid that ended before its time; what is done is kept."""
 
 
 PRELOADED = ["driftproof.lab.runner", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
@@ -98,7 +95,7 @@ def run_grid(config: LabConfig, directory: Path, progress: Progress) -> list[Res
     Raises:
         ConfigError: results of other settings are there, or the directory cannot be written.
         ValueError: a run is refused before anything starts, see `check_grid`.
-        LabError: a process was killed.
+        RunError: a process was killed.
     """
     check_grid(config)
     # Refuses results of other settings before anything is written over.
@@ -120,7 +117,7 @@ def check_grid(config: LabConfig) -> None:
     """Check everything that can be checked without starting.
 
     Raises:
-        ValueError: in the subclass of the room that refuses, see `assembly.preflight`.
+        ValueError: in the subclass of the room that refuses, see `build.preflight`.
     """
     if config.engine.name != "embedded":
         raise ConfigError(
@@ -189,7 +186,7 @@ def _run_cells(
                 for process in set(multiprocessing.active_children()) - others:
                     process.kill()
                 if isinstance(error, BrokenProcessPool):
-                    raise LabError(
+                    raise RunError(
                         "a process of the grid was killed, maybe because memory ran out; what is done is kept, and the "
                         "same command goes on; --lab.processes N sets how many run at a time"
                     ) from error

@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from driftproof.config import ConfigError, LabConfig
+from driftproof.config import LabConfig
+from driftproof.errors import ConfigError
 from driftproof.lab.runner import Result
 from driftproof.lab.summary import collapsed_at
 

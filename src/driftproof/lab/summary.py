@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from driftproof.config import LabConfig
+from driftproof.evaluation.intervals import bootstrap, wilson
 from driftproof.lab.collapse import collapse_step, number_or_zero
 from driftproof.lab.grid import Cell, View, best_rates, planned_cells
 from driftproof.lab.runner import Result
-from driftproof.statistics import bootstrap, wilson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

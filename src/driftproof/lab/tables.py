@@ -12,11 +12,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.collapse import Limit
 from driftproof.config import LabConfig
 from driftproof.lab.detection import Detection
 from driftproof.lab.grid import Cell, View, planned_cells
 from driftproof.lab.summary import Summary
+from driftproof.metrics.collapse import Limit
 from driftproof.report.text import printable
 
 VIEWS: Mapping[View, str] = {

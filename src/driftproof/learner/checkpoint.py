@@ -16,21 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from driftproof.directories import step_directories
-from driftproof.engines.load import weight_files
-from driftproof.faults import durable_write
+from driftproof.engines.embedded.load import weight_files
+from driftproof.errors import CheckpointError
+from driftproof.faults import fault_points
 from driftproof.learner.learner import Learner
-from driftproof.weights import WEIGHTS, fsync, remove_at_once, rename_durably, write_weights
+from driftproof.run import fsync, remove_at_once, rename_durably, step_directories
+from driftproof.weights.snapshots import WEIGHTS, write_weights
 
 FORMAT_VERSION = 1
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 VALUE_HEAD = "value_head.safetensors"
 KEPT = 2
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be loaded; the message says why."""
 
 
 def save_checkpoint(directory: Path, learner: Learner) -> Path:
@@ -46,11 +43,11 @@ def save_checkpoint(directory: Path, learner: Learner) -> Path:
         shutil.rmtree(left_behind)
     partial = directory / f".partial-{path.name}"
     partial.mkdir(parents=True)
-    with durable_write("checkpoint write"):
+    with fault_points("checkpoint write"):
         _write(partial, learner)
-    with durable_write("checkpoint rename"):
+    with fault_points("checkpoint rename"):
         rename_durably(partial, path)
-    with durable_write("checkpoint prune"):
+    with fault_points("checkpoint prune"):
         for old in list_checkpoints(directory)[:-KEPT]:
             remove_at_once(old)
     return path

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from driftproof.advantages import Baseline, group_advantages
+from driftproof.errors import GroupError
 from driftproof.learner.policy import Scored
 from driftproof.objectives import Responses
+from driftproof.objectives.advantages import Baseline, group_advantages
 from driftproof.objectives.responses import count_nonzero_rewards, count_valid_responses
-from driftproof.types import Group, GroupError
+from driftproof.types import Group
 
 EVERYTHING = slice(None)
 

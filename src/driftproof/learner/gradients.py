@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from driftproof.health import step_health
 from driftproof.learner.flat_batch import FlatBatch
 from driftproof.learner.packing import MicroBatch
 from driftproof.learner.policy import Finish, Policy, Scored
+from driftproof.metrics.health import step_health
 from driftproof.objectives import Objective, ObjectiveOutput
 
 

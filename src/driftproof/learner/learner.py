@@ -13,16 +13,17 @@ from typing import Any, Literal
 
 import torch
 
-from driftproof.advantages import Baseline
-from driftproof.health import step_health
+from driftproof.errors import ObjectiveError
 from driftproof.learner.flat_batch import FlatBatch, FrozenChannels
 from driftproof.learner.gradients import backward, score
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy, Scored
 from driftproof.learner.skipped import Skipped
-from driftproof.models import checkpoint_activations
-from driftproof.objectives import Objective, ObjectiveError
+from driftproof.metrics.health import step_health
+from driftproof.objectives import Objective
+from driftproof.objectives.advantages import Baseline
 from driftproof.types import Batch, Channel, Group
+from driftproof.weights.models import checkpoint_activations
 
 Schedule = Literal["constant", "cosine", "linear"]
 

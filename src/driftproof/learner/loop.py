@@ -13,24 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from driftproof.collapse import SIGNS_OF_COLLAPSE, CollapseDetector
+from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.checkpoint import list_checkpoints, save_checkpoint
 from driftproof.learner.learner import Learner
 from driftproof.learner.skipped import save_skipped
-from driftproof.ledger import RUNNING, STOPPING, Ledger
-from driftproof.ledger.retention import prune
+from driftproof.ledger.maintenance.prune import prune
+from driftproof.ledger.store import RUNNING, STOPPING, Ledger
+from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, CollapseDetector
 from driftproof.types import Batch
-from driftproof.weights import Publisher
+from driftproof.weights.snapshots import Publisher
 
 OnCollapse = Literal["warn", "stop", "off"]
-
-
-class StallError(RuntimeError):
-    """The learner waited too long for groups."""
-
-
-class DivergenceError(RuntimeError):
-    """Training cannot go on as it is set up: losses, gradients or weights are not finite."""
 
 
 class Tracker(Protocol):

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from driftproof.errors import ModelError
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.logprobs import Head, LogprobGradients, TokenLogprobs, finish_responses, token_logprobs
-from driftproof.models import UNTRUSTED, ModelError, inspect_model, readable
 from driftproof.types import FinishReason, Group, Response, Verdict
+from driftproof.weights.models import UNTRUSTED, inspect_model, readable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

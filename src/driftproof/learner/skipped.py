@@ -13,8 +13,8 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Self
 
+from driftproof.run import fsync
 from driftproof.types import Batch, Group
-from driftproof.weights import fsync
 
 KEPT = 20
 

@@ -1,5 +1,1 @@
-"""The durable store of a run."""
-
-from driftproof.ledger.ledger import FINISHED, RUNNING, STOPPING, Lease, Ledger, LedgerError, Plan, Record, Status
-
-__all__ = ["FINISHED", "RUNNING", "STOPPING", "Lease", "Ledger", "LedgerError", "Plan", "Record", "Status"]
+"""The durable record of a run."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from driftproof.errors import DamageError
 from driftproof.types import FinishReason, Group
 
 FORMAT_VERSION = 2
@@ -54,10 +55,6 @@ CONTENT = (
     "retokenized"
 )
 COLUMNS = tuple(CONTENT.split(", "))
-
-
-class DamageError(ValueError):
-    """What a row holds is not what was written; the message says what is wrong with it."""
 
 
 def to_row(group: Group) -> tuple[Any, ...]:

@@ -14,11 +14,11 @@ import importlib
 from dataclasses import fields
 from typing import Any
 
-from driftproof.names import unknown_name
+from driftproof.errors import ObjectiveError, unknown_name
 from driftproof.objectives.actor_critic import PPO
 from driftproof.objectives.behavior_free import GPG, RFT, SPO, ASymPO, AsymRE, Naive, ScaledASymPO
 from driftproof.objectives.clipped import GRPO, GSPO, M2PO, DrGRPO
-from driftproof.objectives.objective import Aggregation, Objective, ObjectiveError, ObjectiveOutput
+from driftproof.objectives.objective import Aggregation, Objective, ObjectiveOutput
 from driftproof.objectives.penalized import DRPO, SimplePO
 from driftproof.objectives.responses import Responses
 from driftproof.objectives.weighted import CISPO, DPPOKL, DPPOTV, TOPR

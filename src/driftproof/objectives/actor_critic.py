@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from driftproof.advantages import token_advantages
+from driftproof.errors import ObjectiveError
+from driftproof.objectives.advantages import token_advantages
 from driftproof.objectives.behavior_corrected import BehaviorCorrected, exponential
 from driftproof.objectives.clipped import cap_negatives, clipped_losses
-from driftproof.objectives.objective import Aggregation, ObjectiveError, TokenLosses, check_range
+from driftproof.objectives.objective import Aggregation, TokenLosses, check_range
 from driftproof.objectives.responses import Responses
 from driftproof.types import Channel
 

@@ -13,13 +13,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from driftproof.objectives.objective import (
-    MAX_LOG_RATIO,
-    Objective,
-    TokenLosses,
-    check_choice,
-    check_range,
-)
+from driftproof.objectives.objective import MAX_LOG_RATIO, Objective, TokenLosses, check_choice, check_range
 from driftproof.objectives.responses import Responses
 from driftproof.types import Channel
 

@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from driftproof.errors import ObjectiveError
 from driftproof.objectives.objective import (
     Aggregation,
     Objective,
-    ObjectiveError,
     TokenLosses,
     check_flag,
     check_range,
@@ -47,7 +47,7 @@ class GPG(Objective):
     `valid-groups` is the paper's B / (B - M), B the responses of the step and M those in groups of equal reward;
     `nonzero-rewards` is verl's B / #(responses with a reward that is not 0); a number is taken as it is. Where no
     response counts, alpha is 1. The paper's division of A by the group's standard deviation is a choice of
-    `driftproof.advantages`; its resampling until enough groups are valid belongs to the rollout side.
+    `driftproof.objectives.advantages`; its resampling until enough groups are valid belongs to the rollout side.
     """
 
     name: ClassVar[str] = "gpg"

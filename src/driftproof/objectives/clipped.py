@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from driftproof.errors import ObjectiveError
 from driftproof.objectives.behavior_corrected import BehaviorCorrected, exponential
 from driftproof.objectives.objective import (
     MAX_LOG_RATIO,
     Aggregation,
-    ObjectiveError,
     TokenLosses,
     check_range,
     only_per_response_means,
@@ -53,7 +53,7 @@ class GRPO(BehaviorCorrected):
     Source: arXiv 2402.03300, Eq. 3, without its KL term (see `kl`). `clip_high` 0.28 is clip-higher (arXiv 2503.14476).
     For A < 0 the loss is capped at -dual_clip A (arXiv 1912.09729, Eq. 5; 3 is verl's default). The paper's aggregation
     is the default here; verl's and DAPO's is `token-mean`. Division of the advantage by the group's standard deviation,
-    as in the paper, is a choice of `driftproof.advantages`.
+    as in the paper, is a choice of `driftproof.objectives.advantages`.
     """
 
     name: ClassVar[str] = "grpo"
@@ -80,8 +80,8 @@ class DrGRPO(GRPO):
     """GRPO without its length bias: the same token loss, summed and divided by a constant.
 
     Source: arXiv 2503.20783, Sec. 3.2: advantages without division by the standard deviation (the default baseline of
-    `driftproof.advantages`), and tokens summed over a response, not averaged. The constant is `horizon`; the paper's
-    code takes the longest response allowed, and so does `driftproof train` where it is not given.
+    `driftproof.objectives.advantages`), and tokens summed over a response, not averaged. The constant is `horizon`;
+    the paper's code takes the longest response allowed, and so does `driftproof train` where it is not given.
     """
 
     name: ClassVar[str] = "dr-grpo"

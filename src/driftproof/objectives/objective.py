@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
+from driftproof.errors import ObjectiveError
 from driftproof.objectives.responses import Responses
 from driftproof.types import Channel
 
@@ -23,10 +24,6 @@ KLEstimator = Literal["k1", "k2", "k3"]
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to +-20 before the exponential, so that a ratio is finite; beyond it there is no gradient."""
-
-
-class ObjectiveError(ValueError):
-    """An objective that does not exist, whose fields are not valid, or that lacks an input."""
 
 
 class TokenLosses(NamedTuple):

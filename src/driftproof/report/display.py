@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger, Plan, Status
+from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Ledger, Plan, Status
 from driftproof.report.overlap import Overlap, finite, overlap
 from driftproof.report.text import duration, printable, shorten
 

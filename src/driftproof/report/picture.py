@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driftproof.ledger import Ledger
+from driftproof.ledger.store import Ledger
 from driftproof.report.overlap import Overlap, finite, overlap
 from driftproof.report.summary import Summary, read_recipe, summarize
 

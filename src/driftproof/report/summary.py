@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from driftproof.ledger import Ledger
+from driftproof.ledger.store import Ledger
 from driftproof.report.overlap import finite, overlap, ratio
 
 

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.ledger import Record
+from driftproof.ledger.store import Record
 from driftproof.report.summary import Summary
 from driftproof.report.text import printable, shorten
 

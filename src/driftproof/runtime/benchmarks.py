@@ -15,13 +15,14 @@ from typing import Any
 from rich.console import Console
 
 from driftproof import tasks
-from driftproof.benchmark import Score, run_benchmark
-from driftproof.codec import Codec
-from driftproof.config import Config, ConfigError
-from driftproof.engines.protocol import Engine, EngineError
-from driftproof.models import fingerprint_weights, inspect_model
-from driftproof.runtime.assembly import make_evaluation_engine, make_sampling, make_verifier
+from driftproof.config import Config
+from driftproof.engines.protocol import Engine
+from driftproof.errors import ConfigError, EngineError
+from driftproof.evaluation.benchmarks import Score, run_benchmark
+from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_verifier
 from driftproof.tasks import Task
+from driftproof.tasks.codec import Codec
+from driftproof.weights.models import fingerprint_weights, inspect_model
 
 
 def score_benchmarks(
@@ -31,7 +32,7 @@ def score_benchmarks(
 
     Raises:
         TaskError: unknown benchmark, or its data cannot be read. ConfigError: a task without held-out prompts.
-        BenchmarkError: a record in `output` is that of other settings.
+        ConfigError: a record in `output` is that of other settings.
         EngineError: the engine cannot be used, answered nothing, or its servers do not serve one model.
     """
     benchmarks = [_benchmark(config, name, data) for name in names]

@@ -6,14 +6,16 @@ from functools import partial
 from pathlib import Path
 
 from driftproof import tasks
-from driftproof.codec import Codec
-from driftproof.config import Config, ConfigError
-from driftproof.inbox import Inbox
-from driftproof.ledger import Ledger
-from driftproof.models import inspect_model
-from driftproof.rollout import RolloutSettings
-from driftproof.runtime.assembly import RunDirectory, make_sampling, make_task, make_verifier
+from driftproof.config import Config
+from driftproof.errors import ConfigError
+from driftproof.inbox.service import Inbox
+from driftproof.ledger.store import Ledger
+from driftproof.rollout.worker import RolloutSettings
+from driftproof.run import RunDirectory
+from driftproof.runtime.build import make_sampling, make_task, make_verifier
+from driftproof.tasks.codec import Codec
 from driftproof.types import Channel
+from driftproof.weights.models import inspect_model
 
 SECTIONS = ("model", "task", "sampling", "rollouts", "verify")
 """Of the configuration, those that an inbox is made of."""

@@ -25,11 +25,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from driftproof.config import Config
-from driftproof.learner import Learner, learn, list_checkpoints, load_checkpoint
-from driftproof.ledger import FINISHED, RUNNING, STOPPING, Ledger
-from driftproof.ledger.lock import belong_to
-from driftproof.runtime.assembly import (
-    RunDirectory,
+from driftproof.errors import DriftproofError
+from driftproof.learner.checkpoint import list_checkpoints, load_checkpoint
+from driftproof.learner.learner import Learner
+from driftproof.learner.loop import learn
+from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Ledger
+from driftproof.run import RunDirectory, hold_run_lock
+from driftproof.runtime.build import (
     evaluate_heldout,
     heldout_evaluation,
     limit_threads,
@@ -39,7 +41,7 @@ from driftproof.runtime.assembly import (
     make_worker,
     open_engine,
 )
-from driftproof.weights import Publisher, latest
+from driftproof.weights.snapshots import Publisher, latest
 
 POLL_SECONDS = 0.001
 EVALUATOR = "evaluator"
@@ -164,7 +166,7 @@ def _entered(path: Path, name: str, parent: Connection) -> Iterator[tuple[Config
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
     faulthandler.register(STACKS, sys.stderr, all_threads=True)
-    belong_to(path)
+    hold_run_lock(path)
     _end_without_parent()
     threading.Thread(target=_watch_parent, args=(directory.ledger,), daemon=True).start()
     try:
@@ -173,7 +175,7 @@ def _entered(path: Path, name: str, parent: Connection) -> Iterator[tuple[Config
         # The log may be on the disk that is full.
         with contextlib.suppress(OSError):
             traceback.print_exc()
-        explained = type(error).__module__.startswith("driftproof.")
+        explained = isinstance(error, DriftproofError)
         sentence = str(error) if explained else write_trouble(error, path)
         if sentence:
             parent.send_bytes(sentence.encode())

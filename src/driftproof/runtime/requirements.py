@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from driftproof.config import Config
-from driftproof.memory import engine_memory, learner_memory, read_config
-from driftproof.runtime.assembly import resolve_device
+from driftproof.runtime.build import resolve_device
+from driftproof.runtime.memory import engine_memory, learner_memory, read_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

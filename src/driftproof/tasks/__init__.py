@@ -14,12 +14,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from driftproof.names import unknown_name
+from driftproof.errors import TaskError, unknown_name
 from driftproof.tasks.arithmetic import arithmetic
 from driftproof.tasks.benchmarks import BENCHMARKS, benchmark, math
 from driftproof.tasks.gsm8k import gsm8k
 from driftproof.tasks.jsonl import jsonl
-from driftproof.tasks.protocol import Task, TaskError
+from driftproof.tasks.protocol import Task
 from driftproof.tasks.reasoning_gym import reasoning_gym
 from driftproof.tasks.recorded import MixedTask, RecordedGroup, RecordedTask, mixed, read_recorded, recorded
 from driftproof.tasks.running_sums import running_sums

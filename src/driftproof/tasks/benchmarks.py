@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from driftproof.tasks.protocol import Task, TaskError
+from driftproof.errors import TaskError
+from driftproof.tasks.protocol import Task
 from driftproof.tasks.rows import Row, read_rows
 from driftproof.tasks.split import numbered, split_files
 from driftproof.types import Prompt

@@ -9,10 +9,6 @@ from operator import attrgetter
 from driftproof.types import Prompt
 
 
-class TaskError(ValueError):
-    """A task that cannot be loaded; the message names file, line and what is valid."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """Prompts in two splits, and the name of the verifier that scores responses to them."""

@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from driftproof.names import unknown_name
-from driftproof.tasks.protocol import Task, TaskError
+from driftproof.errors import TaskError, unknown_name
+from driftproof.tasks.protocol import Task
 from driftproof.tasks.split import generator, hold_out, numbered
 from driftproof.types import Prompt
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from driftproof.tasks.protocol import Task, TaskError
+from driftproof.errors import TaskError
+from driftproof.tasks.protocol import Task
 from driftproof.tasks.recorded_rows import RecordedResponse, read_recorded_rows
 from driftproof.tasks.rows import shown
 from driftproof.tasks.split import generator

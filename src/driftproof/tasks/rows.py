@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from driftproof.tasks.protocol import TaskError
+from driftproof.errors import TaskError
 
 _LOCAL = "give the path of a local JSON lines or Parquet file"
 

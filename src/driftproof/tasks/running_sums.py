@@ -9,7 +9,8 @@ from itertools import accumulate, product
 
 import numpy as np
 
-from driftproof.tasks.protocol import Task, TaskError
+from driftproof.errors import TaskError
+from driftproof.tasks.protocol import Task
 from driftproof.tasks.split import generator, hold_out
 from driftproof.types import Prompt
 

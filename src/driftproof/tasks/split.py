@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from driftproof.tasks.protocol import TaskError
+from driftproof.errors import TaskError
 from driftproof.types import Prompt
 
 T = TypeVar("T")

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from driftproof.tasks.protocol import Task, TaskError
+from driftproof.errors import TaskError
+from driftproof.tasks.protocol import Task
 from driftproof.types import Prompt, Verdict
 from driftproof.verify import build
 

@@ -13,10 +13,10 @@ verifier.close()
 
 from __future__ import annotations
 
-from driftproof.names import unknown_name
+from driftproof.errors import VerifierError, unknown_name
 from driftproof.verify.exact import ExactVerifier
 from driftproof.verify.pool import VerifierPool
-from driftproof.verify.protocol import Item, Verifier, VerifierError
+from driftproof.verify.protocol import Item, Verifier
 
 _FUNCTIONS = {
     "math": "driftproof.verify.math:math",

@@ -25,8 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from driftproof.errors import VerifierError
 from driftproof.types import Verdict
-from driftproof.verify.protocol import Item, VerifierError
+from driftproof.verify.protocol import Item
 
 _START_SECONDS = 60.0
 """How long a process may take to start and to import the verifier."""

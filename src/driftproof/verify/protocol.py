@@ -11,10 +11,6 @@ Item = tuple[str, str] | tuple[str, str, str]
 """(response text, answer) or (response text, answer, prompt text); a reward function may want to see the prompt."""
 
 
-class VerifierError(ValueError):
-    """A verifier that cannot be built or go on; the message says what is wrong and what is valid."""
-
-
 class Verifier(Protocol):
     """Scores responses against the answers of their prompts."""
 

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from driftproof.directories import step_directories
-from driftproof.faults import durable_write
+from driftproof.faults import fault_points
+from driftproof.run import fsync, remove_at_once, rename_durably, step_directories
 
 LATEST = "latest"
 WEIGHTS = "model.safetensors"
@@ -56,10 +56,10 @@ class Publisher:
             self._write(path, state)
         link = self.directory / f".partial-{LATEST}"
         link.unlink(missing_ok=True)
-        with durable_write("snapshot latest"):
+        with fault_points("snapshot latest"):
             link.symlink_to(path.name)
             link.replace(self.directory / LATEST)
-        with durable_write("snapshot prune"):
+        with fault_points("snapshot prune"):
             for old in list_snapshots(self.directory)[: -self._keep]:
                 remove_at_once(old.path)
         return Snapshot(step=step, path=path)
@@ -70,9 +70,9 @@ class Publisher:
         partial.mkdir()
         for file in self._static_files:
             _link_or_copy(file, partial / file.name)
-        with durable_write("snapshot write"):
+        with fault_points("snapshot write"):
             write_weights(partial / WEIGHTS, state)
-        with durable_write("snapshot rename"):
+        with fault_points("snapshot rename"):
             rename_durably(partial, path)
 
 
@@ -119,31 +119,6 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     # Safetensors writes for the owner alone; an inference server may run as somebody else.
     path.chmod(path.parent.stat().st_mode & 0o666)
     fsync(path)
-
-
-def rename_durably(partial: Path, path: Path) -> None:
-    """Rename a finished directory into its place."""
-    fsync(partial)
-    partial.rename(path)
-    fsync(path.parent)
-
-
-def remove_at_once(path: Path) -> None:
-    """Remove a directory; whoever looks, or kills us, never finds a part of it under its name."""
-    partial = path.with_name(f".partial-{path.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    path.rename(partial)
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def fsync(path: Path) -> None:
-    """Force a file or directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with durable_write("disk fsync"):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_static(path: Path) -> bool:

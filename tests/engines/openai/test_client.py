@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftproof.engines.openai.client import OpenAIEngine
-from driftproof.engines.openai.fleet import Patience
-from driftproof.engines.protocol import Capabilities, Completed, EngineError, generate
+from driftproof.engines.openai.pool import Patience
+from driftproof.engines.protocol import Capabilities, Completed, generate
+from driftproof.errors import EngineError
 from driftproof.types import FinishReason, Response
 
 from .server import BASE, END, FAULTS, VOCABULARY, ByteCodec, HttpUpdater, TableServer, answer, ask, serving

@@ -12,19 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from driftproof.cli import main
-from driftproof.codec import Codec
-from driftproof.engines.embedded import EmbeddedEngine
+from driftproof.cli.main import main
+from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.openai.client import OpenAIEngine
-from driftproof.engines.openai.fleet import Patience
+from driftproof.engines.openai.pool import Patience
 from driftproof.engines.openai.probe import probe
 from driftproof.engines.openai.wire import Dialect
-from driftproof.engines.protocol import Engine, EngineError, generate
-from driftproof.ledger import Ledger
-from driftproof.models import inspect_model
-from driftproof.rollout import make_request
+from driftproof.engines.protocol import Engine, generate
+from driftproof.errors import EngineError
+from driftproof.ledger.store import Ledger
+from driftproof.rollout.worker import make_request
 from driftproof.tasks import build
+from driftproof.tasks.codec import Codec
 from driftproof.types import Response, Sampling
+from driftproof.weights.models import inspect_model
 from tests.runtime import runs
 
 PYTHON = Path(os.environ.get("DRIFTPROOF_LLAMA", ".venv-llama/bin/python"))

@@ -4,7 +4,7 @@ import pytest
 
 from driftproof.engines.openai.probe import ServerFacts, Unreachable, probe, server_url
 from driftproof.engines.openai.wire import Dialect
-from driftproof.engines.protocol import EngineError
+from driftproof.errors import EngineError
 
 from .server import TableServer, serving
 

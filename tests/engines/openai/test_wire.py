@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftproof.engines.openai.wire import Call, Dialect, ReplyError, build_body, read_reply
-from driftproof.engines.protocol import EngineError
+from driftproof.errors import EngineError
 from driftproof.types import FinishReason
 
 from .server import END, VOCABULARY, ByteCodec, ask

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from driftproof.engines.protocol import EngineError
 from driftproof.engines.vllm.canary import LENGTH, SEQUENCES, Canary
+from driftproof.errors import EngineError
 from driftproof.learner.packing import pack
 from driftproof.learner.policy import Policy
 from driftproof.types import FinishReason, Group, Response, Verdict
-from driftproof.weights import Publisher
+from driftproof.weights.snapshots import Publisher
 from tests.engines.vllm.stand_in import StandIn
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.engines.protocol import EngineError
 from driftproof.engines.vllm.launch import Server, check_environment, free_port, vllm_arguments, vllm_environment
+from driftproof.errors import EngineError
 from tests.engines.vllm import stand_in
 
 LIMIT = 120.0

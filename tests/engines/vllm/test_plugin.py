@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from driftproof.engines.protocol import EngineError
 from driftproof.engines.vllm.plugin import check_snapshot, read_shapes, read_tensors, refresh_shared
-from driftproof.weights import Publisher
+from driftproof.errors import EngineError
+from driftproof.weights.snapshots import Publisher
 
 TENSORS = {"model.embed.weight": torch.arange(6.0).view(3, 2), "model.norm.weight": torch.ones(2)}
 

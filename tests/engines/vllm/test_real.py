@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from driftproof.engines.protocol import EngineError
 from driftproof.engines.vllm.canary import Canary
 from driftproof.engines.vllm.launch import Server, check_environment, launch
 from driftproof.engines.vllm.updater import VllmUpdater
-from driftproof.ledger import Ledger
-from driftproof.weights import Publisher
+from driftproof.errors import EngineError
+from driftproof.ledger.store import Ledger
+from driftproof.weights.snapshots import Publisher
 from tests.runtime import runs
 
 PYTHON = Path(os.environ.get("DRIFTPROOF_VLLM", ".venv-vllm/bin/python"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from driftproof.engines.protocol import EngineError
 from driftproof.engines.vllm.updater import VllmUpdater
+from driftproof.errors import EngineError
 from tests.engines.vllm.stand_in import StandIn
 
 ORDER = [

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 import httpx2
 import numpy as np
 
-from driftproof.engines.openai.fleet import Failure, Fleet, Patience, Server, Updater
+from driftproof.engines.openai.pool import Failure, Fleet, Patience, Server, Updater
 from driftproof.engines.openai.probe import (
     ServerFacts,
     Unreachable,
@@ -35,7 +35,8 @@ from driftproof.engines.openai.probe import (
     start_time,
 )
 from driftproof.engines.openai.wire import Call, Reply, ReplyError, build_body, read_reply
-from driftproof.engines.protocol import Capabilities, Completed, EngineError
+from driftproof.engines.protocol import Capabilities, Completed
+from driftproof.errors import EngineError
 from driftproof.types import Prompt, Request, Response
 
 T = TypeVar("T")

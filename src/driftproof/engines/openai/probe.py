@@ -17,7 +17,7 @@ import httpx2
 import numpy as np
 
 from driftproof.engines.openai.wire import Call, Dialect, ReplyError, build_body, read_object
-from driftproof.engines.protocol import EngineError
+from driftproof.errors import EngineError
 from driftproof.types import Prompt, Request, Sampling
 
 _SECONDS = 60.0

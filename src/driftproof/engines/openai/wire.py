@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from driftproof.engines.protocol import EngineError
+from driftproof.errors import EngineError
 from driftproof.types import FinishReason, Request, Response
 
 _SEEDS = 2**31

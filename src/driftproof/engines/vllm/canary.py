@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from driftproof.engines.load import load_weights
-from driftproof.engines.protocol import EngineError
-from driftproof.models import UNTRUSTED
+from driftproof.engines.embedded.load import load_weights
+from driftproof.errors import EngineError
+from driftproof.weights.models import UNTRUSTED
 
 SEQUENCES = 4
 LENGTH = 24

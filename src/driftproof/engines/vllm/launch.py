@@ -17,8 +17,8 @@ from types import TracebackType
 
 import httpx2
 
-from driftproof.engines.protocol import EngineError
 from driftproof.engines.vllm import BACKEND, guard
+from driftproof.errors import EngineError
 
 _TICK_SECONDS = 0.2
 _LAST_LINES = 12

@@ -14,9 +14,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from driftproof.engines.load import tensor_reader, weight_files
-from driftproof.engines.protocol import EngineError
+from driftproof.engines.embedded.load import tensor_reader, weight_files
 from driftproof.engines.vllm import BACKEND
+from driftproof.errors import EngineError
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a model's tensors by their Hugging Face names."""

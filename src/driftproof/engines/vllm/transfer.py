@@ -16,8 +16,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from driftproof.engines.protocol import EngineError
 from driftproof.engines.vllm.plugin import Shapes, check_snapshot, read_shapes, read_tensors, refresh_shared
+from driftproof.errors import EngineError
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from driftproof.engines.protocol import EngineError
+from driftproof.errors import EngineError
 
 if TYPE_CHECKING:
     from driftproof.engines.vllm.canary import Canary

@@ -1,0 +1,288 @@
+"""Several servers: who gets the next request, who is set aside, who is taken back, and who has which weights.
+
+Guarantees: a server that dies is set aside, asked again with back-off and taken back; with an updater none gets work
+before it has the newest weights. All of it runs in one event loop, and so needs no locks for what it shares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from driftproof.engines.openai.probe import ServerFacts, Unreachable
+from driftproof.errors import EngineError
+
+
+class Updater(Protocol):
+    """Brings the weights of a snapshot to a server."""
+
+    name: str
+
+    @property
+    def counters(self) -> Mapping[str, float]:
+        """What happened since the start that an operator should see."""
+        ...
+
+    def update(self, server_url: str, snapshot: Path) -> None:
+        """Return when the server answers with the weights of `snapshot`; called from several threads at once.
+
+        Raises:
+            EngineError, OSError: the server does not have them.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How much is asked of servers, and how long they are waited for."""
+
+    slots: int = 128
+    """Responses under way at one server."""
+    timeout_seconds: float = 600.0
+    """For one reply."""
+    attempts: int = 5
+    """Failures after which a request is given up."""
+    backoff_seconds: float = 0.5
+    """Upper end of the first pause; it doubles with every failure, and a pause is drawn from all below it."""
+    longest_pause_seconds: float = 30.0
+    strikes: int = 3
+    """Failures in a row that set a server aside; a refused connection does so at once."""
+    outage_seconds: float = 300.0
+    """How long requests wait when no server is left; also the longest Retry-After that is honoured."""
+
+    def __post_init__(self) -> None:
+        if min(self.slots, self.attempts, self.strikes) < 1:
+            raise EngineError("slots, attempts and strikes must be at least 1")
+        if min(self.timeout_seconds, self.backoff_seconds, self.longest_pause_seconds, self.outage_seconds) <= 0:
+            raise EngineError("timeout, back-off, longest pause and outage must be positive numbers of seconds")
+
+    def pause(self, failures: int) -> float:
+        """Seconds to wait after so many failures: full jitter."""
+        return random.uniform(0, min(self.longest_pause_seconds, self.backoff_seconds * 2.0 ** min(failures - 1, 60)))
+
+
+class Failure(EngineError):
+    """A call that gave nothing; `kind` is what it is counted as."""
+
+    def __init__(
+        self, kind: str, message: str, *, lost: bool = False, final: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.lost = lost
+        """The server is gone, or not the one it was."""
+        self.final = final
+        """Asking again cannot help."""
+        self.retry_after = retry_after
+        """Seconds for which the server wants to be left alone."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Server:
+    """A server and what is known of it."""
+
+    url: str
+    facts: ServerFacts | None = None
+    live: bool = False
+    busy: int = 0
+    """Responses under way."""
+    strikes: int = 0
+    not_before: float = 0.0
+    """Monotonic seconds before which it wants no request."""
+    weights: Path | None = None
+    """The snapshot it has; None is what it was started with."""
+    updating: asyncio.Lock = field(default_factory=asyncio.Lock)
+    trouble: str = ""
+    """Why it was set aside."""
+
+
+class Fleet:
+    """The servers of an engine."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        examine: Callable[[str], Awaitable[ServerFacts]],
+        patience: Patience,
+        updater: Updater | None,
+        counters: Counter[str],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        """
+        Args:
+            urls: one per server.
+            examine: finds out what a server can do; EngineError where it cannot be used, Unreachable where not now.
+            patience: limits.
+            updater: brings new weights to the servers.
+            counters: what happens is counted here.
+            spawn: starts a task in the event loop.
+        """
+        self.patience = patience
+        self.updater = updater
+        self._servers = [Server(url=url) for url in urls]
+        self._examine = examine
+        self._counters = counters
+        self._spawn = spawn
+        self._snapshot: Path | None = None
+        self._dark_since = time.monotonic()
+        self._turnstile = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    @property
+    def facts(self) -> tuple[ServerFacts, ...]:
+        """Of the servers that have answered so far."""
+        return tuple(server.facts for server in self._servers if server.facts is not None)
+
+    @property
+    def slots(self) -> int:
+        """Responses that the live servers may write at once."""
+        return sum(server.live for server in self._servers) * self.patience.slots
+
+    async def open(self) -> None:
+        """Examine all servers.
+
+        Raises:
+            EngineError: one cannot be used, or none answers.
+        """
+        outcomes = await asyncio.gather(*map(self._admit, self._servers), return_exceptions=True)
+        for server, error in zip(self._servers, outcomes, strict=True):
+            if isinstance(error, Unreachable):
+                server.trouble = str(error)
+            elif error is not None:
+                raise error
+        if not any(server.live for server in self._servers):
+            raise EngineError(f"no server answers: {self._troubles()}; start it, or correct --engine.url")
+        for server in self._servers:
+            if not server.live:
+                self._counters["errors.refused"] += 1
+                self._counters["set_asides"] += 1
+                self._spawn(self._take_back(server))
+
+    async def reserve(self, samples: int) -> Server:
+        """The least loaded server that has room, first come, first served.
+
+        Raises:
+            EngineError: there has been none for too long.
+        """
+        async with self._turnstile:
+            while True:
+                now = time.monotonic()
+                live = [server for server in self._servers if server.live]
+                free = [server for server in live if server.not_before <= now and self._fits(server, samples)]
+                if free:
+                    least = min(server.busy for server in free)
+                    server = random.choice([server for server in free if server.busy == least])
+                    server.busy += samples
+                    return server
+                dark = now - self._dark_since
+                if not live and dark >= self.patience.outage_seconds:
+                    self._counters["errors.no_server"] += 1
+                    raise EngineError(f"no server for {dark:.0f} s: {self._troubles()}")
+                ends = [server.not_before for server in live if server.not_before > now]
+                await self._change(min(ends, default=math.inf) - now if live else self.patience.outage_seconds - dark)
+
+    def _fits(self, server: Server, samples: int) -> bool:
+        return server.busy == 0 or server.busy + samples <= self.patience.slots
+
+    async def _change(self, seconds: float) -> None:
+        """Wait until a server changes, or so long."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def release(self, server: Server, samples: int) -> None:
+        """Give back what `reserve` gave."""
+        server.busy -= samples
+        self._changed.set()
+
+    def blame(self, server: Server, failure: Failure) -> None:
+        """Count a failure, and draw the conclusions for its server."""
+        self._counters[f"errors.{failure.kind}"] += 1
+        if failure.retry_after is not None:
+            pause = min(failure.retry_after, self.patience.outage_seconds)
+            server.not_before = max(server.not_before, time.monotonic() + pause)
+            return
+        # Too many requests, or one it does not understand, say nothing about its health.
+        server.strikes += not (failure.final or failure.kind == "status_429")
+        if server.live and (failure.lost or server.strikes >= self.patience.strikes):
+            self._set_aside(server, str(failure))
+
+    async def load(self, snapshot: Path) -> None:
+        """Bring the weights of a snapshot to every live server; one that does not take them is set aside.
+
+        Raises:
+            FileNotFoundError: the snapshot was removed meanwhile.
+        """
+        self._snapshot = snapshot
+        live = [server for server in self._servers if server.live]
+        outcomes = await asyncio.gather(*map(self._refresh, live), return_exceptions=True)
+        for server, error in zip(live, outcomes, strict=True):
+            if isinstance(error, (EngineError, OSError)):
+                self._counters["errors.update"] += 1
+                if server.live:
+                    self._set_aside(server, f"no new weights: {error}")
+            elif error is not None:
+                raise error
+        if not snapshot.is_dir():
+            raise FileNotFoundError(f"snapshot {snapshot} was removed while the servers read it")
+
+    def _set_aside(self, server: Server, why: str) -> None:
+        server.live = False
+        server.trouble = why
+        self._counters["set_asides"] += 1
+        if not any(other.live for other in self._servers):
+            self._dark_since = time.monotonic()
+        self._changed.set()
+        self._spawn(self._take_back(server))
+
+    async def _take_back(self, server: Server) -> None:
+        """Ask a server that was set aside until it can be used again."""
+        failures = 1
+        while not server.live:
+            await asyncio.sleep(self.patience.pause(failures))
+            try:
+                await self._admit(server)
+            except (EngineError, OSError) as error:
+                server.trouble = str(error)
+                self._counters["errors.take_back"] += 1
+                failures += 1
+        self._counters["taken_back"] += 1
+
+    async def _admit(self, server: Server) -> None:
+        """Let a server have work: it can do what is needed, and has the newest weights.
+
+        Raises:
+            EngineError: it cannot, or does not answer.
+        """
+        facts = await self._examine(server.url)
+        server.facts = facts
+        # Whoever was away may have been started again.
+        await self._refresh(server, anew=True)
+        server.strikes = 0
+        server.live = True
+        self._changed.set()
+
+    async def _refresh(self, server: Server, *, anew: bool = False) -> None:
+        """Bring the newest weights, and what became the newest meanwhile; `anew`: even if it had them."""
+        async with server.updating:
+            if anew:
+                server.weights = None
+            while self.updater is not None and self._snapshot is not None and server.weights != self._snapshot:
+                snapshot = self._snapshot
+                await asyncio.to_thread(self.updater.update, server.url, snapshot)
+                server.weights = snapshot
+                self._counters["updates"] += 1
+
+    def _troubles(self) -> str:
+        return "; ".join(f"{server.url}: {server.trouble}" for server in self._servers if not server.live)

@@ -1,0 +1,1 @@
+"""Evaluation: held-out prompts, benchmarks, agreement of verifiers with labels."""

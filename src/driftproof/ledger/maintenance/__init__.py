@@ -1,0 +1,1 @@
+"""Looking after a ledger: check, repair, prune."""

@@ -1,0 +1,1 @@
+"""Metrics: health of a step, signs of collapse, trackers."""

@@ -1,0 +1,1 @@
+"""Rollout workers: lease, generate, verify, commit."""

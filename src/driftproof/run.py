@@ -1,0 +1,227 @@
+"""A run's directory: the names in it, how files get there whole, and who may work on it.
+
+Guarantees: whoever reads a file or step directory under its own name finds all of it or nothing; only one driftproof at
+a time works on a run, with all its processes. No other module spells the name of a run's file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from driftproof.errors import UnavailableError
+from driftproof.faults import fault_points
+
+LATEST = "latest"
+"""The symbolic link among the snapshots that names the newest."""
+ORPHAN_SECONDS = 150.0
+"""How long to wait for processes whose command was killed: they end within two minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDirectory:
+    """Where the parts of a run lie on disk."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "config.toml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.sqlite"
+
+    @property
+    def ledger_log(self) -> Path:
+        """The ledger's write-ahead log, which SQLite makes and removes."""
+        return self.path / "ledger.sqlite-wal"
+
+    @property
+    def snapshots(self) -> Path:
+        """Published weights, in step directories."""
+        return self.path / "snapshots"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The learner's states, in step directories."""
+        return self.path / "checkpoints"
+
+    @property
+    def skipped(self) -> Path:
+        """Groups of updates that were not made."""
+        return self.path / "skipped"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics of every step, JSON lines."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def picture(self) -> Path:
+        return self.path / "report.png"
+
+    @property
+    def server_url(self) -> Path:
+        """Address of the inference server that was launched for this run."""
+        return self.path / "server-url"
+
+    @property
+    def inbox(self) -> Path:
+        """Address of the inbox that serves this run, as long as it does."""
+        return self.path / "inbox.json"
+
+    @property
+    def inbox_token(self) -> Path:
+        """The token that the inbox asks for where none is given."""
+        return self.path / "inbox.token"
+
+    def log(self, process: str) -> Path:
+        """What a process of the run writes to its terminal."""
+        return self.logs / f"{process}.log"
+
+    def stall(self, step: int) -> Path:
+        """The stacks of all processes of a run that stood still at `step`."""
+        return self.logs / f"stall-{step:08d}.txt"
+
+
+def step_directory(directory: Path, step: int) -> Path:
+    """Where the snapshot or checkpoint of a step lies."""
+    return directory / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a step directory is named after."""
+    return int(path.name.removeprefix("step-"))
+
+
+def step_directories(directory: Path) -> dict[int, Path]:
+    """Complete step directories by their step, in order; whatever else lies there is not ours."""
+    found = {path: re.fullmatch(r"step-(\d{8,})", path.name) for path in directory.glob("step-*") if path.is_dir()}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+
+
+def partial_name(path: Path) -> Path:
+    """The name that a file or directory bears until it is whole."""
+    return path.with_name(f".partial-{path.name}")
+
+
+@contextmanager
+def written_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A path to write a file to; it gets its own name once it is whole, and, if `durable`, on disk.
+
+    Raises:
+        OSError: no space, not writable; what bore the name before still does.
+    """
+    partial = partial_name(path)
+    yield partial
+    if durable:
+        fsync(partial)
+    partial.replace(path)
+
+
+def rename_durably(partial: Path, path: Path) -> None:
+    """Rename a finished directory into its place."""
+    fsync(partial)
+    partial.rename(path)
+    fsync(path.parent)
+
+
+def remove_at_once(path: Path) -> None:
+    """Remove a directory; whoever looks, or kills us, never finds a part of it under its name."""
+    partial = partial_name(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    path.rename(partial)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def fsync(path: Path) -> None:
+    """Force a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with fault_points("disk fsync"):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Keep every other driftproof from working on a run; given back when this process dies, too.
+
+    Processes of a driftproof that was killed are waited for: they may be in the middle of a step.
+
+    Args:
+        say: gets a sentence on what is waited for.
+
+    Raises:
+        UnavailableError: not a run, in use, or not writable.
+    """
+    ledger = RunDirectory(path=run).ledger
+    if not ledger.is_file():
+        raise UnavailableError(f"{run} is not a run: it has no {ledger.name}")
+    try:
+        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UnavailableError(f"run directory {run} cannot be written: {error.strerror}") from error
+    try:
+        if not _taken(descriptor):
+            raise UnavailableError(f"{run} is in use by another driftproof; wait for it, or stop it first")
+        _wait_for_orphans(run, say)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def hold_run_lock(run: Path) -> None:
+    """Keep everyone from working on a run until this process ends, however it does."""
+    fcntl.flock(os.open(_processes_lock(run), os.O_RDWR | os.O_CREAT, 0o644), fcntl.LOCK_SH)
+
+
+def _processes_lock(run: Path) -> Path:
+    """The file that all processes of a run share a lock on as long as they live."""
+    return run / "processes.lock"
+
+
+def _wait_for_orphans(run: Path, say: Callable[[str], None]) -> None:
+    deadline, told = time.monotonic() + ORPHAN_SECONDS, False
+    with _processes_lock(run).open("w") as shared:
+        while not _taken(shared.fileno()):
+            if not told:
+                say(f"waiting for processes of an earlier driftproof, which still work on {run}, to end")
+                told = True
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"processes of an earlier driftproof still work on {run} after {ORPHAN_SECONDS:.0f} s (they hold "
+                    f"its {_processes_lock(run).name}); end them first"
+                )
+            time.sleep(0.05)
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Tiny base policies, made on this machine."""

@@ -1,0 +1,166 @@
+"""Hugging Face model directories, looked at before anything is loaded.
+
+Guarantees: a directory without configuration, safetensors weights or tokenizer, or whose tokenizer is larger than the
+model's vocabulary, is refused with a sentence, whatever its files hold; no code in it is run, no pickle opened, and
+nothing is fetched from elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from driftproof.errors import ModelError
+from driftproof.types import Prompt
+
+UNTRUSTED: dict[str, bool] = {"trust_remote_code": False, "local_files_only": True}
+"""How everything of a model directory is opened. Left out, transformers asks the terminal whether to run its code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What can be known of a model directory without its weights."""
+
+    path: Path
+    context: int
+    """Most tokens of prompt and response together."""
+    vocabulary: int
+    fingerprint: str
+    """Hash of configuration and tokenizer: equal for all snapshots of a run."""
+
+
+def inspect_model(path: Path) -> ModelInfo:
+    """Check a model directory without opening its weights.
+
+    Raises:
+        ModelError: not a directory, configuration, weights or tokenizer missing, or vocabularies that do not fit.
+    """
+    from transformers import AutoConfig
+
+    if not path.is_dir():
+        raise ModelError(
+            f"model directory {path} does not exist; give a Hugging Face model directory, "
+            f"or make a tiny one with `driftproof tiny-model {path}`"
+        )
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} has no config.json; it is not a Hugging Face model directory")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{path} has no *.safetensors weights (pickled weights are never opened; convert them first)")
+    with readable(f"{path}/config.json is not a configuration transformers can read"):
+        text_config = AutoConfig.from_pretrained(path, **UNTRUSTED).get_text_config()
+        vocabulary = int(text_config.vocab_size)
+        context = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 30)
+    if context < 2:
+        raise ModelError(f"{path}/config.json: max_position_embeddings is {context}; it must be at least 2")
+    tokenizer = load_tokenizer(path)
+    if len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}; "
+            "they do not belong together"
+        )
+    return ModelInfo(path=path, context=context, vocabulary=vocabulary, fingerprint=_fingerprint(path))
+
+
+@contextmanager
+def readable(problem: str) -> Iterator[None]:
+    """Whatever the block raises is a `ModelError` that begins with `problem`.
+
+    What transformers and its tokenizers raise for files that are not in order is of no narrower class than Exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{problem}: {error or type(error).__name__}") from error
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a model directory.
+
+    Raises:
+        ModelError: there is none, or it names no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise ModelError(f"{path} has no tokenizer (tokenizer.json); save the model's tokenizer into the directory")
+    with readable(f"{path}: the tokenizer cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(path, **UNTRUSTED)
+        eos_id = tokenizer.eos_token_id
+    if eos_id is None:
+        raise ModelError(f"{path}: the tokenizer has no end-of-sequence token, so no response could ever stop")
+    return tokenizer
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt: through the chat template where the tokenizer has one, else the text as it is."""
+    if tokenizer.chat_template is None:
+        return list(tokenizer.encode(_plain_text(prompt)))
+    encoded = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
+    """The text that `encode_prompt` reads, without the token that every text begins with."""
+    if tokenizer.chat_template is None:
+        return _plain_text(prompt)
+    text = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=False)
+    return str(text).removeprefix(tokenizer.bos_token or "")
+
+
+def _plain_text(prompt: Prompt) -> str:
+    return f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": prompt.text}]
+
+
+def stop_ids(tokenizer: Any, model_path: Path) -> tuple[int, ...]:
+    """Tokens that end a response: the tokenizer's end of sequence and those of the generation configuration.
+
+    Raises:
+        ModelError: a generation configuration that cannot be read, or whose eos_token_id is no token id.
+    """
+    from transformers import GenerationConfig
+
+    ids = {int(tokenizer.eos_token_id)}
+    file = model_path / "generation_config.json"
+    if file.is_file():
+        with readable(f"{file} is not a configuration transformers can read"):
+            configured = GenerationConfig.from_pretrained(model_path, local_files_only=True).eos_token_id
+        more = configured if isinstance(configured, list) else [] if configured is None else [configured]
+        if wrong := [value for value in more if type(value) is not int or not 0 <= value < 2**31]:
+            raise ModelError(f"{file}: eos_token_id holds {wrong[0]!r}, which is no token id")
+        ids.update(more)
+    return tuple(sorted(ids))
+
+
+def fingerprint_weights(path: Path) -> str:
+    """Hash of a model directory's configuration, tokenizer and weights."""
+    digest = hashlib.sha256(_fingerprint(path).encode())
+    for file in sorted(path.glob("*.safetensors")):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(path: Path) -> str:
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json"):
+        file = path / name
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()[:16]
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let the layers of a model in eval mode keep their inputs alone and compute the rest again for their gradients."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        # A layer recomputes in train mode only; what is inside it stays in eval mode, without dropout.
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True

@@ -1,0 +1,265 @@
+"""Real damage to real ledgers: what is saved is right, and the run goes on."""
+
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from driftproof.cli.main import main
+from driftproof.errors import LedgerError, UnavailableError
+from driftproof.ledger.maintenance.check import check_run
+from driftproof.ledger.maintenance.repair import Repair, repair_run
+from driftproof.ledger.maintenance.settle import Row, settle
+from driftproof.ledger.store import Ledger
+from driftproof.run import locked
+from tests.ledger.made import files_of, go_on, is_original, make_run, resume, trained_all_once
+from tests.runtime import runs
+
+FILES = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")
+PAGE = 4096
+SEEDS = 5
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("sound") / "run")
+
+
+@pytest.fixture
+def run(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "run"))
+
+
+def overwrite_pages(path: Path, generator: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    for _ in range(generator.randint(1, 3)):
+        page = generator.randrange(len(content) // PAGE)
+        content[page * PAGE : (page + 1) * PAGE] = generator.randbytes(PAGE)
+    path.write_bytes(content)
+
+
+def overwrite_bytes(path: Path, generator: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    for _ in range(generator.randint(1, 200)):
+        content[generator.randrange(len(content))] = generator.randrange(256)
+    path.write_bytes(content)
+
+
+def zero_pages(path: Path, generator: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    start = generator.randrange(len(content) // PAGE)
+    end = min(start + generator.randint(1, 8), len(content) // PAGE)
+    content[start * PAGE : end * PAGE] = bytes((end - start) * PAGE)
+    path.write_bytes(content)
+
+
+def truncate(path: Path, generator: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: generator.randrange(path.stat().st_size)])
+
+
+def swap_pages(path: Path, generator: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    one, other = (generator.randrange(len(content) // PAGE) * PAGE for _ in range(2))
+    content[one : one + PAGE], content[other : other + PAGE] = content[other : other + PAGE], content[one : one + PAGE]
+    path.write_bytes(content)
+
+
+def repaired_is_right(run: Path) -> Repair | None:
+    """Repair, then: nothing is wrong, nothing was made up, and the run comes to its end. None: it was refused."""
+    before = files_of(run, FILES)
+    try:
+        done = repair_run(run)
+    except LedgerError:
+        assert files_of(run, FILES[:2]) == {name: before[name] for name in FILES[:2] if name in before}
+        return None
+    assert check_run(run).findings == ()
+    if done is not None:
+        assert done.kept.read_bytes() == before["ledger.sqlite"]
+    with resume(run) as ledger:
+        records = list(ledger.records())
+        assert all(is_original(record.group, record.dispatch) for record in records)
+        assert done is None or len(records) == done.saved
+        go_on(run, ledger, ledger.plan.steps)
+        trained_all_once(ledger)
+        assert all(is_original(record.group, record.dispatch) for record in ledger.records())
+    assert check_run(run).findings == ()
+    return done
+
+
+@pytest.mark.parametrize("damage", [overwrite_pages, overwrite_bytes, zero_pages, truncate, swap_pages])
+def test_random_damage(sound: Path, tmp_path: Path, damage: Callable[[Path, random.Random], None]) -> None:
+    repaired = 0
+    for seed in range(SEEDS):
+        run = Path(shutil.copytree(sound, tmp_path / str(seed)))
+        damage(run / "ledger.sqlite", random.Random(seed))
+        repaired += repaired_is_right(run) is not None
+    assert repaired > 1
+
+
+def change(run: Path, statement: str) -> None:
+    database = sqlite3.connect(run / "ledger.sqlite")
+    assert database.execute(statement).rowcount > 0
+    database.commit()
+    database.close()
+
+
+def test_a_sound_ledger_is_left_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files_of(run, FILES)
+    assert main(["ledger", "repair", str(run)]) == 0
+    assert "nothing is wrong with the ledger of" in capsys.readouterr().out
+    assert (files_of(run, FILES), list(run.glob("*.damaged*"))) == (before, [])
+
+
+def test_a_step_that_a_checkpoint_has_learned_stays_done_without_its_group(run: Path) -> None:
+    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+    change(run, "DELETE FROM groups WHERE dispatch IN (40, 41)")
+    change(run, "DELETE FROM steps WHERE step = 7")
+    done = repaired_is_right(run)
+    assert done is not None
+    assert (done.step, done.step_before, done.saved, done.lost, done.metrics_lost) == (23, 23, 99, 3, 1)
+
+
+def test_a_step_after_the_checkpoint_is_undone_where_a_group_of_it_is_lost(run: Path) -> None:
+    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 85")
+    done = repair_run(run)
+    assert done is not None
+    assert (done.step, done.step_before, done.saved, done.again, done.lost) == (20, 23, 101, 3, 0)
+    with Ledger(run / "ledger.sqlite") as ledger:
+        assert [lease.dispatch for lease in ledger.lease("b", 9, 1000.0)] == [85, 102, 103]
+    assert repair_run(run) is None
+
+
+def test_a_lost_group_is_told_from_the_others_by_the_index(run: Path) -> None:
+    """A slow group that is not trained yet, and a trained one: only the trained one's step is done without it."""
+    with Ledger(run / "ledger.sqlite") as ledger:
+        ledger.rewind(20)
+    change(run, "UPDATE groups SET state = 'leased', trained_step = NULL WHERE dispatch = 10")
+    change(run, "UPDATE groups SET state = 'trained', trained_step = 3 WHERE dispatch = 90")
+    lost = {10: None, 90: 3}
+    rows, claims = _read(run)
+    settled = settle(
+        plan=Ledger(run / "ledger.sqlite").plan,
+        rows={n: row for n, row in rows.items() if n not in lost},
+        claims=claims,
+        step=20,
+        base=20,
+        pruned_step=0,
+    )
+    assert settled.trained.get(10) is None
+    assert settled.trained[90] == 3
+    assert (settled.lost, settled.again[0]) == ((90,), 10)
+
+
+def _read(run: Path) -> tuple[dict[int, Row], dict[int, int]]:
+    database = sqlite3.connect(run / "ledger.sqlite")
+    found = database.execute("SELECT dispatch, state, worker, dispatched_step, trained_step FROM groups").fetchall()
+    database.close()
+    rows = {
+        n: Row(state=s, worker=w, dispatched_step=d, trained_step=t, whole=s != "leased") for n, s, w, d, t in found
+    }
+    return rows, {n: row.trained_step for n, row in rows.items() if row.trained_step is not None}
+
+
+def test_a_write_ahead_log_that_was_deleted(tmp_path: Path) -> None:
+    """The ledger is older than its newest checkpoint: what that has learned is not learned again."""
+    run = make_run(tmp_path / "run", steps=12)
+    (run / "early.sqlite").write_bytes((run / "ledger.sqlite").read_bytes())
+    with resume(run) as ledger:
+        go_on(run, ledger, 31)
+    (run / "early.sqlite").rename(run / "ledger.sqlite")
+    assert "has a checkpoint of step 30, the ledger is at step 12" in check_run(run).findings[-1]
+    done = repaired_is_right(run)
+    assert done is not None
+    assert (done.step, done.step_before, done.metrics_lost) == (30, 12, 18)
+
+
+def test_what_is_in_the_write_ahead_log_is_saved(run: Path) -> None:
+    """A run that was killed leaves its newest groups there."""
+    killed = run.with_name("killed")
+    with resume(run) as ledger:
+        go_on(run, ledger, 30)
+        change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+        shutil.copytree(run, killed)
+    assert (killed / "ledger.sqlite-wal").stat().st_size > 0
+    log = (killed / "ledger.sqlite-wal").read_bytes()
+    done = repair_run(killed)
+    assert done is not None
+    assert (done.step, done.lost) == (30, 1)
+    assert (killed / "ledger.sqlite.damaged-wal").read_bytes() == log
+    assert check_run(killed).findings == ()
+
+
+def test_a_repair_that_was_killed_in_the_middle_is_begun_anew(run: Path) -> None:
+    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+    (run / "ledger.sqlite.damaged").hardlink_to(run / "ledger.sqlite")
+    (run / "ledger.sqlite.damaged-wal").write_bytes(b"")
+    done = repaired_is_right(run)
+    assert done is not None
+    assert done.kept.name == "ledger.sqlite.damaged"
+    assert not list(run.glob(".repair-*"))
+
+
+def test_the_repaired_ledger_is_put_elsewhere_where_asked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+    before = files_of(run, FILES)
+    output = run / "new.sqlite"
+    assert main(["ledger", "repair", str(run), "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert "saved      101 groups\n" in said
+    assert f"repaired   {output}\n" in said
+    assert files_of(run, FILES) == before
+    with Ledger(output) as ledger:
+        assert len(list(ledger.records())) == 101
+    assert main(["ledger", "repair", str(run), "--output", str(output)]) == 1
+    assert "exists already; name a new file" in capsys.readouterr().err
+
+
+def test_repair_is_refused_while_the_run_is_worked_on(run: Path) -> None:
+    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+    with locked(run), pytest.raises(UnavailableError, match=r"is in use by another driftproof"):
+        repair_run(run)
+
+
+def test_a_second_repair_keeps_what_the_first_kept(run: Path) -> None:
+    for _ in range(2):
+        change(run, "UPDATE groups SET rewards = zeroblob(8) WHERE dispatch = (SELECT max(dispatch) - 3 FROM groups)")
+        assert repair_run(run) is not None
+        with resume(run) as ledger:
+            go_on(run, ledger, ledger.step + 1)
+    assert {path.name for path in run.glob("*.damaged*")} == {"ledger.sqlite.damaged", "ledger.sqlite.damaged-2"}
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing" * 3000, bytes(40960)])
+def test_where_nothing_can_be_read_repair_says_so(run: Path, content: bytes) -> None:
+    (run / "ledger.sqlite").write_bytes(content)
+    with pytest.raises(LedgerError, match=r"nothing of .* can be saved"):
+        repair_run(run)
+    assert (run / "ledger.sqlite").read_bytes() == content
+
+
+def test_a_real_run_is_repaired_and_goes_on(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(runs.__file__).parent))
+    run = tmp_path / "run"
+    recipe = runs.write_recipe(tmp_path, tiny_model_dir)
+    assert runs.train(recipe, "--run.directory", run, "--evaluation.prompts", 0).code == 0
+    content = bytearray((run / "ledger.sqlite").read_bytes())
+    for page in range(3, len(content) // PAGE, 2):
+        content[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
+    (run / "ledger.sqlite").write_bytes(content)
+    assert main(["ledger", "check", str(run)]) == 1
+    refused = runs.train("--resume", run, "--run.steps", 6)
+    assert refused.code == 1
+    assert "driftproof ledger repair" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert main(["ledger", "repair", str(run)]) == 0
+    assert main(["ledger", "check", str(run)]) == 0
+    done = runs.train("--resume", run, "--run.steps", 6)
+    assert done.code == 0, done.stderr
+    assert main(["ledger", "check", str(run)]) == 0
+    with Ledger(run / "ledger.sqlite") as ledger:
+        trained_all_once(ledger)
