@@ -120,7 +120,8 @@ def test_the_run_goes_on_and_new_groups_have_a_checksum(tmp_path: Path) -> None:
 
 
 OPEN = (
-    "import sys; from pathlib import Path; from driftproof.ledger.store import Ledger; print(Ledger(Path(sys.argv[1])).step)"
+    "import sys; from pathlib import Path; from driftproof.ledger.store import Ledger; "
+    "print(Ledger(Path(sys.argv[1])).step)"
 )
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.checkpoint import list_checkpoints, save_checkpoint
@@ -20,18 +20,11 @@ from driftproof.learner.skipped import save_skipped
 from driftproof.ledger.maintenance.prune import prune
 from driftproof.ledger.store import RUNNING, STOPPING, Ledger
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, CollapseDetector
+from driftproof.metrics.trackers import Tracker
 from driftproof.types import Batch
 from driftproof.weights.snapshots import Publisher
 
 OnCollapse = Literal["warn", "stop", "off"]
-
-
-class Tracker(Protocol):
-    """Where metrics go besides the ledger."""
-
-    def log(self, step: int, metrics: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

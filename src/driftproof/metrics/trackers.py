@@ -10,10 +10,17 @@ import math
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from driftproof.errors import ConfigError
-from driftproof.learner.loop import Tracker
+
+
+class Tracker(Protocol):
+    """Where metrics go besides the ledger."""
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class JsonLines:

@@ -26,10 +26,10 @@ from driftproof.engines.recorded import RecordedEngine
 from driftproof.errors import ConfigError, EngineError, TaskError
 from driftproof.evaluation.heldout import evaluate
 from driftproof.learner.learner import Learner, Memory, Optimization
-from driftproof.learner.loop import Cadence, Tracker
+from driftproof.learner.loop import Cadence
 from driftproof.learner.policy import Policy
 from driftproof.ledger.store import Ledger, Plan
-from driftproof.metrics.trackers import check_trackers, open_trackers
+from driftproof.metrics.trackers import Tracker, check_trackers, open_trackers
 from driftproof.objectives import Objective, build, find
 from driftproof.rollout.worker import RolloutSettings, RolloutWorker
 from driftproof.run import RunDirectory
