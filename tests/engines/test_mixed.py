@@ -44,7 +44,7 @@ def test_every_prompt_is_answered_by_its_own_engine() -> None:
 def test_it_can_what_both_can(tmp_path: Path) -> None:
     engine = mixed(live_engine())
     assert engine.capabilities == Capabilities(logprobs=False, follows_weights=True)
-    with pytest.raises(EngineError, match="no behaviour log-probs"):
+    with pytest.raises(EngineError, match="no behavior log-probs"):
         engine.submit(ask(3, [5], want_logprobs=True))
     with pytest.raises(EngineError, match="no responses are recorded for this prompt"):
         engine.submit(ask(4, [5]))

@@ -45,7 +45,7 @@ def test_says_what_it_cannot_do_and_load_does_nothing(tmp_path: Path):
     engine = RecordedEngine({4: group(4, "x")}, encode)
     assert engine.capabilities == Capabilities(logprobs=False, follows_weights=False)
     engine.load(tmp_path / "nowhere")
-    with pytest.raises(EngineError, match=r"no behaviour log-probs; choose .*asympo"):
+    with pytest.raises(EngineError, match=r"no behavior log-probs; choose .*asympo"):
         engine.submit(ask(4, [1], want_logprobs=True))
     with pytest.raises(EngineError, match=r"prompt 3.*no responses are recorded"):
         engine.submit(ask(3, [1]))

@@ -39,7 +39,7 @@ def test_gsm8k_runs_asynchronously_with_math_verify(byte_model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["gsm8k_gpt3.jsonl", "math_qwen.jsonl"])
-def test_recorded_groups_are_trained_without_behaviour_information(name: str, byte_model: Path, tmp_path: Path) -> None:
+def test_recorded_groups_are_trained_without_behavior_information(name: str, byte_model: Path, tmp_path: Path) -> None:
     part = tmp_path / name
     with (DATA / "recorded" / name).open() as rows:
         part.write_text("".join(islice(rows, 6)))

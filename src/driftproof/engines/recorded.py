@@ -1,7 +1,7 @@
 """The recorded engine: answers with responses that somebody else's model wrote, as text, at any time.
 
 Guarantees: a prompt gets exactly the responses and rewards that were recorded for it, in their order, tokenized by the
-learner's tokenizer; nothing is sampled, and no behaviour information is made up.
+learner's tokenizer; nothing is sampled, and no behavior information is made up.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class RecordedEngine:
         where = f"request {request.key} (prompt {request.prompt.index})"
         if request.want_logprobs:
             raise EngineError(
-                f"{where}: recorded responses carry no behaviour log-probs; choose an objective that needs none, such "
+                f"{where}: recorded responses carry no behavior log-probs; choose an objective that needs none, such "
                 "as asympo, spo or naive"
             )
         if request.prompt.index not in self._groups:
