@@ -181,7 +181,7 @@ def test_it_follows_the_weights_and_never_works_with_old_ones(
 ) -> None:
     rollouts = worker(ledger, engine, tiny_model_dir)
     publisher = Publisher(rollouts.snapshots, tiny_model_dir)
-    state = engine._model.state_dict()
+    state = engine._decoder.model.state_dict()
     publisher.publish(0, state)
     rollouts.work()
     assert rollouts.loaded_step == 0

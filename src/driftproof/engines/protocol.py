@@ -5,7 +5,7 @@ Every submitted request comes out of `collect` exactly once: answered, or with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -76,6 +76,42 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def check_request(request: Request, *, under_way: Container[int], vocabulary: int, max_length: int | None) -> None:
+    """Refuse a request that can never be answered.
+
+    Args:
+        request: what was submitted.
+        under_way: keys of the requests that have not come out so far.
+        vocabulary: token ids lie below it.
+        max_length: tokens of prompt and response together, where known.
+
+    Raises:
+        EngineError: key already under way, no samples, or a prompt that is empty, too long or outside the vocabulary.
+    """
+    prompt, where = request.prompt_tokens, name_of(request)
+    if request.key in under_way:
+        raise EngineError(f"{where}: a request with this key is already under way; keys must be unique")
+    if request.samples < 1:
+        raise EngineError(f"{where}: samples is {request.samples}; at least 1 response must be wanted")
+    if not len(prompt):
+        raise EngineError(f"{where}: the prompt has no tokens")
+    if max_length is not None and len(prompt) >= max_length:
+        raise EngineError(
+            f"{where}: the prompt has {len(prompt)} tokens and leaves no room for a response in a context of "
+            f"{max_length}; drop the prompt or make the context longer (vLLM: --max-model-len, llama.cpp: --ctx-size)"
+        )
+    if prompt.min() < 0 or prompt.max() >= vocabulary:
+        raise EngineError(
+            f"{where}: token ids range from {prompt.min()} to {prompt.max()}, the model's vocabulary from 0 to "
+            f"{vocabulary - 1}; the tokenizer belongs to another model"
+        )
+
+
+def name_of(request: Request) -> str:
+    """The name of a request in messages."""
+    return f"request {request.key} (prompt {request.prompt.index})"
 
 
 def generate(engine: Engine, requests: Sequence[Request]) -> list[tuple[Response, ...]]:

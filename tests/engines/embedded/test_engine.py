@@ -79,7 +79,7 @@ def test_greedy_equals_transformers_generate(architecture, slots):
 def test_groups_of_any_size_equal_the_oracle_and_their_prompts_are_read_once(slots):
     oracle = tiny_model()
     engine = EmbeddedEngine(copy.deepcopy(oracle), slots=slots, prefill_tokens=1)
-    watch = Watch(engine._model)
+    watch = Watch(engine._decoder.model)
     prompts = random_prompts([6, 1, 13, 4])
     samples = [4, 7, 2, 5]
     requests = [
@@ -103,7 +103,7 @@ def test_long_prompts_are_read_in_pieces(prefill_tokens):
 
 def test_no_step_is_spent_on_finished_responses():
     engine = EmbeddedEngine(tiny_model(), slots=8)
-    watch = Watch(engine._model)
+    watch = Watch(engine._decoder.model)
     prompts = random_prompts([4] * 30)
     requests = [ask(i, p, samples=2, max_tokens=1 + i % 7) for i, p in enumerate(prompts)]
     tokens = sum(len(r.tokens) for responses in generate(engine, requests) for r in responses)
@@ -311,7 +311,7 @@ def test_requests_that_join_a_running_batch_keep_their_settings():
 
 def test_freed_slots_are_refilled_while_others_go_on():
     engine = EmbeddedEngine(tiny_model(), slots=8)
-    watch = Watch(engine._model)
+    watch = Watch(engine._decoder.model)
     lengths = [60] + [4] * 70
     generate(engine, [ask(i, [i % VOCABULARY], max_tokens=length) for i, length in enumerate(lengths)])
     assert len(watch.decoded) <= 60
@@ -414,11 +414,11 @@ def test_requests_are_admitted_first_in_first_out():
 def test_the_cache_grows_with_need_only():
     engine = EmbeddedEngine(tiny_model(), slots=4)
     generate(engine, [ask(0, [1], max_tokens=4)])
-    small = engine._cache.nbytes
+    small = engine._decoder.cache.nbytes
     generate(engine, [ask(0, [1], max_tokens=60)])
-    assert engine._cache.nbytes == 2 * small
+    assert engine._decoder.cache.nbytes == 2 * small
     generate(engine, [ask(i, [1], max_tokens=60) for i in range(9)])
-    assert engine._cache.nbytes == 2 * small
+    assert engine._decoder.cache.nbytes == 2 * small
 
 
 def test_open_a_directory(tmp_path: Path):

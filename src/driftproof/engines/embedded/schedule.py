@@ -1,0 +1,116 @@
+"""What runs next: requests wait first in, first out, and their samples are admitted into the slots that are free.
+
+Guarantees: every request comes out exactly once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from driftproof.engines.protocol import Completed
+from driftproof.types import Request, Response
+
+_ADMISSION_SHARE = 8
+"""Waiting samples are admitted when 1/8 of the slots is free: a prefill per freed slot costs more than it gains."""
+
+
+@dataclass(slots=True)
+class Job:
+    """A request under way."""
+
+    request: Request
+    limit: int
+    """Response tokens at most: max_tokens or what the context leaves."""
+    admitted: int = 0
+    """Samples that have, or had, a slot."""
+    responses: dict[int, Response] = field(default_factory=dict)
+    """Finished responses by sample index."""
+    error: str = ""
+
+    @property
+    def waiting(self) -> int:
+        """Samples without a slot so far."""
+        return self.request.samples - self.admitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Samples of one request that get slots together."""
+
+    job: Job
+    samples: range
+    """Indices within the group; a range from 0 begins the group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A response that came to its end."""
+
+    job: Job
+    sample: int
+    """Index within the group."""
+    response: Response
+    error: str
+    """Empty, or why the response cannot be used."""
+
+
+class Schedule:
+    """The queue in front of `slots` slots."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.keys: set[int] = set()
+        """Keys of the requests under way."""
+        self._queue: deque[Job] = deque()
+        self._waiting = 0
+        self._completed: list[Completed] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits."""
+        return not self._queue
+
+    def room(self, active: int) -> int:
+        """Free slots that no waiting sample will take, while `active` are in use."""
+        return max(0, self.slots - active - self._waiting)
+
+    def add(self, request: Request, limit: int) -> None:
+        """Queue a request whose responses have at most `limit` tokens."""
+        self.keys.add(request.key)
+        self._queue.append(Job(request=request, limit=limit))
+        self._waiting += request.samples
+
+    def admit(self, active: int) -> list[Admission]:
+        """Take waiting samples into the slots that are free while `active` are in use; [] where that does not pay yet.
+
+        At most the first admission continues a group, and at most the last leaves samples of its group waiting.
+        """
+        free = self.slots - active
+        pays = active == 0 or free * _ADMISSION_SHARE >= self.slots or free >= self._waiting
+        admissions: list[Admission] = []
+        while self._queue and free and pays:
+            job = self._queue[0]
+            samples = range(job.admitted, job.admitted + min(free, job.waiting))
+            admissions.append(Admission(job=job, samples=samples))
+            job.admitted += len(samples)
+            free -= len(samples)
+            self._waiting -= len(samples)
+            if not job.waiting:
+                self._queue.popleft()
+        return admissions
+
+    def finish(self, ended: Ended) -> None:
+        """Take a response; it completes its request when it was the last."""
+        job, request = ended.job, ended.job.request
+        job.error = ended.error or job.error
+        job.responses[ended.sample] = ended.response
+        if len(job.responses) == request.samples:
+            self.keys.remove(request.key)
+            responses = () if job.error else tuple(job.responses[i] for i in range(request.samples))
+            self._completed.append(Completed(request=request, responses=responses, error=job.error))
+
+    def take_completed(self) -> list[Completed]:
+        """Requests completed since the last call."""
+        completed, self._completed = self._completed, []
+        return completed
