@@ -103,7 +103,8 @@ def _step_to_go_on_from(directory: RunDirectory, config: Config, ledger_step: in
     step = int(newest.name.removeprefix("step-"))
     if step > ledger_step:
         raise ConfigError(
-            f"{newest} is of step {step}, the ledger knows only {ledger_step}; they are of different runs"
+            f"{newest} is of step {step}, the ledger knows only {ledger_step}: the end of the ledger is lost, as after "
+            f"a crash of the disk; to go on from this checkpoint: driftproof ledger repair {directory.path}"
         )
     try:
         check_checkpoint(newest, config.model.path)

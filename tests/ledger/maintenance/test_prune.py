@@ -1,6 +1,9 @@
 """What is pruned can never be needed; what is left counts as before."""
 
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,30 @@ def test_pruning_by_command_is_refused_while_the_run_is_worked_on(
     assert "--keep-steps is -1; it must be 0 or more" in capsys.readouterr().err
     with Ledger(run / "ledger.sqlite") as ledger:
         assert ledger.pruned_step == 0
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_pruning_on_a_full_disk_is_refused_in_a_sentence(
+    run: Path, share: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = int((run / "ledger.sqlite").stat().st_size * share)
+    with files_of_at_most(size):
+        assert main(["ledger", "prune", str(run), "--keep-steps", "0"]) == 1
+    assert "ledger.sqlite" in (said := capsys.readouterr().err)
+    assert "space" in said
+    assert check_run(run).findings == ()
+    assert main(["ledger", "prune", str(run), "--keep-steps", "0"]) == 0
 
 
 def test_the_learner_prunes_at_its_checkpoints(tmp_path: Path) -> None:

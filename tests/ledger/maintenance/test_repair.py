@@ -263,3 +263,29 @@ def test_a_real_run_is_repaired_and_goes_on(
     assert main(["ledger", "check", str(run)]) == 0
     with Ledger(run / "ledger.sqlite") as ledger:
         trained_all_once(ledger)
+
+
+def test_a_real_run_whose_write_ahead_log_is_lost_is_repaired_and_goes_on(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(runs.__file__).parent))
+    run = tmp_path / "run"
+    recipe = runs.write_recipe(tmp_path, tiny_model_dir)
+    process = runs.launch(recipe, "--run.directory", run, "--run.steps", 2000, "--evaluation.prompts", 0)
+    runs.wait_for_step(run, 5, process)
+    for pid in (process.pid, *runs.processes(run).values()):
+        runs.kill(pid)
+    process.communicate()
+    (run / "ledger.sqlite-wal").write_bytes(b"")
+    refused = runs.train("--resume", run)
+    assert refused.code == 2
+    assert "the ledger knows only" in refused.stderr
+    assert f"driftproof ledger repair {run}" in refused.stderr
+    assert main(["ledger", "repair", str(run)]) == 0
+    with Ledger(run / "ledger.sqlite") as ledger:
+        steps = ledger.step + 2
+    done = runs.train("--resume", run, "--run.steps", steps)
+    assert done.code == 0, done.stderr
+    assert main(["ledger", "check", str(run)]) == 0
+    with Ledger(run / "ledger.sqlite") as ledger:
+        trained_all_once(ledger)

@@ -1,30 +1,32 @@
-"""How long the groups of a run keep what they hold.
+"""Pruning: which groups' content may be forgotten, and giving its space back.
 
 Guarantees: nothing that a resume from any checkpoint could need is ever forgotten.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from driftproof.errors import LedgerError
 from driftproof.ledger.store import Ledger
 from driftproof.run import RunDirectory, locked, step_directories
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """What a pruning came to."""
+    """Result of a pruning."""
 
     groups: int
-    """Whose content was forgotten now."""
+    """Groups whose content was forgotten now."""
     step: int
-    """The last step whose groups are pruned."""
+    """Last step whose groups are pruned."""
     steps: int
-    """Done."""
+    """Steps that the run has done."""
     freed: int
-    """Bytes on disk."""
+    """Bytes given back to the file system."""
 
 
 def prunable_step(step: int, keep_steps: int, checkpoints: Sequence[int]) -> int:
@@ -37,7 +39,7 @@ def prunable_step(step: int, keep_steps: int, checkpoints: Sequence[int]) -> int
 
 
 def prune(ledger: Ledger, checkpoints: Path, keep_steps: int) -> int:
-    """Forget what may be forgotten of a run whose checkpoints lie in a directory; of how many groups."""
+    """Forget what no checkpoint of this directory can need; the number of groups whose content is gone."""
     return ledger.prune(prunable_step(ledger.step, keep_steps, list(step_directories(checkpoints))))
 
 
@@ -45,17 +47,25 @@ def prune_run(run: Path, keep_steps: int) -> Pruned:
     """Prune a run that nobody is working on, and give the space back to the file system.
 
     Raises:
-        UnavailableError: not a run, or one that is being worked on. LedgerError: the ledger is damaged.
+        UnavailableError: not a run, or one that is being worked on.
+        LedgerError: the ledger is damaged, or there is no space to write it anew.
     """
     directory = RunDirectory(path=run)
     with locked(run), Ledger(directory.ledger) as ledger:
-        before = _bytes(run)
-        groups = prune(ledger, directory.checkpoints, keep_steps)
-        ledger.compact()
-        return Pruned(groups=groups, step=ledger.pruned_step, steps=ledger.step, freed=max(before - _bytes(run), 0))
+        before = _bytes(directory)
+        try:
+            groups = prune(ledger, directory.checkpoints, keep_steps)
+            ledger.compact()
+        except sqlite3.OperationalError as error:
+            raise LedgerError(
+                f"{directory.ledger} cannot be written: {error}; its groups are pruned up to step "
+                f"{ledger.pruned_step}. Giving space back takes as much free space as the ledger keeps: make some, and "
+                "prune again"
+            ) from error
+        freed = max(before - _bytes(directory), 0)
+        return Pruned(groups=groups, step=ledger.pruned_step, steps=ledger.step, freed=freed)
 
 
-def _bytes(run: Path) -> int:
-    """Of the ledger, with its write-ahead log."""
-    files = (RunDirectory(path=run).ledger, RunDirectory(path=run).ledger_log)
+def _bytes(directory: RunDirectory) -> int:
+    files = (directory.ledger, directory.ledger_log)
     return sum(path.stat().st_size for path in files if path.exists())
