@@ -18,10 +18,10 @@ from benchmarks.chaos import processes, storm, witness
 from benchmarks.chaos.judge import Evidence, Held, judge, surviving
 from benchmarks.chaos.repeat import compare
 from driftproof import faults
-from driftproof.learner.checkpoint import list_checkpoints
 from driftproof.ledger.schema import CONTENT
 from driftproof.ledger.store import Ledger, Plan
-from driftproof.weights.snapshots import write_weights
+from driftproof.weights.checkpoints import list_checkpoints
+from driftproof.weights.files import write_tensors
 from tests.groups import make_group
 
 STEPS, GROUPS_PER_STEP = 4, 2
@@ -184,7 +184,7 @@ def test_what_is_not_whole_is_seen(tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshots" / "step-00000001"
     snapshot.mkdir(parents=True)
     weights = snapshot / "model.safetensors"
-    write_weights(weights, {"weight": torch.ones(3)})
+    write_tensors(weights, {"weight": torch.ones(3)})
     assert processes.broken(tmp_path) == [f"{snapshot / 'config.json'}: is missing"]
     (snapshot / "config.json").write_text("{}")
     assert processes.broken(tmp_path) == []
@@ -201,7 +201,7 @@ def test_runs_that_differ_in_a_tensor_or_a_metric_are_not_the_same(tmp_path: Pat
         for directory in (path / "snapshots" / "latest", path / "checkpoints" / "step-00000001"):
             directory.mkdir(parents=True)
             for file in ("model.safetensors", "optimizer.safetensors"):
-                write_weights(directory / file, {"weight": torch.tensor([weight])})
+                write_tensors(directory / file, {"weight": torch.tensor([weight])})
         with Ledger.create(path / "ledger.sqlite", PLAN) as ledger:
             ledger.finish_step(1, {"loss": loss, "time/step_seconds": np.random.default_rng().random()})
         assert list_checkpoints(path / "checkpoints")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from benchmarks.chaos import witness
 from driftproof.ledger.store import Ledger, Plan
-from driftproof.weights.snapshots import WEIGHTS
+from driftproof.weights.files import WEIGHTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

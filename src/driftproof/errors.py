@@ -64,7 +64,7 @@ class LedgerError(DriftproofError, RuntimeError):
 
 
 class DamageError(DriftproofError, ValueError):
-    """A row of the ledger does not hold what was written."""
+    """A stored row or file that does not hold what was written."""
 
 
 class CheckpointError(DriftproofError, RuntimeError):

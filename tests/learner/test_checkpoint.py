@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from driftproof.errors import CheckpointError
-from driftproof.learner.checkpoint import check_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from driftproof.learner.checkpoint import load_checkpoint, save_checkpoint
 from driftproof.learner.learner import Learner, Memory, Optimization
 from driftproof.learner.policy import Policy
 from driftproof.objectives import build
 from driftproof.types import Group
+from driftproof.weights.checkpoints import check_checkpoint, is_whole, list_checkpoints
 from tests.groups import make_batch, random_groups
 
 from .tiny import tiny_learner, tiny_model
@@ -128,14 +129,17 @@ def test_a_file_that_is_cut_off_is_found_by_its_header(name: str, left: float, m
     critic.train(make_batch(*random_groups(1, behavior_logprobs=True)))
     path = save_checkpoint(tmp_path, critic)
     check_checkpoint(path, model)
+    assert is_whole(path)
     content = (path / name).read_bytes()
     (path / name).write_bytes(content[: left if isinstance(left, int) else int(len(content) * left)])
-    with pytest.raises(CheckpointError, match=f"step-00000001/{name} cannot be read: "):
+    with pytest.raises(CheckpointError, match=f"step-00000001/{name} (is cut off|has [0-9,]+ bytes|cannot be read)"):
         check_checkpoint(path, model)
+    assert not is_whole(path)
     (path / name).unlink()
     if name != "value_head.safetensors":
-        with pytest.raises(CheckpointError, match=f"step-00000001/{name} cannot be read: "):
+        with pytest.raises(CheckpointError, match=f"step-00000001/{name} (is missing|cannot be read)"):
             check_checkpoint(path, model)
+        assert not is_whole(path)
 
 
 def test_a_checkpoint_of_another_model_or_step_is_found(model: Path, tmp_path: Path):

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from driftproof.errors import DivergenceError, StallError
-from driftproof.learner.checkpoint import list_checkpoints
 from driftproof.learner.learner import Learner
 from driftproof.learner.loop import Cadence, OnCollapse, learn
 from driftproof.ledger.store import STOPPING, Ledger, Plan
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE
+from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.snapshots import Publisher, latest, list_snapshots
 from tests.groups import make_group
 

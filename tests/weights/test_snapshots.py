@@ -14,15 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from driftproof.weights.snapshots import (
-    WEIGHTS,
-    Publisher,
-    Snapshot,
-    discard_after,
-    latest,
-    list_snapshots,
-    write_weights,
-)
+from driftproof.weights.files import WEIGHTS
+from driftproof.weights.snapshots import Publisher, Snapshot, discard_after, latest, list_snapshots
 
 
 def state(value: float, size: int = 8) -> dict[str, torch.Tensor]:
@@ -193,29 +186,6 @@ def test_a_snapshot_that_is_there_already_is_made_the_latest(base: Path, tmp_pat
     publish.publish(1, state(1))
     discard_after(tmp_path / "snapshots", 1)
     assert publish.publish(1, state(1)) == latest(tmp_path / "snapshots")
-
-
-def test_tied_tensors_are_written_once(tmp_path: Path):
-    shared = torch.arange(6.0).reshape(2, 3)
-    write_weights(
-        tmp_path / WEIGHTS, {"embedding": shared, "head": shared, "empty": torch.empty(0), "none": torch.empty(0)}
-    )
-    assert set(load_file(tmp_path / WEIGHTS)) == {"embedding", "empty", "none"}
-
-
-def test_tensors_that_are_not_contiguous_are_written_as_they_look(tmp_path: Path):
-    tensor = torch.arange(6.0).reshape(2, 3)
-    write_weights(tmp_path / WEIGHTS, {"a": tensor.T, "b": tensor[:, :2].clone()})
-    assert torch.equal(load_file(tmp_path / WEIGHTS)["a"], tensor.T)
-
-
-def test_a_square_and_its_transpose_are_not_tied(tmp_path: Path):
-    """They share memory, yet are different weights."""
-    square = torch.arange(4.0).reshape(2, 2)
-    write_weights(tmp_path / WEIGHTS, {"a": square, "b": square.T})
-    found = load_file(tmp_path / WEIGHTS)
-    assert torch.equal(found["a"], square)
-    assert torch.equal(found["b"], square.T)
 
 
 def test_a_snapshot_is_readable_by_other_users_as_far_as_the_umask_says(base: Path, tmp_path: Path):

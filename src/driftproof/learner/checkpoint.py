@@ -10,23 +10,16 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from driftproof.engines.embedded.load import weight_files
-from driftproof.errors import CheckpointError
+from driftproof.errors import CheckpointError, DamageError
 from driftproof.faults import fault_points
 from driftproof.learner.learner import Learner
-from driftproof.run import fsync, remove_at_once, rename_durably, step_directories
-from driftproof.weights.snapshots import WEIGHTS, write_weights
+from driftproof.run import fsync, partial_name, remove_at_once, rename_durably, step_directory
+from driftproof.weights.checkpoints import FORMAT_VERSION, OPTIMIZER, STATE, VALUE_HEAD, list_checkpoints, read_state
+from driftproof.weights.files import WEIGHTS, TensorFile, write_tensors
 
-FORMAT_VERSION = 1
-OPTIMIZER = "optimizer.safetensors"
-STATE = "state.json"
-VALUE_HEAD = "value_head.safetensors"
 KEPT = 2
 
 
@@ -36,12 +29,12 @@ def save_checkpoint(directory: Path, learner: Learner) -> Path:
     Raises:
         OSError: no space, not writable; earlier checkpoints are untouched.
     """
-    path = directory / f"step-{learner.step:08d}"
+    path = step_directory(directory, learner.step)
     if path.exists():
         return path
     for left_behind in directory.glob(".partial-*"):
         shutil.rmtree(left_behind)
-    partial = directory / f".partial-{path.name}"
+    partial = partial_name(path)
     partial.mkdir(parents=True)
     with fault_points("checkpoint write"):
         _write(partial, learner)
@@ -54,65 +47,14 @@ def save_checkpoint(directory: Path, learner: Learner) -> Path:
 
 
 def _write(partial: Path, learner: Learner) -> None:
-    write_weights(partial / WEIGHTS, learner.policy.model.state_dict())
+    write_tensors(partial / WEIGHTS, learner.policy.model.state_dict())
     if learner.policy.value_head is not None:
-        write_weights(partial / VALUE_HEAD, learner.policy.value_head.state_dict())
+        write_tensors(partial / VALUE_HEAD, learner.policy.value_head.state_dict())
     optimizer = learner.optimizer.state_dict()["state"]
     tensors = {f"{index}.{name}": value for index, state in optimizer.items() for name, value in state.items()}
-    write_weights(partial / OPTIMIZER, tensors)
+    write_tensors(partial / OPTIMIZER, tensors)
     (partial / STATE).write_text(json.dumps({"format_version": FORMAT_VERSION, "step": learner.step}))
     fsync(partial / STATE)
-
-
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return list(step_directories(directory).values())
-
-
-def check_checkpoint(path: Path, model: Path) -> None:
-    """Whether a checkpoint can be gone on from, as far as headers and sizes tell; no weights are read.
-
-    Args:
-        model: the model directory that the run began with.
-
-    Raises:
-        CheckpointError: names the file that is missing, cut off or of another format or model.
-    """
-    step = _read_step(path)
-    if step != int(path.name.removeprefix("step-")):
-        raise CheckpointError(f"{path / STATE} is of step {step}; its directory is of another")
-    found = _header(path / WEIGHTS)
-    _header(path / OPTIMIZER)
-    if (path / VALUE_HEAD).exists():
-        _header(path / VALUE_HEAD)
-    own = {name: shape for file in weight_files(model) for name, shape in _header(file).items()}
-    different = sorted(name for name in own.keys() & found.keys() if own[name] != found[name])
-    if different or not own.keys() & found.keys():
-        raise CheckpointError(f"{path / WEIGHTS} is not of the model {model}: {different[:3]} are of another shape")
-
-
-def _header(file: Path) -> dict[str, list[int]]:
-    """The shapes of the tensors of a safetensors file, whose header says how long the file must be."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_slice(name).get_shape() for name in tensors.offset_keys()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-
-
-def _read_step(path: Path) -> int:
-    """The step that `state.json` says."""
-    try:
-        state: Any = json.loads((path / STATE).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path / STATE} cannot be read: {error}") from error
-    version = state.get("format_version") if isinstance(state, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path} has checkpoint format {version}; this driftproof reads {FORMAT_VERSION}")
-    step = state.get("step")
-    if type(step) is not int or step < 0:
-        raise CheckpointError(f"{path / STATE} cannot be read: it has the step {step!r}")
-    return step
 
 
 def load_checkpoint(path: Path, learner: Learner) -> None:
@@ -121,11 +63,11 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     Raises:
         CheckpointError: a file missing or broken, another format, or tensors that are not this model's.
     """
-    step = _read_step(path)
+    step = read_state(path)["step"]
     try:
-        weights, moments = load_file(path / WEIGHTS), load_file(path / OPTIMIZER)
-        values = load_file(path / VALUE_HEAD) if (path / VALUE_HEAD).exists() else {}
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        weights, moments = (_read(path / name) for name in (WEIGHTS, OPTIMIZER))
+        values = _read(path / VALUE_HEAD) if (path / VALUE_HEAD).exists() else {}
+    except (OSError, DamageError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
     model = learner.policy.model
     found = {name: tensor.shape for name, tensor in weights.items()}
@@ -152,6 +94,11 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
     learner.step = step
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, copied: the optimizer keeps those that it is given."""
+    return {name: tensor.clone() for name, tensor in TensorFile(path).items()}
 
 
 def _optimizer_state(path: Path, moments: dict[str, Tensor], learner: Learner) -> dict[int, dict[str, Tensor]]:

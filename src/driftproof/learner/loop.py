@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from driftproof.errors import DivergenceError, StallError
-from driftproof.learner.checkpoint import list_checkpoints, save_checkpoint
+from driftproof.learner.checkpoint import save_checkpoint
 from driftproof.learner.learner import Learner
 from driftproof.learner.skipped import save_skipped
 from driftproof.ledger.maintenance.prune import prune
@@ -22,6 +22,7 @@ from driftproof.ledger.store import RUNNING, STOPPING, Ledger
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, CollapseDetector
 from driftproof.metrics.trackers import Tracker
 from driftproof.types import Batch
+from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.snapshots import Publisher
 
 OnCollapse = Literal["warn", "stop", "off"]

@@ -20,6 +20,7 @@ from driftproof.errors import ModelError
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.logprobs import Head, LogprobGradients, TokenLogprobs, finish_responses, token_logprobs
 from driftproof.types import FinishReason, Group, Response, Verdict
+from driftproof.weights.files import read_shapes
 from driftproof.weights.models import UNTRUSTED, inspect_model, readable
 
 
@@ -200,13 +201,7 @@ class Policy:
 
 def _check_names(path: Path, model: Any) -> None:
     """Refuse a model that transformers stores under other names than it computes with: snapshots have the latter."""
-    from safetensors import safe_open
-
-    stored: set[str] = set()
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            stored.update(tensors.keys())
-    converted = {name for name, _ in model.named_parameters()} - stored
+    converted = {name for name, _ in model.named_parameters()} - read_shapes(path).keys()
     if converted:
         raise ModelError(
             f"{path}: {type(model).__name__} stores its weights under other names than it computes with "

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from driftproof.config import Config
 from driftproof.errors import DriftproofError
-from driftproof.learner.checkpoint import list_checkpoints, load_checkpoint
+from driftproof.learner.checkpoint import load_checkpoint
 from driftproof.learner.learner import Learner
 from driftproof.learner.loop import learn
 from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Ledger
@@ -41,6 +41,7 @@ from driftproof.runtime.build import (
     make_worker,
     open_engine,
 )
+from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.snapshots import Publisher, latest
 
 POLL_SECONDS = 0.001

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from driftproof.config import Config
 from driftproof.errors import CheckpointError, ConfigError, LedgerError, RunError
-from driftproof.learner.checkpoint import check_checkpoint, list_checkpoints
 from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Ledger, Plan
 from driftproof.report.display import Display
 from driftproof.run import RunDirectory, fsync, locked
@@ -39,6 +38,7 @@ from driftproof.runtime.processes import (
     write_trouble,
 )
 from driftproof.runtime.watchdog import Reports, Standstill, ask_for_stacks, is_stopped, who_waits, write_stacks
+from driftproof.weights.checkpoints import check_checkpoint, list_checkpoints
 from driftproof.weights.snapshots import discard_after
 
 if TYPE_CHECKING:

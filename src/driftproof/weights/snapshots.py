@@ -12,15 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from driftproof.faults import fault_points
-from driftproof.run import fsync, remove_at_once, rename_durably, step_directories
-
-LATEST = "latest"
-WEIGHTS = "model.safetensors"
+from driftproof.run import (
+    LATEST,
+    partial_name,
+    remove_at_once,
+    rename_durably,
+    step_directories,
+    step_directory,
+    step_of,
+)
+from driftproof.weights.files import WEIGHTS, write_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +55,10 @@ class Publisher:
         Raises:
             OSError: no space, not writable; what was latest stays latest.
         """
-        path = self.directory / f"step-{step:08d}"
+        path = step_directory(self.directory, step)
         if not path.exists():
             self._write(path, state)
-        link = self.directory / f".partial-{LATEST}"
+        link = partial_name(self.directory / LATEST)
         link.unlink(missing_ok=True)
         with fault_points("snapshot latest"):
             link.symlink_to(path.name)
@@ -65,13 +69,13 @@ class Publisher:
         return Snapshot(step=step, path=path)
 
     def _write(self, path: Path, state: Mapping[str, Tensor]) -> None:
-        partial = self.directory / f".partial-{path.name}"
+        partial = partial_name(path)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for file in self._static_files:
             _link_or_copy(file, partial / file.name)
         with fault_points("snapshot write"):
-            write_weights(partial / WEIGHTS, state)
+            write_tensors(partial / WEIGHTS, state)
         with fault_points("snapshot rename"):
             rename_durably(partial, path)
 
@@ -90,35 +94,12 @@ def latest(directory: Path) -> Snapshot | None:
         name = (directory / LATEST).readlink()
     except FileNotFoundError:
         return None
-    return Snapshot(step=int(name.name.removeprefix("step-")), path=directory / name)
+    return Snapshot(step=step_of(name), path=directory / name)
 
 
 def list_snapshots(directory: Path) -> list[Snapshot]:
     """All complete snapshots, oldest first."""
     return [Snapshot(step=step, path=path) for step, path in step_directories(directory).items()]
-
-
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors and fsync; a tensor that is an earlier one under another name (tied) is left out.
-
-    Raises:
-        OSError: no space, not writable.
-    """
-    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and identity in seen:
-            continue
-        seen.add(identity)
-        tensors[name] = tensor.detach().contiguous()
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
-    # Safetensors writes for the owner alone; an inference server may run as somebody else.
-    path.chmod(path.parent.stat().st_mode & 0o666)
-    fsync(path)
 
 
 def _is_static(path: Path) -> bool:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from driftproof.engines.embedded.load import load_weights, tensor_reader
+from driftproof.engines.embedded.load import load_weights
 from driftproof.errors import EngineError
-from driftproof.weights.snapshots import WEIGHTS, write_weights
+from driftproof.weights.files import WEIGHTS, write_tensors
 
 from ..tiny import CONFIGS, tiny_model
 
@@ -36,7 +36,7 @@ def snapshot(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_takes_all_weights_in_place(architecture, tmp_path):
     source, model = tiny_model(architecture, seed=1), tiny_model(architecture, seed=0)
-    write_weights(tmp_path / WEIGHTS, source.state_dict())
+    write_tensors(tmp_path / WEIGHTS, source.state_dict())
     places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     load_weights(model, tmp_path)
     torch.testing.assert_close(weights(model), weights(source), rtol=0, atol=0)
@@ -102,33 +102,6 @@ def test_a_broken_file_is_refused(snapshot):
     (snapshot / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(EngineError, match="cannot be read"):
         load_weights(tiny_model(), snapshot)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_a_reader_reads_what_was_written(dtype: torch.dtype, tmp_path: Path):
-    written = {"matrix": torch.randn(3, 5).to(dtype), "number": torch.tensor(2.5, dtype=dtype)}
-    written |= {"nothing": torch.empty(0, 4, dtype=dtype), "vector": torch.randn(7).to(dtype)}
-    file = tmp_path / "model.safetensors"
-    save_file(written, file, metadata={"format": "pt"})
-    for changed in (file, shifted(file)):
-        read = tensor_reader(changed)
-        for name, tensor in written.items():
-            assert torch.equal(read(name), tensor)
-
-
-def shifted(file: Path) -> Path:
-    """The same tensors at places that are no multiples of their size."""
-    content = file.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    other = file.with_name("shifted.safetensors")
-    other.write_bytes((length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :])
-    return other
-
-
-def test_types_that_no_weights_have_are_refused(tmp_path: Path):
-    save_file({"number": torch.tensor([1, 2])}, tmp_path / "model.safetensors")
-    with pytest.raises(EngineError, match="number is of type I64; known are F64, F32, F16, BF16"):
-        tensor_reader(tmp_path / "model.safetensors")("number")
 
 
 def test_a_type_that_no_weights_have_leaves_the_old_weights(snapshot: Path):

@@ -106,7 +106,7 @@ def test_what_a_resume_undid_stays_admitted(run: Path) -> None:
         ("checkpoints/step-00000020/optimizer.safetensors", safetensors(16)[:30], "is cut off: its 30 bytes"),
         ("checkpoints/step-00000020/optimizer.safetensors", b"", "is cut off: its 0 bytes"),
         ("checkpoints/step-00000020/model.safetensors", b"\x05" + bytes(7) + b"hello", "header that cannot be read"),
-        ("checkpoints/step-00000020/state.json", b'{"step": 19}', "state.json is of step 19"),
+        ("checkpoints/step-00000020/state.json", b'{"format_version": 1, "step": 19}', "state.json is of step 19"),
         ("checkpoints/step-00000020/state.json", b"", "state.json cannot be read"),
         ("snapshots/step-00000023/model.safetensors", safetensors(8)[:-4], "bytes; its header says"),
     ],

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from driftproof.engines.embedded.load import tensor_reader, weight_files
 from driftproof.engines.vllm import BACKEND
-from driftproof.errors import EngineError
+from driftproof.errors import DamageError, EngineError
+from driftproof.weights import files
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a model's tensors by their Hugging Face names."""
@@ -36,28 +35,22 @@ def read_shapes(directory: Path) -> Shapes:
     Raises:
         EngineError: a file that cannot be read. FileNotFoundError: no weights there, or no longer.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
     try:
-        for file in weight_files(directory):
-            with safe_open(file, framework="pt") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())}
-    except SafetensorError as error:
+        return files.read_shapes(directory)
+    except DamageError as error:
         raise EngineError(f"the weights in {directory} cannot be read: {error}") from error
-    return shapes
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a Hugging Face model directory, read one after the other, in the order of their names.
 
     Raises:
-        SafetensorError: a file that cannot be read.
+        DamageError: a file that cannot be read.
     """
-    for file in weight_files(directory):
-        read = tensor_reader(file)
-        with safe_open(file, framework="pt") as tensors:
-            names = sorted(tensors.keys())
-        for name in names:
-            yield name, read(name)
+    for path in files.weight_files(directory):
+        file = files.TensorFile(path)
+        for name in sorted(file):
+            yield name, file[name]
 
 
 def check_snapshot(snapshot: Path, model: Path, shapes: Shapes, *, tied: bool) -> None:

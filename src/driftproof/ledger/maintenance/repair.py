@@ -19,11 +19,11 @@ from typing import Any
 
 from driftproof.errors import LedgerError
 from driftproof.ledger.maintenance.check import Facts, check_ledger, content_problem, group_columns, is_object
-from driftproof.ledger.maintenance.files import is_whole
 from driftproof.ledger.maintenance.settle import Row, Settled, settle
 from driftproof.ledger.schema import COLUMNS, CONTENT
 from driftproof.ledger.store import FINISHED, RUNNING, UNREADABLE, Plan, check_format, make_tables, order_of, read_plan
 from driftproof.run import RunDirectory, locked, step_directories
+from driftproof.weights.checkpoints import is_whole
 
 CHUNK = 256
 """Rows read at once, until one of them cannot be."""
@@ -87,7 +87,7 @@ def repair_run(run: Path, output: Path | None = None) -> Repair | None:
     path = run_directory.ledger
     with locked(run):
         _finish_interrupted(path)
-        wholes = [step for step, path in step_directories(run_directory.checkpoints).items() if is_whole(path, step)]
+        wholes = [step for step, path in step_directories(run_directory.checkpoints).items() if is_whole(path)]
         base = max(wholes, default=0)
         found = check_ledger(path)
         if not found.findings and base <= found.steps:

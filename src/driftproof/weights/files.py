@@ -1,0 +1,174 @@
+"""Safetensors: the one reader and the one writer, and which files make up a model directory.
+
+Guarantees: nothing is unpickled; a file that is not as long as its header says is refused before any of it is used; an
+index of shards reaches no file outside its directory. Headers are read without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from driftproof.errors import DamageError
+from driftproof.run import fsync
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LARGEST_HEADER = 100_000_000
+"""Bytes; the safetensors format allows no more."""
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Type, shape and place of one tensor in a safetensors file."""
+
+    dtype: str
+    """In the words of the format, such as `F32` or `BF16`."""
+    shape: tuple[int, ...]
+    begin: int
+    """Offset of its first byte in the file."""
+    end: int
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a safetensors file by name; none of their values is read.
+
+    Raises:
+        DamageError: no safetensors file, or not as long as its header says. OSError: not there, not readable.
+    """
+    with path.open("rb") as file:
+        return _parse(path, file)
+
+
+def _parse(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    start = 8 + length
+    if size < 8 or start > size or length > LARGEST_HEADER:
+        raise DamageError(f"{path} is cut off: its {size:,} bytes have no whole header")
+    try:
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors = {name: _stored_tensor(start, **entry) for name, entry in header.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DamageError(f"{path} has a header that cannot be read: {error}") from error
+    expected = max((tensor.end for tensor in tensors.values()), default=start)
+    if size != expected:
+        raise DamageError(f"{path} has {size:,} bytes; its header says {expected:,}")
+    return tensors
+
+
+def _stored_tensor(start: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> StoredTensor:
+    begin, end = data_offsets
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)) or begin > end:
+        raise ValueError(f"shape {shape} at {data_offsets}")
+    if dtype in _ITEM_BYTES and end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
+        raise ValueError(f"shape {shape} of type {dtype} in {end - begin} bytes")
+    return StoredTensor(dtype=dtype, shape=tuple(shape), begin=start + begin, end=start + end)
+
+
+class TensorFile(Mapping[str, "Tensor"]):
+    """The tensors of a safetensors file by name; each lies in the mapped file and must be copied to be kept.
+
+    For files that are read again and again: `get_tensor` of safetensors 0.8 keeps 62 bytes of each tensor for ever.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map a file.
+
+        Raises:
+            DamageError: no whole safetensors file. OSError: not there, not readable.
+        """
+        with path.open("rb") as file:
+            self.header = _parse(path, file)
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._path = path
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            DamageError: a type of numbers that no weights have.
+        """
+        import torch
+
+        stored = self.header[name]
+        if stored.dtype not in _DTYPES:
+            raise DamageError(f"{self._path}: {name} is of type {stored.dtype}; known are {', '.join(_DTYPES)}")
+        dtype: torch.dtype = getattr(torch, _DTYPES[stored.dtype])
+        if stored.begin == stored.end:
+            return torch.empty(stored.shape, dtype=dtype)
+        aligned = stored.begin % dtype.itemsize == 0
+        buffer = self._mapped if aligned else bytearray(self._mapped[stored.begin : stored.end])
+        offset = stored.begin if aligned else 0
+        return torch.frombuffer(buffer, dtype=dtype, count=math.prod(stored.shape), offset=offset).view(stored.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header)
+
+    def __len__(self) -> int:
+        return len(self.header)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and force them to disk; one that is an earlier one under another name (tied) is left out.
+
+    Raises:
+        OSError: no space, not writable.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() == 0 or identity not in seen:
+            kept[name] = tensor.detach().contiguous()
+        seen.add(identity)
+    try:
+        save_file(kept, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    # Safetensors writes for the owner alone; an inference server may run as somebody else.
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    fsync(path)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory, in order: the one, or the shards that its index names.
+
+    Raises:
+        DamageError: an index that cannot be read. FileNotFoundError: neither file nor index.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    index = directory / INDEX
+    if not index.is_file():
+        raise FileNotFoundError(f"{directory} has neither {WEIGHTS} nor {INDEX}; give a Hugging Face model directory")
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        # Files of this directory, whatever the index says.
+        return [directory / Path(shard).name for shard in shards]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamageError(f"{index} is not an index of shards: {error}") from error
+
+
+def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors of a model directory by their names.
+
+    Raises:
+        DamageError: a file that cannot be read. OSError: not there, not readable.
+    """
+    return {name: tensor.shape for file in weight_files(directory) for name, tensor in read_header(file).items()}
