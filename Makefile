@@ -29,8 +29,8 @@ smoke: .venv/ready $(MODELS)/tiny-qwen3
 
 # Every grid that docs/results.md is made of, and the page: two hours on two cores, and it goes on where it stopped.
 results: .venv/ready $(MODELS)/tiny-qwen3 $(MODELS)/tiny-sums
-	for recipe in recipes/lab/*.toml; do $(BIN)/driftproof lab $$recipe || exit 1; done
-	$(BIN)/driftproof lab page docs/results.md
+	for recipe in studies/recipes/*.toml; do $(BIN)/driftproof lab $$recipe || exit 1; done
+	$(BIN)/python -m studies.page docs/results.md
 
 # A seeded storm of 100 kills and as many faults as there are places: nothing is lost, nothing is trained twice.
 chaos: .venv/ready $(MODELS)/tiny-qwen3

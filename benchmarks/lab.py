@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks.harness import write_results
-from driftproof.lab.claims import Study, judge
-from driftproof.lab.page import read_studies
 from driftproof.lab.runner import Result
 from driftproof.lab.summary import accuracies, collapsed_at
+from studies.claims import Study, judge
+from studies.page import read_studies
 
 
 def main() -> None:

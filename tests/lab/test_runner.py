@@ -51,7 +51,7 @@ def _scorers() -> Iterator[None]:
     """The rewards' functions can be imported, also by processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCORERS)
-        patch.setenv("PYTHONPATH", SCORERS)
+        patch.setenv("PYTHONPATH", SCORERS, prepend=os.pathsep)
         yield
 
 
@@ -189,24 +189,6 @@ def test_one_view_is_seen_while_the_sweep_of_another_is_missing(grid: Path) -> N
     assert {result.cell.key for result in read_results(config, grid)} == KEYS
 
 
-def test_a_page_is_filled_in_from_the_grids_there_are(
-    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "labs").mkdir()
-    (tmp_path / "labs" / "any").symlink_to(grid)
-    name = load_config(grid / "config.toml", [], LabConfig).run.name
-    page = tmp_path / "page.md"
-    page.write_text(f"<!-- lab: table {name} given -->\n<!-- lab end -->\n")
-    assert main(["lab", "page", "page.md"]) == 0
-    assert capsys.readouterr().out == "page.md\n"
-    assert "| grpo | 0." in page.read_text()
-    page.write_text("<!-- lab: table other given -->\n<!-- lab end -->\n")
-    assert main(["lab", "page", "page.md"]) == 2
-    assert f"needs the grid 'other', which has not been run; there are: {name}" in capsys.readouterr().err
-    assert main(["lab", "page"]) == 2
-
-
 def test_a_dry_run_lists_what_would_be_run(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = grid.parent / "recipe.toml"
     before = set(grid.rglob("*"))
@@ -256,6 +238,20 @@ def test_what_cannot_be_run(
         assert message in captured.err
         assert captured.err.count("\n") == 1
     assert (grid / "config.toml").read_bytes() == before
+
+
+def test_an_objective_of_ones_own_is_found_in_the_working_directory(
+    grid: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("from driftproof.objectives import OBJECTIVES\n\nVariant = OBJECTIVES['naive']\n")
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    recipe.write_text(recipe.read_text() + GRID.replace("grpo", "mine:Variant"))
+    # As the installed command, which does not look there by itself.
+    command = [sys.executable, "-P", "-m", "driftproof.cli", "lab", "recipe.toml", "--lab.directory", "grid"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0
+    other = rows(tmp_path / "grid")
+    assert len(other) == 2
+    assert other["given-asympo-age0-lr0.001-seed3"] == rows(grid)["given-asympo-age0-lr0.001-seed3"]
 
 
 def test_results_of_other_settings_stay_as_they_are(grid: Path) -> None:

@@ -525,18 +525,18 @@ def test_on_policy_every_ratio_objective_has_the_gradient_of_naive(name: str, ag
 
 
 def test_an_objective_of_ones_own_is_named_by_where_it_is():
-    found = build("driftproof.lab.ablations:Normalized", alpha=0.5)
+    found = build("studies.ablations:Normalized", alpha=0.5)
     assert (found.name, found.needs) == ("normalized", frozenset())
     with pytest.raises(ObjectiveError, match="unknown field 'alfa'; did you mean 'alpha'"):
-        build("driftproof.lab.ablations:Normalized", alfa=0.5)
+        build("studies.ablations:Normalized", alfa=0.5)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("nowhere.at:All", "objective 'nowhere.at:All' cannot be imported: No module named 'nowhere'"),
-        ("driftproof.lab.ablations:Missing", "cannot be imported: module .* has no attribute 'Missing'"),
-        ("driftproof.lab.ablations:math", "is no subclass of driftproof.objectives.Objective"),
+        ("studies.ablations:Missing", "cannot be imported: module .* has no attribute 'Missing'"),
+        ("studies.ablations:math", "is no subclass of driftproof.objectives.Objective"),
         ("asymp", "did you mean 'asympo'.*or your own 'package.module:Class'"),
     ],
 )

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    # Objectives of one's own are found in the working directory, however driftproof was started.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     words, settings = split_settings(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     known = parser.parse_args(words)
@@ -86,14 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     lab = commands.add_parser(
         "lab",
         help="run a grid of objectives, staleness and seeds, and report on it",
-        usage="driftproof lab RECIPE [--dry-run] [--section.key value ...]\n       driftproof lab report DIRECTORY\n"
-        "       driftproof lab page PAGE",
+        usage="driftproof lab RECIPE [--dry-run] [--section.key value ...]\n       driftproof lab report DIRECTORY",
         allow_abbrev=False,
     )
     lab.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML recipe with a [lab] section")
-    lab.add_argument(
-        "directory", type=Path, nargs="?", metavar="DIRECTORY", help="of a grid, to draw its report again; or a page"
-    )
+    lab.add_argument("directory", type=Path, nargs="?", metavar="DIRECTORY", help="of a grid, to draw its report again")
     lab.add_argument("--dry-run", action="store_true", help="check everything, list the runs to be made, stop")
     lab.set_defaults(command=_lab)
 
@@ -296,8 +296,6 @@ def _lab(known: argparse.Namespace, settings: list[str]) -> int:
 
     if known.recipe == Path("report"):
         return _lab_report(known.directory, settings)
-    if known.recipe == Path("page"):
-        return _lab_page(known.directory, settings)
     if known.directory is not None:
         raise ConfigError(f"unexpected argument {known.directory}; a grid is drawn again by: driftproof lab report DIR")
     _quiet_libraries()
@@ -334,16 +332,6 @@ def _lab_report(directory: Path | None, settings: list[str]) -> int:
         raise ConfigError(f"{directory} is not a grid: it has no config.toml")
     check_store()
     _show_lab(Console(), load_config(recipe, [], LabConfig), directory)
-    return 0
-
-
-def _lab_page(page: Path | None, settings: list[str]) -> int:
-    from driftproof.lab.page import read_studies, write_page
-
-    if page is None or settings:
-        raise ConfigError("give a page and nothing else: driftproof lab page PAGE; its figures come from labs/")
-    for path in write_page(page, read_studies(Path("labs"))):
-        print(path)
     return 0
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from driftproof.config import LabConfig
-from driftproof.lab.detection import CANDIDATES, detect
 from driftproof.lab.pictures import draw_pictures
 from driftproof.lab.runner import Result
 from driftproof.lab.store import write_results
@@ -21,8 +20,6 @@ def write_report(config: LabConfig, results: Sequence[Result], directory: Path) 
     """Write all of it; the files."""
     write_results(config, results, directory / "results.parquet")
     pictures = draw_pictures(config, results, directory)
-    drawn = [result for result in results if result.cell.view != "tuning"]
-    detections = [detect(drawn, limit) for limit in CANDIDATES]
-    text = markdown(config, summarize(results), missing_cells(config, results), pictures, detections)
+    text = markdown(config, summarize(results), missing_cells(config, results), pictures)
     (directory / "report.md").write_text(text)
     return [directory / name for name in ("results.parquet", "report.md", *pictures.values())]

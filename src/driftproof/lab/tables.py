@@ -13,10 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from driftproof.config import LabConfig
-from driftproof.lab.detection import Detection
 from driftproof.lab.grid import Cell, View, planned_cells
 from driftproof.lab.summary import Summary
-from driftproof.metrics.collapse import Limit
 from driftproof.report.text import printable
 
 VIEWS: Mapping[View, str] = {
@@ -26,11 +24,6 @@ VIEWS: Mapping[View, str] = {
     "matched": "Every gradient scaled to the same norm",
 }
 
-ANNOUNCED = (
-    "Means over 10 steps where the limit is a multiple of the first ones, else over 20. The lead is from alarm to "
-    "collapse; an alarm at the collapse or after it is late. A lost run did not collapse, but ended no better than the "
-    "base policy; an alarm in any other run that did not collapse is false. All runs, whatever their objective."
-)
 COLLAPSE = (
     "A run has collapsed at step s if from s on its accuracy, averaged over 20 steps, is under half of the best such "
     "average that it had before, and under the base policy's. A run that dips and comes back has not collapsed."
@@ -68,7 +61,6 @@ def markdown(
     summaries: Sequence[Summary],
     missing: Sequence[Cell],
     pictures: Mapping[str, str],
-    detections: Sequence[Detection] = (),
 ) -> str:
     """The report; `pictures` are file names by what they show."""
     lines = [f"# {escaped(config.run.name)}", "", setting_text(config)]
@@ -78,8 +70,6 @@ def markdown(
         chosen = [summary for summary in summaries if summary.view == view]
         lines += ["", f"## {VIEWS[view]}", "", *markdown_table(result_rows(config, view, chosen))]
         lines += ["", *markdown_table(detail_rows(config, chosen))]
-    if any(found.collapsed for found in detections):
-        lines += ["", "## What announces a collapse", "", ANNOUNCED, "", *markdown_table(detection_rows(detections))]
     lines += ["", "## How to read this", "", INTERVALS, "", COLLAPSE]
     for what, name in pictures.items():
         lines += ["", f"## {what}", "", f"![{what}]({name})"]
@@ -149,32 +139,6 @@ def detail_rows(config: LabConfig, summaries: Sequence[Summary]) -> list[list[st
             ]
         )
     return [header, *rows]
-
-
-def detection_rows(detections: Sequence[Detection]) -> list[list[str]]:
-    """Header and a row per set of limits."""
-    header = ["alarm when", "collapses announced", "median lead", "seen late", "lost runs", "false alarms"]
-    rows = []
-    for found in detections:
-        (rare, often), (few, many) = found.warned_interval, found.false_alarm_interval
-        lead = found.median_lead
-        rows.append(
-            [
-                " or ".join(map(_limit_text, found.limits)),
-                f"{found.warned}/{found.collapsed} [{rare:.2f}, {often:.2f}]",
-                "" if lead is None else f"{lead:g} steps",
-                f"{found.late}/{found.collapsed}",
-                f"{found.lost_alarms}/{found.lost}",
-                f"{found.false_alarms}/{found.learned} [{few:.2f}, {many:.2f}]",
-            ]
-        )
-    return [header, *rows]
-
-
-def _limit_text(limit: Limit) -> str:
-    return f"{limit.metric} {limit.side} {limit.value:g}" + (
-        f" of its first {limit.window} steps" if limit.relative else ""
-    )
 
 
 def setting_text(config: LabConfig) -> str:

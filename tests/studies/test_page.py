@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from driftproof.errors import ConfigError
-from driftproof.lab.claims import Study
-from driftproof.lab.page import write_page
+from studies.claims import Study
+from studies.page import main, write_page
 from tests.lab.grids import make_config, make_results
 
 
@@ -100,6 +100,22 @@ def test_what_cannot_be_followed_is_refused_and_nothing_written(
     assert message in str(caught.value)
     assert page.read_text() == text
     assert list(tmp_path.iterdir()) == [page]
+
+
+def test_the_command_reads_the_grids_there_are(
+    studies: dict[str, Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = tmp_path / "labs" / "any"
+    grid.mkdir(parents=True)
+    (grid / "config.toml").write_text(studies["collapse"].config.to_toml())
+    page = tmp_path / "page.md"
+    page.write_text(block("setting collapse"))
+    assert main([str(page), "--labs", str(tmp_path / "labs")]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert "Missing: 8 of 8 runs of the view 'given'." in page.read_text()
+    page.write_text(block("setting other"))
+    assert main([str(page), "--labs", str(tmp_path / "labs")]) == 2
+    assert "needs the grid 'other', which has not been run; there are: collapse" in capsys.readouterr().err
 
 
 def test_a_page_that_is_not_there(tmp_path: Path) -> None:

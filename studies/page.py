@@ -1,4 +1,6 @@
-"""A page about several grids, whose figures are put in by the lab: docs/results.md.
+"""A page about several grids with their figures put in: docs/results.md.
+
+    python -m studies.page docs/results.md
 
 Guarantees: only what stands between a directive and its end is written, the rest of the page is left as it is; the same
 results give the same page. A directive that cannot be followed is refused, and nothing is written.
@@ -15,28 +17,29 @@ results give the same page. A directive that cannot be followed is refused, and 
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from driftproof.config import LabConfig, load_config
-from driftproof.errors import ConfigError
-from driftproof.lab.claims import Finding, Study, difference, judge
-from driftproof.lab.detection import CANDIDATES, detect
+from driftproof.errors import ConfigError, DriftproofError
 from driftproof.lab.grid import View
 from driftproof.lab.pictures import draw_accuracy, draw_imbalance, draw_staleness
 from driftproof.lab.runner import Result, read_results
 from driftproof.lab.summary import missing_cells, summarize
 from driftproof.lab.tables import (
     age_name,
-    detection_rows,
     escaped,
     markdown_table,
     missing_lines,
     result_rows,
     setting_text,
 )
+from studies.claims import Finding, Study, difference, judge
+from studies.detection import CANDIDATES, detect, detection_rows
 
 BLOCK = re.compile(r"(<!-- lab: (?P<directive>.+?) -->\n)(?P<text>.*?)(<!-- lab end -->)", re.DOTALL)
 PICTURES: Mapping[str, tuple[Callable[[LabConfig, Sequence[Result], Path], None], str]] = {
@@ -111,7 +114,7 @@ class _Blocks:
             raise ConfigError(f"unknown directive {directive!r} on the page; valid: {', '.join(known)}")
         least, most = WORDS[name]
         if not least <= len(words) <= most:
-            raise ConfigError(f"directive {directive!r} has {len(words)} words after its name; see driftproof.lab.page")
+            raise ConfigError(f"directive {directive!r} has {len(words)} words after its name; see studies.page")
         lines = known[name](*words)
         return "\n".join(["", *lines, "", ""])
 
@@ -181,3 +184,22 @@ class _Blocks:
 def _evidence(finding: Finding) -> str:
     holding = sum(check.holds for check in finding.checks)
     return f"{finding.evidence}; {holding} of {len(finding.checks)} checks hold" if finding.checks else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fill in a page; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m studies.page", description="Fill in a page about grids.")
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--labs", type=Path, default=Path("labs"), metavar="DIR", help="where the grids lie")
+    known = parser.parse_args(arguments)
+    try:
+        for path in write_page(known.page, read_studies(known.labs)):
+            print(path)
+    except DriftproofError as error:
+        print(f"studies.page: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

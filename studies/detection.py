@@ -27,7 +27,7 @@ CANDIDATES: tuple[Limits, ...] = (
     *((Limit(metric="health/entropy", side="above", value=value, relative=True, window=10),) for value in (1.25, 1.5)),
     *((Limit(metric="grad_norm", side="above", value=value, relative=True, window=10),) for value in (1.5, 2.0)),
 )
-"""What a report compares; first what `driftproof train` warns of."""
+"""The limits that docs/results.md compares; first those that `driftproof train` warns of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,3 +106,29 @@ def first_alarm(result: Result, limits: Limits) -> int | None:
         if detector.observe(metrics):
             return step + 1
     return None
+
+
+def detection_rows(detections: Sequence[Detection]) -> list[list[str]]:
+    """Header and a row per set of limits."""
+    header = ["alarm when", "collapses announced", "median lead", "seen late", "lost runs", "false alarms"]
+    rows = []
+    for found in detections:
+        (rare, often), (few, many) = found.warned_interval, found.false_alarm_interval
+        lead = found.median_lead
+        rows.append(
+            [
+                " or ".join(map(_limit_text, found.limits)),
+                f"{found.warned}/{found.collapsed} [{rare:.2f}, {often:.2f}]",
+                "" if lead is None else f"{lead:g} steps",
+                f"{found.late}/{found.collapsed}",
+                f"{found.lost_alarms}/{found.lost}",
+                f"{found.false_alarms}/{found.learned} [{few:.2f}, {many:.2f}]",
+            ]
+        )
+    return [header, *rows]
+
+
+def _limit_text(limit: Limit) -> str:
+    return f"{limit.metric} {limit.side} {limit.value:g}" + (
+        f" of its first {limit.window} steps" if limit.relative else ""
+    )

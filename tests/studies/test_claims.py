@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from driftproof.lab.claims import CLAIMS, Check, Finding, Study, difference, judge
 from driftproof.lab.grid import Cell, planned_cells
 from driftproof.lab.runner import Result
+from studies.claims import CLAIMS, Check, Finding, Study, difference, judge
 from tests.lab.grids import make_config
 
 SEVEN = ("naive", "gpg", "grpo", "dppo-tv", "drpo", "spo", "asympo")

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 
 from driftproof.errors import ObjectiveError
-from driftproof.lab.ablations import BatchNormalized, ClampedDRPO, Normalized, ProbableNegatives
 from driftproof.objectives import Objective, build
 from driftproof.types import Channel
+from studies.ablations import BatchNormalized, ClampedDRPO, Normalized, ProbableNegatives
 from tests.objectives.steps import Step, evaluate, make_step, steps
 
 

@@ -1,4 +1,4 @@
-"""ASymPO and DRPO taken apart and put together otherwise: objectives of the lab, `driftproof.lab.ablations:Class`.
+"""ASymPO and DRPO taken apart and put together otherwise: objectives of grids, `studies.ablations:Class`.
 
 None of them is an objective of its own; docs/results.md says what each was tried for, and what came of it.
 """

@@ -1,9 +1,9 @@
 from driftproof.config import LabObjective
-from driftproof.lab.detection import CANDIDATES, detect, first_alarm
 from driftproof.lab.experiment import SIGNALS
 from driftproof.lab.grid import Cell
 from driftproof.lab.runner import Result
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, Limit
+from studies.detection import CANDIDATES, detect, first_alarm
 
 LIMIT = Limit(metric="grad_norm", side="above", value=1.0, window=2)
 COLLAPSED = [0.3, 0.6, 0.1, 0.1]
