@@ -93,14 +93,17 @@ def test_weights_are_published_before_the_groups_that_need_them_are_admitted(run
 
 
 def test_every_step_is_recorded_once_in_ledger_and_trackers(run: Run):
-    run.learn(tiny_learner())
+    run.learn(tiny_learner(), checkpoint_every=2)
     assert [step for step, _ in run.tracker.logged] == list(range(1, STEPS + 1))
     assert run.ledger.steps() == [{"step": step, **metrics} for step, metrics in run.tracker.logged]
     assert [metrics["rollout/busy_seconds"] for _, metrics in run.tracker.logged] == [3.0] * STEPS
-    names = ("record", "wait", "train", "publish")
+    names = ("record", "checkpoint", "wait", "train", "publish")
     for _, metrics in run.tracker.logged:
         parts = sum(metrics[f"time/{name}_seconds"] for name in names)
         assert parts == pytest.approx(metrics["time/step_seconds"])
+        assert metrics["time/record_seconds"] >= 0
+    # The checkpoint of a step counts in the next one's time.
+    assert [s for s, metrics in run.tracker.logged if metrics["time/checkpoint_seconds"] > 0] == [3, 5]
 
 
 def test_snapshots_and_checkpoints_come_at_their_intervals_and_at_the_end(run: Run):

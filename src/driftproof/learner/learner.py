@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -20,6 +20,7 @@ from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy, Scored
 from driftproof.learner.skipped import Skipped
 from driftproof.metrics.health import step_health
+from driftproof.metrics.rewards import reward_metrics
 from driftproof.objectives import Objective
 from driftproof.objectives.advantages import Baseline
 from driftproof.types import Batch, Channel, Group
@@ -197,24 +198,3 @@ def _means(updates: Sequence[dict[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for metrics in updates for name in metrics)
     found = {name: [metrics[name] for metrics in updates if name in metrics] for name in names}
     return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-def reward_metrics(batch: Batch) -> dict[str, Any]:
-    """What a batch says about the rollout side: rewards, ages, lengths, groups that teach nothing."""
-    import numpy as np
-
-    rewards = [group.rewards[np.isfinite(group.rewards)] for group in batch.groups]
-    given = np.concatenate(rewards)
-    equal = sum(1 for reward in rewards if len(reward) == 0 or reward.min() == reward.max())
-    return {
-        "reward": float(given.mean()) if len(given) else 0.0,
-        "age_mean": sum(batch.ages) / len(batch.ages),
-        "age_max": max(batch.ages),
-        "groups": len(batch.groups),
-        "groups_of_equal_reward": equal,
-        "responses": batch.responses,
-        "responses_without_reward": batch.responses - len(given),
-        "response_tokens": batch.tokens,
-        "response_length": batch.tokens / max(batch.responses, 1),
-        "truncated_share": sum(r == "length" for g in batch.groups for r in g.finish_reasons) / max(batch.responses, 1),
-    }

@@ -72,7 +72,7 @@ def learn(
     detector = CollapseDetector(SIGNS_OF_COLLAPSE if on_collapse != "off" else ())
     for earlier in ledger.steps():
         detector.observe(earlier)
-    end_of_step = time.monotonic()
+    end_of_step, checkpoint_seconds = time.monotonic(), 0.0
     while learner.step < steps:
         recorded = time.monotonic()
         batch = _wait_for_batch(ledger, cadence.stall_seconds, while_waiting)
@@ -87,7 +87,8 @@ def learn(
             publisher.publish(learner.step, learner.policy.model.state_dict())
         now = time.monotonic()
         metrics |= {
-            "time/record_seconds": recorded - end_of_step,
+            "time/record_seconds": recorded - end_of_step - checkpoint_seconds,
+            "time/checkpoint_seconds": checkpoint_seconds,
             "time/wait_seconds": taken - recorded,
             "time/train_seconds": trained - taken,
             "time/publish_seconds": now - trained,
@@ -114,8 +115,11 @@ def learn(
                 f"them step {learner.step}; everything is saved. Look at their groups in {skipped}, and go on with a "
                 "lower --learner.lr, another --objective.name or smaller rewards"
             )
+        checkpoint_seconds = 0.0
         if learner.step % cadence.checkpoint_every == 0 and learner.step < steps:
+            before = time.monotonic()
             _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
+            checkpoint_seconds = time.monotonic() - before
     _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
 
 

@@ -60,6 +60,7 @@ def overlap(steps: Iterable[Mapping[str, Any]], workers: int) -> Overlap:
         "time/train_seconds",
         "time/publish_seconds",
         "time/record_seconds",
+        "time/checkpoint_seconds",
         "rollout/busy_seconds",
         "response_tokens",
         "rollout/tokens",
@@ -70,7 +71,7 @@ def overlap(steps: Iterable[Mapping[str, Any]], workers: int) -> Overlap:
             totals[name] += finite(metrics.get(name)) or 0.0
     return Overlap(
         wall_seconds=totals["time/step_seconds"],
-        learner_seconds=sum(totals[f"time/{part}_seconds"] for part in ("train", "publish", "record")),
+        learner_seconds=sum(totals[f"time/{part}_seconds"] for part in ("train", "publish", "record", "checkpoint")),
         rollout_seconds=totals["rollout/busy_seconds"] / max(workers, 1),
         learner_tokens=totals["response_tokens"],
         rollout_tokens=totals["rollout/tokens"],
