@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import httpx2
-import numpy as np
 
 from benchmarks.harness import spread, write_results
 from driftproof.engines.openai.client import OpenAIEngine
@@ -80,7 +79,7 @@ def engine_rate(engine: OpenAIEngine, codec: Codec, prompts: list[Prompt], turn:
         Request(
             key=key,
             prompt=prompt,
-            prompt_tokens=np.array(codec.encode(prompt), dtype=np.int32),
+            prompt_tokens=codec.encode(prompt),
             samples=SAMPLES,
             sampling=Sampling(max_tokens=TOKENS, seed=1000 * turn + key),
         )
@@ -101,7 +100,7 @@ async def bare_rate(url: str, codec: Codec, prompts: list[Prompt], turn: int) ->
         async def ask(key: int, prompt: Prompt) -> int:
             body = {
                 "model": model,
-                "prompt": codec.encode(prompt),
+                "prompt": codec.encode(prompt).tolist(),
                 "n": SAMPLES,
                 "max_tokens": TOKENS,
                 "temperature": 1.0,

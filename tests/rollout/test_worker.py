@@ -116,7 +116,7 @@ def test_it_writes_what_is_admitted_and_no_more(ledger: Ledger, engine: Embedded
     codec = Codec(tiny_model_dir)
     for dispatch, group in enumerate(batch.groups):
         prompt = TASK.train[ledger.prompt_of(dispatch)]
-        assert group.prompt_tokens.tolist() == codec.encode(prompt)
+        assert group.prompt_tokens.tolist() == codec.encode(prompt).tolist()
         texts = [codec.decode(tokens.tolist()) for tokens in group.split()]
         assert group.rewards.tolist() == [float(text.strip() == prompt.answer) for text in texts]
     rollouts.close()

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -86,7 +85,7 @@ print(json.dumps(answers))
         Request(
             key=prompt.index,
             prompt=prompt,
-            prompt_tokens=np.array(codec.encode(prompt), np.int32),
+            prompt_tokens=codec.encode(prompt),
             samples=1,
             sampling=Sampling(max_tokens=4, temperature=0.0, stop_ids=codec.stop_ids),
         )

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftproof.errors import TaskError
-from driftproof.tasks import arithmetic, validate
+from driftproof.tasks import arithmetic
+from tests.tasks.validate import validate
 
 
 @given(st.sampled_from([1, 2, 3, 9, 18]), st.integers(0, 99), st.integers(0, 2**32))

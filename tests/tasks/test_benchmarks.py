@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from driftproof.errors import TaskError
-from driftproof.tasks import build, validate
+from driftproof.tasks import build
 from driftproof.tasks.benchmarks import BENCHMARKS, EXAMPLES
 from driftproof.verify import build as build_verifier
+from tests.tasks.validate import validate
+from tests.verify.items import item
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SIZES = {"math500": 500, "aime24": 30, "aime25": 30, "amc23": 40, "minerva": 272}
@@ -48,7 +50,7 @@ def test_shots_and_templates(tmp_path: Path) -> None:
 def test_worked_examples_are_right() -> None:
     verifier = build_verifier("math")
     golds = ["84", "-1/3", "x^2+3x-10", "1/36"]
-    verdicts = verifier.score([(solution, gold) for (_, solution), gold in zip(EXAMPLES, golds, strict=True)])
+    verdicts = verifier.score([item(solution, gold) for (_, solution), gold in zip(EXAMPLES, golds, strict=True)])
     verifier.close()
     assert [verdict.reward for verdict in verdicts] == [1.0] * 4
 

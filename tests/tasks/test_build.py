@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from driftproof.errors import TaskError
-from driftproof.tasks import Task, arithmetic, build, validate
+from driftproof.tasks import Task, arithmetic, build
 from driftproof.types import Prompt
+from tests.tasks.validate import validate
 
 
 def test_a_task_is_built_by_name(tmp_path: Path) -> None:

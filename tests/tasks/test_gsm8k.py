@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from driftproof.errors import TaskError
-from driftproof.tasks import gsm8k, validate
+from driftproof.tasks import gsm8k
+from tests.tasks.validate import validate
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 

@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from driftproof.errors import TaskError
-from driftproof.tasks import gsm8k, jsonl, read_recorded, validate
+from driftproof.tasks import gsm8k, jsonl, read_recorded
+from tests.tasks.validate import validate
 
 GOOD = '{"prompt": "47+85=", "answer": "132"}'
 

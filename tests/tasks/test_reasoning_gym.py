@@ -14,8 +14,10 @@ import pytest
 
 from driftproof.cli.main import main
 from driftproof.errors import TaskError
-from driftproof.tasks import Task, build, validate
+from driftproof.tasks import Task, build
 from driftproof.verify import build as build_verifier
+from tests.tasks.validate import validate
+from tests.verify.items import item
 
 DATASETS = ("chain_sum", "leg_counting")
 SHOW = """
@@ -54,10 +56,10 @@ def test_what_counts_as_an_answer() -> None:
     gold = json.loads(prompt.answer)["answer"]
     stranger = json.dumps(json.loads(prompt.answer) | {"answer": "another version's"})
     items = [
-        (f"I think <answer>1</answer>, no: <answer>{gold}</answer>", prompt.answer, prompt.text),
-        (f" {gold}\n", prompt.answer, prompt.text),
-        (f"<answer>{gold}</answer>", stranger, prompt.text),
-        (f"<answer>{int(gold) + 1}</answer>", other.answer, other.text),
+        item(f"I think <answer>1</answer>, no: <answer>{gold}</answer>", prompt.answer, prompt.text),
+        item(f" {gold}\n", prompt.answer, prompt.text),
+        item(f"<answer>{gold}</answer>", stranger, prompt.text),
+        item(f"<answer>{int(gold) + 1}</answer>", other.answer, other.text),
     ]
     with contextlib.closing(build_verifier("driftproof.verify.reasoning_gym:score", timeout_seconds=60)) as verifier:
         right, bare, unknown, wrong = verifier.score(items)

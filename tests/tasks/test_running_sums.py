@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftproof.errors import TaskError
-from driftproof.tasks import Task, running_sums, validate
+from driftproof.tasks import Task, running_sums
+from tests.tasks.validate import validate
 
 
 def terms_of(text: str) -> list[int]:

@@ -84,3 +84,11 @@ def trl_style(completions: list[str], answer: list[str], prompts: list[str], **c
         1.0 if completion == right else 0.25 * ("*" in prompt)
         for completion, right, prompt in zip(completions, answer, prompts, strict=True)
     ]
+
+
+def reads_prompts(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    """As TRL's trainers call it; what a response is worth depends on the prompt that it sees."""
+    return [
+        10.0 * int(prompt.partition("+")[0]) + len(completion)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]

@@ -15,6 +15,7 @@ from driftproof.verify import VerifierPool, build
 
 pytest.importorskip("math_verify", reason="needs the extra driftproof[math]")
 from driftproof.verify.math import last_boxed, math
+from tests.verify.items import item
 
 RECORDED = Path(__file__).parents[3] / "shared" / "data" / "recorded"
 
@@ -104,7 +105,7 @@ def test_an_answer_nobody_can_read_is_an_error() -> None:
 
 def test_a_hostile_answer_meets_the_time_limit() -> None:
     verifier = build("math", processes=1, timeout_seconds=1.0)
-    verdicts = verifier.score([("\\boxed{9^{9^{9}}}", "18"), ("\\boxed{18}", "18")])
+    verdicts = verifier.score([item("\\boxed{9^{9^{9}}}", "18"), item("\\boxed{18}", "18")])
     verifier.close()
     assert verdicts == [Verdict(reward=None, problem="verifier exceeded 1 s"), Verdict(reward=1.0)]
 
@@ -120,7 +121,7 @@ def test_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(("file", "least"), [("gsm8k_gpt3.jsonl", 1.0), ("math_qwen.jsonl", 0.995)])
 def test_agreement_with_the_labels_of_recorded_responses(file: str, least: float) -> None:
     rows = [json.loads(line) for line in (RECORDED / file).read_text(encoding="utf-8").splitlines()]
-    items = [(response["text"], row["answer"]) for row in rows for response in row["responses"]]
+    items = [item(response["text"], row["answer"]) for row in rows for response in row["responses"]]
     labels = [float(response["correct"]) for row in rows for response in row["responses"]]
     with VerifierPool("driftproof.verify.math:math", processes=2, timeout_seconds=20) as verifier:
         verdicts = verifier.score(items)

@@ -18,6 +18,7 @@ from driftproof.errors import VerifierError
 from driftproof.types import Verdict
 from driftproof.verify import VerifierPool, pool
 from driftproof.verify.exact import exact
+from tests.verify.items import item
 
 HERE = Path(__file__).parent
 BEHAVE = "foreign_verifiers:behave"
@@ -40,14 +41,16 @@ any_text = st.text(st.characters(exclude_categories=()), max_size=30)
 @given(st.lists(st.tuples(any_text, any_text) | any_text.map(lambda text: (text, text)), max_size=20))
 @settings(max_examples=50, deadline=None)
 def test_any_texts_come_back_in_order(exact_pool: VerifierPool, items: list[tuple[str, str]]) -> None:
-    assert exact_pool.score(items) == [Verdict(reward=exact(text, answer)) for text, answer in items]
+    assert exact_pool.score([item(*pair) for pair in items]) == [
+        Verdict(reward=exact(text, answer)) for text, answer in items
+    ]
 
 
 def test_rewards_are_exact_floats() -> None:
     rewards = [0.1, -1e-300, 1.7976931348623157e308, 3.0]
     with VerifierPool(BEHAVE, processes=1, timeout_seconds=30) as verifier:
-        assert [verdict.reward for verdict in verifier.score([(repr(reward), "") for reward in rewards])] == rewards
-        assert verifier.score([("true", "")]) == [Verdict(reward=1.0)]
+        assert [verdict.reward for verdict in verifier.score([item(repr(reward)) for reward in rewards])] == rewards
+        assert verifier.score([item("true")]) == [Verdict(reward=1.0)]
         assert verifier.score([]) == []
 
 
@@ -67,7 +70,7 @@ def test_bad_answers_are_marked_and_the_others_are_not_affected() -> None:
     texts = [text for number, name in enumerate(bad) for text in (str(number), name, str(-number))]
     with VerifierPool(BEHAVE, processes=2, timeout_seconds=0.5) as verifier:
         for repetition in (1, 2):
-            verdicts = verifier.score([(text, "") for text in texts])
+            verdicts = verifier.score([item(text) for text in texts])
             for text, verdict in zip(texts, verdicts, strict=True):
                 expected = Verdict(reward=None, problem=bad[text]) if text in bad else Verdict(reward=float(text))
                 assert verdict == expected
@@ -81,36 +84,36 @@ def test_bad_answers_are_marked_and_the_others_are_not_affected() -> None:
 def test_long_texts_behind_a_hanging_verifier_do_not_block_the_pool() -> None:
     long = "x" * 1_000_000
     with VerifierPool(BEHAVE, processes=1, timeout_seconds=0.5) as verifier:
-        verdicts = verifier.score([("hang", ""), ("long", long), ("long", long), ("hang", long), ("2", "")])
+        verdicts = verifier.score([item("hang"), item("long", long), item("long", long), item("hang", long), item("2")])
     assert [verdict.reward for verdict in verdicts] == [None, 1e6, 1e6, None, 2.0]
 
 
 def test_items_are_verified_at_once(tmp_path: Path) -> None:
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     with VerifierPool("foreign_verifiers:meet", processes=2, timeout_seconds=30) as verifier:
-        assert [verdict.reward for verdict in verifier.score([(a, b), (b, a)])] == [1.0, 1.0]
+        assert [verdict.reward for verdict in verifier.score([item(a, b), item(b, a)])] == [1.0, 1.0]
 
 
 def test_starting_does_not_count_against_the_time_limit() -> None:
     with VerifierPool("slow_import:verify", processes=1, timeout_seconds=0.4) as verifier:
-        verdicts = verifier.score([("fine", ""), ("hang", ""), ("fine", ""), ("fine", "")])
+        verdicts = verifier.score([item("fine"), item("hang"), item("fine"), item("fine")])
     assert [verdict.reward for verdict in verdicts] == [1.0, None, 1.0, 1.0]
 
 
 def test_a_process_that_dies_while_idle_is_replaced_and_no_item_is_blamed() -> None:
     with VerifierPool(BEHAVE, processes=1, timeout_seconds=30) as verifier:
-        pid = int(verifier.score([("pid", "")])[0].reward or 0)
+        pid = int(verifier.score([item("pid")])[0].reward or 0)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not alive(pid))
-        assert verifier.score([("1", ""), ("2", "")]) == [Verdict(reward=1.0), Verdict(reward=2.0)]
+        assert verifier.score([item("1"), item("2")]) == [Verdict(reward=1.0), Verdict(reward=2.0)]
         assert verifier.failures["crashes"] == 1
 
 
 def test_processes_ignore_ctrl_c_have_no_input_and_one_thread() -> None:
     with VerifierPool(BEHAVE, processes=1, timeout_seconds=30) as verifier:
-        assert verifier.score([("interrupt", ""), ("input", "")]) == [Verdict(reward=1.0), Verdict(reward=0.0)]
+        assert verifier.score([item("interrupt"), item("input")]) == [Verdict(reward=1.0), Verdict(reward=0.0)]
         if sys.platform == "linux":
-            assert verifier.score([("threads", "")]) == [Verdict(reward=1.0)]
+            assert verifier.score([item("threads")]) == [Verdict(reward=1.0)]
 
 
 def test_an_interrupted_call_closes_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,18 +121,18 @@ def test_an_interrupted_call_closes_the_pool(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     verifier = VerifierPool(BEHAVE, processes=1, timeout_seconds=30)
-    pid = int(verifier.score([("pid", "")])[0].reward or 0)
+    pid = int(verifier.score([item("pid")])[0].reward or 0)
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
         with pytest.raises(KeyboardInterrupt):
-            verifier.score([("hang", "")])
+            verifier.score([item("hang")])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert not alive(pid)
     with pytest.raises(VerifierError, match="is closed"):
-        verifier.score([("1", "")])
+        verifier.score([item("1")])
     verifier.close()
 
 
@@ -184,17 +187,17 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, float]) -> None
 
 PARENT = """
 import sys
-from driftproof.verify import VerifierPool
+from driftproof.verify import Item, VerifierPool
 kinds = sys.argv[2:]
 with VerifierPool("foreign_verifiers:leave_pid", processes=len(kinds), timeout_seconds=1000) as verifier:
-    verifier.score([(f"{sys.argv[1]}/{kind}", kind) for kind in kinds])
+    verifier.score([Item(response=f"{sys.argv[1]}/{kind}", answer=kind, prompt="") for kind in kinds])
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a hanging verifier outlives a killed parent")
 def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     kinds = ["idle", "loop", "sleep", "regular expression"]
-    environment = os.environ | {"PYTHONPATH": str(HERE)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), *kinds], env=environment)
     try:
         wait_until(lambda: all((tmp_path / kind).exists() for kind in kinds))
@@ -209,7 +212,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
 def test_what_a_hanging_verifier_has_started_is_killed_with_it(tmp_path: Path) -> None:
     child = tmp_path / "child"
     with VerifierPool("foreign_verifiers:leave_pid", processes=1, timeout_seconds=2) as verifier:
-        assert verifier.score([(str(child), "grandchild")])[0].problem == "verifier exceeded 2 s"
+        assert verifier.score([item(str(child), "grandchild")])[0].problem == "verifier exceeded 2 s"
     assert not alive(int(child.read_text()))
     wait_until(lambda: not alive(int((tmp_path / "child2").read_text())))
 
@@ -220,7 +223,7 @@ def alive(pid: int) -> bool:
     return bool(state.strip()) and not state.startswith("Z")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

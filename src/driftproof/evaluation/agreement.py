@@ -74,8 +74,8 @@ def compare(labelled: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Agreem
             response=one.response,
             reward=verdict.reward,
             label=one.label,
-            answer=one.item[1],
-            text=one.item[0][-_MOST_CHARACTERS:],
+            answer=one.item.answer,
+            text=one.item.response[-_MOST_CHARACTERS:],
             problem=verdict.problem,
         )
         for one, verdict in zip(labelled, verdicts, strict=True)
@@ -88,7 +88,12 @@ def compare(labelled: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Agreem
 def labelled_responses(groups: Iterable[RecordedGroup]) -> list[Labelled]:
     """The responses of recorded groups, which lie one a line in their file (`driftproof.tasks.read_recorded`)."""
     return [
-        Labelled(line=line, response=position, item=(text, group.prompt.answer, group.prompt.text), label=reward)
+        Labelled(
+            line=line,
+            response=position,
+            item=Item(response=text, answer=group.prompt.answer, prompt=group.prompt.text),
+            label=reward,
+        )
         for line, group in enumerate(groups, start=1)
         for position, (text, reward) in enumerate(zip(group.texts, group.rewards, strict=True))
     ]

@@ -26,6 +26,7 @@ from driftproof.run import fsync
 from driftproof.tasks.codec import Codec
 from driftproof.types import Prompt, Request, Sampling
 from driftproof.verify import Verifier
+from driftproof.verify.judge import judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,19 +195,16 @@ def _problem(line: str, where: str) -> Problem:
 
 
 def _request(prompt: Prompt, position: int, codec: Codec, sampling: Sampling, samples: int) -> Request:
-    tokens = np.array(codec.encode(prompt), dtype=np.int32)
-    return make_request(position, prompt, tokens, samples=samples, sampling=sampling, want_logprobs=False)
+    return make_request(position, prompt, codec.encode(prompt), samples=samples, sampling=sampling, want_logprobs=False)
 
 
 def _verified(completed: Completed, codec: Codec, verifier: Verifier) -> Problem:
-    texts = tuple(codec.decode(response.tokens.tolist()) for response in completed.responses)
-    prompt = completed.request.prompt
-    verdicts = verifier.score([(text, prompt.answer, prompt.text) for text in texts])
+    (group,) = judge(codec, verifier, [completed])
     return Problem(
         index=completed.request.key,
-        rewards=tuple(0.0 if verdict.reward is None else verdict.reward for verdict in verdicts),
-        unverified=sum(verdict.reward is None for verdict in verdicts),
-        texts=texts,
+        rewards=tuple(np.nan_to_num(group.rewards, nan=0.0).tolist()),
+        unverified=int(np.isnan(group.rewards).sum()),
+        texts=tuple(codec.decode(tokens) for tokens in group.split()),
     )
 
 

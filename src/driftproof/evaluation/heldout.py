@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from driftproof.engines.protocol import Engine, generate
+from driftproof.engines.protocol import Completed, Engine, generate
 from driftproof.tasks.codec import Codec
 from driftproof.types import Prompt, Request, Response, Sampling
 from driftproof.verify import Verifier
+from driftproof.verify.judge import judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +69,13 @@ def _rewards(
         Request(
             key=position,
             prompt=prompt,
-            prompt_tokens=np.array(codec.encode(prompt), dtype=np.int32),
+            prompt_tokens=codec.encode(prompt),
             samples=samples,
             sampling=replace(sampling, seed=sampling.seed + position),
         )
         for position, prompt in enumerate(prompts)
     ]
     answers: list[tuple[Response, ...]] = generate(engine, requests)
-    items = [
-        (codec.decode(response.tokens.tolist()), prompt.answer, prompt.text)
-        for prompt, responses in zip(prompts, answers, strict=True)
-        for response in responses
-    ]
-    verdicts = verifier.score(items)
-    rewards = np.array([0.0 if v.reward is None else v.reward for v in verdicts])
-    return rewards.reshape(len(prompts), samples), sum(v.reward is None for v in verdicts)
+    completed = [Completed(request=q, responses=a) for q, a in zip(requests, answers, strict=True)]
+    rewards_PK = np.stack([group.rewards for group in judge(codec, verifier, completed)])
+    return np.nan_to_num(rewards_PK, nan=0.0), int(np.isnan(rewards_PK).sum())

@@ -6,8 +6,7 @@ twice, by whomever, is recorded once; nothing enters the ledger that the learner
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -15,6 +14,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from driftproof import types
+from driftproof.engines.protocol import Completed
 from driftproof.errors import CodecError, GroupError, StaleInboxError, VerifierError
 from driftproof.inbox.messages import (
     MAX_PROMPTS,
@@ -38,8 +38,9 @@ from driftproof.ledger.store import Ledger
 from driftproof.rollout.worker import RolloutSettings, make_request
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
-from driftproof.types import FinishReason, Group, Prompt, Tokens, Verdict
-from driftproof.verify import Verifier
+from driftproof.types import FinishReason, Group, Request, Verdict
+from driftproof.verify import Item, Verifier
+from driftproof.verify.judge import judge
 from driftproof.weights.snapshots import Snapshot, latest, list_snapshots
 
 RETRY_SECONDS = 1.0
@@ -83,17 +84,12 @@ class Inbox:
         self.codec = codec
         self.vocabulary = vocabulary
         self.settings = settings
-        self._open_verifier = open_verifier
+        self._verifier = _OpenedOnDemand(open_verifier)
         self._up_to_date = up_to_date
-        self._verifier: Verifier | None = None
         self._workers = Workers()
-        # A tokenizer must not be used by two threads at once.
-        self._tokenizing = threading.Lock()
 
     def close(self) -> None:
-        if self._verifier is not None:
-            self._verifier.close()
-            self._verifier = None
+        self._verifier.close()
 
     def status(self) -> RunStatus:
         with Ledger(self.ledger) as ledger:
@@ -120,7 +116,7 @@ class Inbox:
             step=None if snapshot is None else snapshot.step,
             lease_seconds=seconds,
             retry_after_seconds=0.0 if leases else RETRY_SECONDS,
-            prompts=[self._prompt(lease.dispatch, self.task.train[lease.prompt_index]) for lease in leases],
+            prompts=[_message(self._request(lease.dispatch, lease.prompt_index)) for lease in leases],
         )
 
     def accept(self, groups: Sequence[GroupMessage | Refusal]) -> list[Outcome]:
@@ -133,9 +129,13 @@ class Inbox:
         with Ledger(self.ledger) as ledger:
             dispatched = ledger.status().dispatched
             read = [self._read(f"groups[{i}]", group, ledger, dispatched) for i, group in enumerate(groups)]
-            verdicts = iter(self._score([group for group in read if isinstance(group, _Written)]))
+            written = [group.completed for group in read if isinstance(group, _Written)]
+            judged = iter(judge(self.codec, self._verifier, written))
             outcomes = [
-                group if isinstance(group, Outcome) else self._record(ledger, group, next(verdicts)) for group in read
+                group
+                if isinstance(group, Outcome)
+                else self._record(ledger, group.worker, group.dispatch, next(judged))
+                for group in read
             ]
             refused = [problem for outcome in outcomes for problem in outcome.problems]
             if refused:
@@ -167,34 +167,16 @@ class Inbox:
                 "the run was resumed with other settings, or its config.toml cannot be read; start its inbox again"
             )
 
-    def _prompt(self, dispatch: int, prompt: Prompt) -> PromptMessage:
-        tokens = self._encode(prompt)
-        request = make_request(
+    def _request(self, dispatch: int, prompt_index: int) -> Request:
+        """The request that a built-in worker would hand to its engine."""
+        prompt = self.task.train[prompt_index]
+        return make_request(
             dispatch,
             prompt,
-            tokens,
+            self.codec.encode(prompt),
             samples=self.settings.group_size,
             sampling=self.settings.sampling,
             want_logprobs=self.settings.want_logprobs,
-        )
-        sampling = request.sampling
-        system = [ChatMessage(role="system", content=prompt.system)] if prompt.system else []
-        return PromptMessage(
-            dispatch=dispatch,
-            prompt=prompt.text,
-            system=prompt.system,
-            messages=[*system, ChatMessage(role="user", content=prompt.text)],
-            prompt_tokens=tokens.tolist(),
-            samples=request.samples,
-            sampling=SamplingMessage(
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                stop_ids=list(sampling.stop_ids),
-                seed=sampling.seed,
-            ),
-            want_logprobs=request.want_logprobs,
         )
 
     def _read(self, where: str, group: GroupMessage | Refusal, ledger: Ledger, dispatched: int) -> _Written | Outcome:
@@ -217,7 +199,8 @@ class Inbox:
                 problems.append(str(refused))
         if problems:
             return Outcome(dispatch=group.dispatch, outcome="refused", problems=shown(problems))
-        return _Written(group, self.task.train[ledger.prompt_of(group.dispatch)], responses)
+        request = self._request(group.dispatch, ledger.prompt_of(group.dispatch))
+        return _Written(group.worker, Completed(request=request, responses=tuple(responses)))
 
     def _response(self, where: str, response: ResponseMessage) -> types.Response:
         tokens = self._tokens(where, response)
@@ -256,8 +239,7 @@ class Inbox:
                     )
             return response.tokens
         try:
-            with self._tokenizing:
-                tokens = self.codec.encode_response(response.text or "")
+            tokens = self.codec.encode_response(response.text or "")
         except CodecError as error:
             raise _Refused(f"{where}.text: {error}") from error
         # What was cut off did not end, so it has no end-of-sequence token.
@@ -266,64 +248,82 @@ class Inbox:
             raise _Refused(f"{where}.text: is empty, and nothing was cut off; finish_reason must be 'stop'")
         return tokens
 
-    def _encode(self, prompt: Prompt) -> Tokens:
-        with self._tokenizing:
-            return np.array(self.codec.encode(prompt), dtype=np.int32)
-
-    def _score(self, groups: Sequence[_Written]) -> list[list[Verdict]]:
-        """The verdicts of each group; the verifier is asked for those without rewards."""
-        with self._tokenizing:
-            unscored = [
-                (self.codec.decode(response.tokens.tolist()), group.prompt.answer)
-                for group in groups
-                for response in group.responses
-                if response.reward is None
-            ]
-        fresh = iter(self._verify(unscored) if unscored else ())
-        return [
-            [
-                next(fresh) if response.reward is None else Verdict(reward=response.reward)
-                for response in group.responses
-            ]
-            for group in groups
-        ]
-
-    def _verify(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
-        if self._verifier is None:
-            self._verifier = self._open_verifier()
+    def _record(self, ledger: Ledger, worker: str, dispatch: int, group: Group) -> Outcome:
+        name = ledger_name(worker)
         try:
-            return self._verifier.score(items)
-        except VerifierError:
-            self.close()
-            raise
-
-    def _record(self, ledger: Ledger, written: _Written, verdicts: Sequence[Verdict]) -> Outcome:
-        message, prompt = written.message, written.prompt
-        name = ledger_name(message.worker)
-        try:
-            group = Group.from_responses(prompt.index, self._encode(prompt), written.responses, verdicts)
-            accepted = ledger.commit(name, {message.dispatch: group})
+            accepted = ledger.commit(name, {dispatch: group})
         except GroupError as error:
-            return Outcome(dispatch=message.dispatch, outcome="refused", problems=[str(error)])
-        self._workers.written(ledger, name, message.dispatch, accepted, len(group.response_tokens))
+            return Outcome(dispatch=dispatch, outcome="refused", problems=[str(error)])
+        self._workers.written(ledger, name, dispatch, accepted, len(group.response_tokens))
         if accepted:
             for problem in filter(None, group.problems):
-                ledger.record_event("verification failed", f"prompt {prompt.index}: {problem}")
-        return Outcome(dispatch=message.dispatch, outcome="accepted" if accepted else "duplicate")
+                ledger.record_event("verification failed", f"prompt {group.prompt_index}: {problem}")
+        return Outcome(dispatch=dispatch, outcome="accepted" if accepted else "duplicate")
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
     """A group that was read and is in order."""
 
-    message: GroupMessage
-    prompt: Prompt
-    responses: list[types.Response]
+    worker: str
+    completed: Completed
+
+    @property
+    def dispatch(self) -> int:
+        return self.completed.request.key
+
+
+class _OpenedOnDemand:
+    """A verifier that is started by the first response to be scored, and again after it has failed."""
+
+    def __init__(self, start: Callable[[], Verifier]) -> None:
+        self._start = start
+        self._started: Verifier | None = None
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        return self._started.failures if self._started else {}
+
+    def score(self, items: Sequence[Item]) -> list[Verdict]:
+        if self._started is None:
+            self._started = self._start()
+        try:
+            return self._started.score(items)
+        except VerifierError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._started is not None:
+            self._started.close()
+            self._started = None
 
 
 def ledger_name(worker: str) -> str:
     """What the ledger calls a worker of the inbox; never the name of a built-in one."""
     return f"inbox:{worker}"
+
+
+def _message(request: Request) -> PromptMessage:
+    prompt, sampling = request.prompt, request.sampling
+    system = [ChatMessage(role="system", content=prompt.system)] if prompt.system else []
+    return PromptMessage(
+        dispatch=request.key,
+        prompt=prompt.text,
+        system=prompt.system,
+        messages=[*system, ChatMessage(role="user", content=prompt.text)],
+        prompt_tokens=request.prompt_tokens.tolist(),
+        samples=request.samples,
+        sampling=SamplingMessage(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop_ids=list(sampling.stop_ids),
+            seed=sampling.seed,
+        ),
+        want_logprobs=request.want_logprobs,
+    )
 
 
 def _files(snapshot: Snapshot) -> dict[str, Path]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from driftproof.engines.embedded.engine import EmbeddedEngine
-from driftproof.engines.protocol import generate
+from driftproof.engines.protocol import Completed, generate
 from driftproof.evaluation.heldout import evaluate
 from driftproof.lab.staleness import Staleness
 from driftproof.learner.learner import Learner
@@ -26,6 +26,7 @@ from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import Batch, FinishReason, Group, Prompt, Request, Response, Sampling, Verdict
 from driftproof.verify import Verifier
+from driftproof.verify.judge import judge
 
 State = dict[str, Tensor]
 Row = dict[str, float]
@@ -77,7 +78,7 @@ class Sampler:
         return make_request(
             dispatch,
             prompt,
-            np.array(self.codec.encode(prompt), dtype=np.int32),
+            self.codec.encode(prompt),
             samples=self.group_size,
             sampling=self.sampling,
             want_logprobs=self.want_logprobs,
@@ -88,18 +89,8 @@ class Sampler:
         self.engine.load_state(state)
         requests = [self.request(dispatch) for dispatch in dispatches]
         answers: list[tuple[Response, ...]] = generate(self.engine, requests)
-        items = [
-            (self.codec.decode(response.tokens.tolist()), request.prompt.answer, request.prompt.text)
-            for request, responses in zip(requests, answers, strict=True)
-            for response in responses
-        ]
-        verdicts = iter(self.verifier.score(items))
-        return [
-            Group.from_responses(
-                request.prompt.index, request.prompt_tokens, responses, [next(verdicts) for _ in responses]
-            )
-            for request, responses in zip(requests, answers, strict=True)
-        ]
+        completed = [Completed(request=q, responses=a) for q, a in zip(requests, answers, strict=True)]
+        return judge(self.codec, self.verifier, completed)
 
 
 def run(
@@ -187,8 +178,7 @@ def answer_group(prompt: Prompt, codec: Codec) -> Group:
     answer = Response(
         tokens=np.array(codec.encode_response(prompt.answer), dtype=np.int32), finish_reason=FinishReason.STOP
     )
-    tokens = np.array(codec.encode(prompt), dtype=np.int32)
-    return Group.from_responses(prompt.index, tokens, [answer], [Verdict(reward=1.0)])
+    return Group.from_responses(prompt.index, codec.encode(prompt), [answer], [Verdict(reward=1.0)])
 
 
 def _copy(learner: Learner) -> State:

@@ -22,8 +22,9 @@ from driftproof.faults import ENGINE, fault_point
 from driftproof.ledger.store import RUNNING, Ledger
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
-from driftproof.types import FinishReason, Group, Prompt, Request, Response, Sampling, Tokens, Verdict
+from driftproof.types import Group, Prompt, Request, Sampling, Tokens
 from driftproof.verify import Verifier
+from driftproof.verify.judge import judge
 from driftproof.weights.snapshots import latest
 
 ATTEMPTS = 3
@@ -144,7 +145,7 @@ class RolloutWorker:
         return make_request(
             dispatch,
             prompt,
-            np.array(self.codec.encode(prompt), dtype=np.int32),
+            self.codec.encode(prompt),
             samples=self.settings.group_size,
             sampling=self.settings.sampling,
             want_logprobs=self.settings.want_logprobs,
@@ -209,24 +210,12 @@ class RolloutWorker:
             raise EngineError(f"{failure}; and another prompt: {question.error}")
         self.ledger.record_event("group without responses", failure)
         self._under_way -= 1
-        self._given_up[item.request.key] = _failed_group(item)
+        (self._given_up[item.request.key],) = judge(self.codec, self.verifier, [item])
 
     def _score(self, completed: list[Completed]) -> dict[int, Group]:
         """Runs in the verifying thread; touches neither ledger nor engine."""
-        unscored = [
-            (self.codec.decode(response.tokens.tolist()), item.request.prompt.answer, item.request.prompt.text)
-            for item in completed
-            for response in item.responses
-            if response.reward is None
-        ]
-        fresh = iter(self.verifier.score(unscored) if unscored else ())
-        groups = {}
-        for item in completed:
-            verdicts = [next(fresh) if r.reward is None else Verdict(reward=r.reward) for r in item.responses]
-            groups[item.request.key] = Group.from_responses(
-                item.request.prompt.index, item.request.prompt_tokens, item.responses, verdicts
-            )
-        return groups
+        groups = judge(self.codec, self.verifier, completed)
+        return {item.request.key: group for item, group in zip(completed, groups, strict=True)}
 
     def _commit(self) -> int:
         done = [future for future in self._verifying if future.done()]
@@ -253,14 +242,3 @@ class RolloutWorker:
     def _counters(self) -> dict[str, Any]:
         engine = {f"engine/{name}": value for name, value in self.engine.counters.items()}
         return self._totals | engine | {"snapshot": self.loaded_step}
-
-
-def _failed_group(item: Completed) -> Group:
-    """A group of which the engine wrote nothing: it is trained without effect, and says why."""
-    request = item.request
-    logprobs = np.empty(0, np.float32) if request.want_logprobs else None
-    response = Response(tokens=np.empty(0, np.int32), finish_reason=FinishReason.FAILED, behavior_logprobs=logprobs)
-    verdict = Verdict(reward=None, problem=f"generation failed: {item.error}")
-    return Group.from_responses(
-        request.prompt.index, request.prompt_tokens, [response] * request.samples, [verdict] * request.samples
-    )

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from driftproof import tasks, verify
@@ -492,7 +491,7 @@ def answered(recorded_groups: Sequence[tasks.RecordedGroup], codec: Codec) -> li
         Request(
             key=group.prompt.index,
             prompt=group.prompt,
-            prompt_tokens=np.array(codec.encode(group.prompt), dtype=np.int32),
+            prompt_tokens=codec.encode(group.prompt),
             samples=len(group.texts),
             sampling=Sampling(max_tokens=1),
         )

@@ -23,7 +23,6 @@ from driftproof.tasks.protocol import Task
 from driftproof.tasks.reasoning_gym import reasoning_gym
 from driftproof.tasks.recorded import MixedTask, RecordedGroup, RecordedTask, mixed, read_recorded, recorded
 from driftproof.tasks.running_sums import running_sums
-from driftproof.tasks.validate import Validation, validate
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": arithmetic,
@@ -43,7 +42,6 @@ __all__ = [
     "RecordedTask",
     "Task",
     "TaskError",
-    "Validation",
     "arithmetic",
     "benchmark",
     "build",
@@ -55,7 +53,6 @@ __all__ = [
     "reasoning_gym",
     "recorded",
     "running_sums",
-    "validate",
 ]
 
 

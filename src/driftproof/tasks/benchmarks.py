@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from driftproof.errors import TaskError
+from driftproof.tasks.answers import last_boxed
 from driftproof.tasks.protocol import Task
 from driftproof.tasks.rows import Row, read_rows
 from driftproof.tasks.split import numbered, split_files
 from driftproof.types import Prompt
-from driftproof.verify.answers import last_boxed
 
 TEMPLATE = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
 

@@ -1,15 +1,26 @@
-"""Text to token ids and back, by the learner's tokenizer: the only place where either is made."""
+"""Text to token ids and back, by the learner's tokenizer: the only place where either is made.
+
+Guarantees: a prompt is tokenized once by each process, as long as its tokens find room in `REMEMBERED_TOKENS`; any
+number of threads may use one codec.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from driftproof.errors import CodecError
-from driftproof.types import Prompt
+from driftproof.types import Prompt, Tokens
 from driftproof.weights.models import encode_prompt, load_tokenizer, render_prompt, stop_ids
+
+REMEMBERED_TOKENS = 16 * 2**20
+"""Tokens of prompts that a codec keeps, 64 MiB of them; prompts beyond are tokenized whenever they are asked for."""
 
 
 class Codec:
@@ -20,32 +31,47 @@ class Codec:
         self._tokenizer: Any = load_tokenizer(model)
         self.eos_id = int(self._tokenizer.eos_token_id)
         self.stop_ids = stop_ids(self._tokenizer, model)
+        # A tokenizer must not be used by two threads at once.
+        self._lock = threading.Lock()
+        self._prompts: dict[tuple[str, str], Tokens] = {}
+        self._remembered = 0
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, through the chat template where there is one.
+    def encode(self, prompt: Prompt) -> Tokens:
+        """Token ids of a prompt, int32 [P], not to be written to; through the chat template where there is one.
 
         Raises:
             CodecError: the tokenizer has no tokens for it.
         """
-        with _readable(prompt.text):
-            return encode_prompt(self._tokenizer, prompt)
+        key = (prompt.system, prompt.text)
+        with self._lock:
+            known = self._prompts.get(key)
+            if known is not None:
+                return known
+            with _readable(prompt.text):
+                tokens = np.array(encode_prompt(self._tokenizer, prompt), dtype=np.int32)
+            tokens.setflags(write=False)
+            if self._remembered + len(tokens) <= REMEMBERED_TOKENS:
+                self._prompts[key] = tokens
+                self._remembered += len(tokens)
+            return tokens
 
     def render(self, prompt: Prompt) -> str:
         """The text that `encode` makes tokens of, through the chat template where there is one."""
         return render_prompt(self._tokenizer, prompt)
 
     def encode_response(self, text: str) -> list[int]:
-        """Token ids of a recorded response, which ends with the end-of-sequence token.
+        """Token ids of a response that is known as text, with the end-of-sequence token behind them.
 
         Raises:
             CodecError: the tokenizer has no tokens for it.
         """
-        with _readable(text):
+        with self._lock, _readable(text):
             return [*self._tokenizer.encode(text, add_special_tokens=False), self.eos_id]
 
-    def decode(self, tokens: list[int]) -> str:
+    def decode(self, tokens: ArrayLike) -> str:
         """The text of response tokens, special tokens left out."""
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        with self._lock:
+            return str(self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True))
 
 
 @contextmanager

@@ -4,9 +4,9 @@ A reward function with TRL's signature, `completions, **columns -> list[float]`,
 `prompts` and `answer`, lists of one each, by keyword and as far as it takes them.
 
 ```python
-from driftproof.verify import build
+from driftproof.verify import Item, build
 verifier = build("math", processes=2, timeout_seconds=5.0)     # or "exact", or your own "package.module:function"
-verdicts = verifier.score([("so it is \\boxed{18}", "18")])
+verdicts = verifier.score([Item(response="it is \\boxed{18}", answer="18", prompt="What is 3 times 6?")])
 verifier.close()
 ```
 """

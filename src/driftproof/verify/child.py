@@ -1,8 +1,8 @@
 """The process in which a verifier runs: `python -m driftproof.verify.child package.module:function LIFELINE`.
 
 Speaks JSON, one object a line. It first writes `{}` (ready) or `{"error": ...}` (the verifier cannot be imported). Then
-it reads `[text, answer]` or `[text, answer, prompt]` lines and answers each, in order, with `{"reward": number}`,
-`{"raised": ...}` or `{"invalid": ...}`. The process ends when its parent does, however the parent ended and whatever
+it reads `[response, answer, prompt]` lines and answers each, in order, with `{"reward": number}`, `{"raised": ...}` or
+`{"invalid": ...}`. The process ends when its parent does, however the parent ended and whatever
 the verifier is doing, even in C code that never lets go of the interpreter (on Linux; elsewhere once it is idle).
 """
 
@@ -110,7 +110,7 @@ def _from_reward_function(
     return verify
 
 
-def _judge(verify: Callable[[str, str, str], Any], text: str, answer: str, prompt: str = "") -> dict[str, Any]:
+def _judge(verify: Callable[[str, str, str], Any], text: str, answer: str, prompt: str) -> dict[str, Any]:
     try:
         reward = verify(text, answer, prompt)
         if isinstance(reward, numbers.Real) and math.isfinite(reward):

@@ -20,7 +20,7 @@ class ExactVerifier:
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in order; rewards are 1.0 or 0.0."""
-        return [Verdict(reward=exact(item[0], item[1])) for item in items]
+        return [Verdict(reward=exact(item.response, item.answer)) for item in items]
 
     def close(self) -> None:
         """Nothing to end."""

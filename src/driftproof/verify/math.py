@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError(f"Math-Verify is missing ({error}); install it: pip install 'driftproof[math]'") from error
 
-from driftproof.verify.answers import after_hashes, last_boxed, last_number, tail
+from driftproof.tasks.answers import after_hashes, last_boxed, last_number, tail
 
 # It warns once in every process that its own time limits are off; the pool has the limit.
 logging.getLogger("math_verify").setLevel(logging.ERROR)

@@ -259,7 +259,7 @@ class _Child:
         if not self.queue:
             self.since = time.monotonic()
         self.queue.append(position)
-        self.unsent += json.dumps(item).encode() + b"\n"
+        self.unsent += json.dumps([item.response, item.answer, item.prompt]).encode() + b"\n"
 
     def send(self) -> None:
         """Send what the channel takes now. A dead process shows when it is read from, not here."""

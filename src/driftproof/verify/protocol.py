@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from driftproof.types import Verdict
 
-Item = tuple[str, str] | tuple[str, str, str]
-"""(response text, answer) or (response text, answer, prompt text); a reward function may want to see the prompt."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A response to be scored, with everything that a verifier or a reward function may want to see.
+
+    `Item(response="It is 18.", answer="18", prompt="What is 3 times 6?")`
+    """
+
+    response: str
+    """Text of the response."""
+    answer: str
+    """The right answer, in the task's own words."""
+    prompt: str
+    """Text of the prompt."""
 
 
 class Verifier(Protocol):

@@ -90,7 +90,7 @@ def draw(engine: Engine, count: int, samples: int, **sampling: float) -> list[tu
         make_request(
             index,
             prompt,
-            np.array(codec.encode(prompt), dtype=np.int32),
+            codec.encode(prompt),
             samples=samples,
             sampling=settings,
             want_logprobs=False,

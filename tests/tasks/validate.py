@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from driftproof.errors import TaskError
 from driftproof.tasks.protocol import Task
 from driftproof.types import Prompt, Verdict
-from driftproof.verify import build
+from driftproof.verify import Item, build
 
 _NUMBER = re.compile(r"\d+")
 
@@ -53,7 +53,9 @@ def validate(task: Task, limit: int | None = 64, timeout_seconds: float = 5.0) -
         (i, answer) for i, gold in enumerate(golds) for answer in (gold, *_wrong(gold, golds[(i + 1) % len(golds)]))
     ]
     items = [
-        (form, prompts[i].answer, prompts[i].text) for i, answer in tried for form in (answer, f"\\boxed{{{answer}}}")
+        Item(response=form, answer=prompts[i].answer, prompt=prompts[i].text)
+        for i, answer in tried
+        for form in (answer, f"\\boxed{{{answer}}}")
     ]
     with contextlib.closing(build(task.verifier, timeout_seconds=timeout_seconds)) as verifier:
         verdicts = verifier.score(items)

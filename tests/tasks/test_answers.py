@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.verify.answers import after_hashes, last_boxed, last_number
+from driftproof.tasks.answers import after_hashes, last_boxed, last_number
 
 PLAIN = st.text(st.characters(exclude_characters="\\{}"), max_size=30)
 BALANCED = st.recursive(PLAIN, lambda inner: st.lists(inner | inner.map("{{{}}}".format), max_size=4).map("".join))

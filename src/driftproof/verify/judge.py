@@ -1,0 +1,52 @@
+"""From an engine's answers to groups: the only place where responses become text, get rewards and become a group.
+
+Guarantees: the same answer gets the same rewards on every way (rollout worker, inbox, evaluation, lab); a recorded
+reward stays what it is, and the verifier is not asked; a request that failed becomes a group without rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from driftproof.engines.protocol import Completed
+from driftproof.tasks.codec import Codec
+from driftproof.types import FinishReason, Group, Response, Verdict
+from driftproof.verify.protocol import Item, Verifier
+
+
+def judge(codec: Codec, verifier: Verifier, completed: Sequence[Completed]) -> list[Group]:
+    """One group per completed request, in their order; the verifier scores what has no reward yet, all at once.
+
+    Raises:
+        VerifierError: the verifier is closed or can no longer be started.
+        GroupError: responses of one request do not belong together.
+    """
+    items = [
+        Item(response=codec.decode(response.tokens), answer=one.request.prompt.answer, prompt=one.request.prompt.text)
+        for one in completed
+        for response in one.responses
+        if response.reward is None
+    ]
+    fresh = iter(verifier.score(items) if items else ())
+    return [_failed(one) if one.error else _group(one, fresh) for one in completed]
+
+
+def _group(completed: Completed, fresh: Iterator[Verdict]) -> Group:
+    verdicts = [
+        next(fresh) if response.reward is None else Verdict(reward=response.reward) for response in completed.responses
+    ]
+    request = completed.request
+    return Group.from_responses(request.prompt.index, request.prompt_tokens, completed.responses, verdicts)
+
+
+def _failed(completed: Completed) -> Group:
+    """A group of which the engine wrote nothing: it is trained without effect, and says why."""
+    request = completed.request
+    logprobs = np.empty(0, np.float32) if request.want_logprobs else None
+    response = Response(tokens=np.empty(0, np.int32), finish_reason=FinishReason.FAILED, behavior_logprobs=logprobs)
+    verdict = Verdict(reward=None, problem=f"generation failed: {completed.error}")
+    return Group.from_responses(
+        request.prompt.index, request.prompt_tokens, [response] * request.samples, [verdict] * request.samples
+    )
