@@ -17,8 +17,7 @@ from pathlib import Path
 import httpx2
 
 from benchmarks.harness import spread, write_results
-from driftproof.engines.openai.client import OpenAIEngine
-from driftproof.engines.openai.pool import Patience
+from driftproof.engines.openai.engine import OpenAIEngine
 from driftproof.engines.protocol import generate
 from driftproof.engines.vllm.launch import check_environment, launch
 from driftproof.tasks import build
@@ -70,7 +69,7 @@ def open_engine(url: str, model: Path, codec: Codec, prompt: Prompt) -> OpenAIEn
         vocabulary=inspect_model(model).vocabulary,
         tokenizer=codec,
         sample_text=prompt.text,
-        patience=Patience(slots=CONCURRENT),
+        slots=CONCURRENT,
     )
 
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from driftproof import tasks
 from driftproof.config import Config, LabConfig, load_config
-from driftproof.engines.openai.wire import Call, Dialect, ReplyError, read_reply
+from driftproof.engines.http import ReplyError
+from driftproof.engines.openai.wire import Call, Dialect, read_reply
 from driftproof.errors import CheckpointError, ConfigError, EngineError, ModelError, TaskError
 from driftproof.types import Prompt, Request, Sampling
 from tests.fuzz.inputs import changed_bytes, changed_tree, words

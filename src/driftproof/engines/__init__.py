@@ -1,1 +1,1 @@
-"""What writes responses: the Engine protocol and its implementations, each imported from its own module."""
+"""Writers of responses: the Engine protocol and its implementations, each imported from its own module."""

@@ -16,7 +16,7 @@ from driftproof.types import Request, Response
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What an engine can give, checked against the objective's needs before a run starts."""
+    """Abilities of an engine, checked against the objective's needs before a run starts."""
 
     logprobs: bool
     """Can return the log-probs of the distribution it sampled from."""
@@ -46,12 +46,12 @@ class Engine(Protocol):
 
     @property
     def counters(self) -> Mapping[str, float]:
-        """What happened since the start that an operator should see; {} where there is nothing to count."""
+        """Counts since the start that an operator should see; {} where there is nothing to count."""
         ...
 
     @property
     def room(self) -> int:
-        """How many more responses can be written at once without queueing."""
+        """Responses that can be written at once beside those under way, without queueing."""
         ...
 
     def submit(self, request: Request) -> None:

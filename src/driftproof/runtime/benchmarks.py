@@ -70,7 +70,7 @@ def score_benchmarks(
 
 def _writer(config: Config, engine: Engine) -> dict[str, Any]:
     """What wrote the responses. An address is no part of it, so that a record can be gone on with elsewhere."""
-    from driftproof.engines.openai.client import OpenAIEngine
+    from driftproof.engines.openai.engine import OpenAIEngine
 
     if not isinstance(engine, OpenAIEngine):
         return {"weights": fingerprint_weights(config.model.path)}

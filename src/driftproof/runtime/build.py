@@ -41,7 +41,7 @@ from driftproof.weights.snapshots import latest
 
 if TYPE_CHECKING:
     from driftproof.engines.embedded.engine import EmbeddedEngine
-    from driftproof.engines.openai.client import OpenAIEngine
+    from driftproof.engines.openai.engine import OpenAIEngine
     from driftproof.engines.vllm.updater import VllmUpdater
 
 
@@ -310,8 +310,8 @@ def _make_updater(config: Config) -> VllmUpdater | None:
 def _open_servers(
     config: Config, urls: Sequence[str], prompt: Prompt, codec: Codec, updater: VllmUpdater | None = None
 ) -> OpenAIEngine:
-    from driftproof.engines.openai.client import OpenAIEngine
-    from driftproof.engines.openai.pool import Patience
+    from driftproof.engines.openai.engine import OpenAIEngine
+    from driftproof.engines.openai.pool import RetryPolicy
 
     engine = config.engine
     return OpenAIEngine(
@@ -320,7 +320,8 @@ def _open_servers(
         tokenizer=codec,
         sample_text=prompt.text,
         model=engine.model,
-        patience=Patience(slots=engine.slots, timeout_seconds=engine.timeout_seconds, attempts=engine.attempts),
+        slots=engine.slots,
+        policy=RetryPolicy(timeout_seconds=engine.timeout_seconds, attempts=engine.attempts),
         retokenize=engine.retokenize,
         updater=updater,
         api_key_variable=engine.api_key_variable,

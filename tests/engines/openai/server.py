@@ -7,6 +7,7 @@ seed. Faults are taken from a queue, one per completion that is not a probe's.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import random
 import socket
@@ -30,7 +31,7 @@ END = 0
 VOCABULARY = 256
 BASE = "base"
 _BROKEN_CHOICES = ("nan", "null", "positive", "infinite", "foreign", "short", "prompt", "abort", "long", "nostop")
-FAULTS = ("429", "500", "503", "cut", "garbage", "fewer", "nothing", "close", *_BROKEN_CHOICES)
+FAULTS = ("429", "500", "503", "cut", "garbage", "fewer", "nothing", "close", "gzip", "endless", *_BROKEN_CHOICES)
 """Besides `late`, which waits for `late_seconds`, and `one`, which spoils one of several samples."""
 
 
@@ -303,8 +304,21 @@ def _handler(server: TableServer) -> type[BaseHTTPRequestHandler]:
             elif fault == "cut":
                 self._send(200, text, length=2 * len(text))
                 self.close_connection = True
+            elif fault == "gzip":
+                self._send(200, gzip.compress(text.encode()), **{"Content-Encoding": "gzip"})
+            elif fault == "endless":
+                self._send_for_ever()
             else:
                 self._send(200, text[: len(text) // 2] if fault == "garbage" else text)
+
+        def _send_for_ever(self) -> None:
+            self.close_connection = True
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
 
         def _update(self, weights: str) -> None:
             if server.refuses_updates:
@@ -314,8 +328,8 @@ def _handler(server: TableServer) -> type[BaseHTTPRequestHandler]:
             server.updates.append(weights)
             self._send(200, "{}")
 
-        def _send(self, status: int, text: str, length: int | None = None, **headers: str) -> None:
-            content = text.encode()
+        def _send(self, status: int, text: str | bytes, length: int | None = None, **headers: str) -> None:
+            content = text if isinstance(text, bytes) else text.encode()
             self.send_response(status)
             self.send_header("Content-Length", str(length or len(content)))
             for name, value in headers.items():
@@ -329,7 +343,6 @@ def _handler(server: TableServer) -> type[BaseHTTPRequestHandler]:
 class HttpUpdater:
     """Tells a server the name of the snapshot."""
 
-    name = "table"
     counters: Mapping[str, float] = MappingProxyType({})
 
     def update(self, server_url: str, snapshot: Path) -> None:

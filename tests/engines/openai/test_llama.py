@@ -14,8 +14,7 @@ import pytest
 
 from driftproof.cli.main import main
 from driftproof.engines.embedded.engine import EmbeddedEngine
-from driftproof.engines.openai.client import OpenAIEngine
-from driftproof.engines.openai.pool import Patience
+from driftproof.engines.openai.engine import OpenAIEngine
 from driftproof.engines.openai.probe import probe
 from driftproof.engines.openai.wire import Dialect
 from driftproof.engines.protocol import Engine, generate
@@ -78,7 +77,7 @@ def engine_of(url: str, *, model: Path = MODEL, retokenize: bool = False) -> Ope
         vocabulary=inspect_model(model).vocabulary,
         tokenizer=Codec(model),
         sample_text="47+85= é",
-        patience=Patience(slots=8),
+        slots=8,
         retokenize=retokenize,
     )
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.engines.openai.probe import ServerFacts, Unreachable, probe, server_url
+from driftproof.engines.http import server_url
+from driftproof.engines.openai.probe import ServerFacts, Unreachable, probe
 from driftproof.engines.openai.wire import Dialect
 from driftproof.errors import EngineError
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftproof.engines.openai.wire import Call, Dialect, ReplyError, build_body, read_reply
+from driftproof.engines.http import ReplyError
+from driftproof.engines.openai.wire import Call, Dialect, build_body, read_reply
 from driftproof.errors import EngineError
 from driftproof.types import FinishReason
 

@@ -108,8 +108,8 @@ def test_a_server_that_dies_under_a_run_is_started_again(tmp_path: Path) -> None
     with Ledger(run / "ledger.sqlite") as ledger:
         assert ledger.events()["server died"][0] == 1
         worker = ledger.workers()["worker-0"]
-    assert worker["engine/set_asides"] >= 1
-    assert worker["engine/taken_back"] >= 1
+    assert worker["engine/ejected"] >= 1
+    assert worker["engine/readmitted"] >= 1
     # It began again with the base model's weights, and had the newest before it was asked anything.
     assert worker["engine/canary_difference"] < 1e-3
 

@@ -85,7 +85,7 @@ def test_a_server_that_cannot_resume_is_an_error(server: StandIn, snapshot: Path
 
 def test_a_server_that_closes_its_connection_after_a_failure_is_resumed(server: StandIn, snapshot: Path) -> None:
     server.trouble["/update_weights"] = (500, "no such tensor")
-    server.drops = ["/resume", "/resume"]
+    server.drops = ["/resume"]
     with pytest.raises(EngineError, match="no such tensor") as failure:
         VllmUpdater().update(server.url, snapshot)
     assert "could not be resumed" not in str(failure.value)

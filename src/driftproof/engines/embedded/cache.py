@@ -20,15 +20,16 @@ _FIRST_CAPACITY = 32
 
 @dataclass(slots=True)
 class _Window:
-    """Where the next forward pass writes and reads; shared by all layers."""
+    """Rows and positions that the next forward pass writes and reads; shared by all layers."""
 
     rows: int
     """Rows held by the tensors."""
     limit: int
     """Positions a row may have."""
     first: int = 0
+    """First row that takes part."""
     last: int = 0
-    """Rows [first, last) take part."""
+    """One past the last row that takes part."""
     start: int = 0
     """Positions before `start` were written earlier (all rows alike); used when `positions` is None."""
     stop: int = 0

@@ -229,9 +229,8 @@ class EmbeddedEngine:
         if not len(ended):
             return
         for row in ended.tolist():
-            self._schedule.finish(self._rows.ended(row))
-        moves = self._rows.remove(ended)
-        self._decoder.cache.copy_rows(moves.source, moves.target, moves.length)
+            self._schedule.finish(self._rows.retire(row))
+        self._decoder.cache.copy_rows(*self._rows.remove(ended))
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from driftproof.engines.embedded.sampling import RowSettings, sample, streams, uniforms
-from driftproof.engines.embedded.schedule import Admission, Ended
+from driftproof.engines.embedded.schedule import Admission, Job
 from driftproof.engines.protocol import name_of
 from driftproof.types import FinishReason, Response
 
@@ -32,15 +31,6 @@ _ROW = np.dtype(
         ("broken", np.bool_),  # its logits were not finite
     ]
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moves:
-    """Rows to copy within the cache: the first `length` positions of `source` to `target`, as if all at once."""
-
-    source: NDArray[np.int64]
-    target: NDArray[np.int64]
-    length: int
 
 
 class Rows:
@@ -118,24 +108,28 @@ class Rows:
         """Count the token that every active row has just read."""
         self._rows["length"][: self.active] += 1
 
-    def ended(self, row: int) -> Ended:
-        """The response of a row, which ends here."""
+    def retire(self, row: int) -> Job:
+        """Hand the response of a row, which ends here, to its job."""
         record = self._rows[row]
-        request, written, error = record["job"].request, int(record["written"]), ""
+        job: Job = record["job"]
+        request, written = job.request, int(record["written"])
         if record["broken"]:
-            error = (
+            job.error = (
                 f"{name_of(request)}: the model's logits are not finite at response token {written - 1}; "
                 "the weights have probably diverged"
             )
-        response = Response(
+        job.responses[int(record["sample"])] = Response(
             tokens=self._tokens[row, :written].copy(),
             finish_reason=FinishReason.STOP if record["stopped"] else FinishReason.LENGTH,
             behavior_logprobs=self._logprobs[row, :written].copy() if request.want_logprobs else None,
         )
-        return Ended(job=record["job"], sample=int(record["sample"]), response=response, error=error)
+        return job
 
-    def remove(self, ended: NDArray[np.int64]) -> Moves:
-        """Close the gaps: the last active rows move into the places of the ended ones, here and then in the cache."""
+    def remove(self, ended: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Close the gaps: the last active rows move into the places of the ended ones.
+
+        Returns the rows to copy within the cache: sources, targets, and how many positions.
+        """
         remaining = self.active - len(ended)
         survives = np.ones(self.active, dtype=np.bool_)
         survives[ended] = False
@@ -146,7 +140,7 @@ class Rows:
         self._rows["job"][remaining : self.active] = None
         self.active = remaining
         self._settings = None
-        return Moves(source=source, target=target, length=int(self._rows["length"][target].max(initial=0)))
+        return source, target, int(self._rows["length"][target].max(initial=0))
 
     def _row_settings(self, first: int) -> RowSettings:
         if first == 0 and self._settings is not None:

@@ -1,4 +1,4 @@
-"""From logits to tokens, for all rows of a batch at once, each row by its own settings.
+"""Sampling: logits to tokens, for all rows of a batch at once, each row by its own settings.
 
 Guarantees: a row's token depends on its logits, its settings and one uniform number, never on the other rows; a token
 that the settings exclude, or of probability 0, is never drawn; a row whose logits are no distribution (NaN or infinite)
@@ -63,7 +63,7 @@ class RowSettings:
         vocabulary: int,
         device: torch.device,
     ) -> RowSettings:
-        """From arrays [B] in the meaning of `Sampling`; `vocabulary` is V."""
+        """Settings from arrays [B] in the meaning of `Sampling`; `vocabulary` is V."""
         greedy = temperature == 0
         cut = np.flatnonzero(~greedy & (((top_k > 0) & (top_k < vocabulary)) | (top_p < 1)))
         scale = np.where(greedy, np.float32(1), temperature)

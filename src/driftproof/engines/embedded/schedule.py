@@ -1,4 +1,4 @@
-"""What runs next: requests wait first in, first out, and their samples are admitted into the slots that are free.
+"""The queue: requests wait first in, first out, and their samples are admitted into the slots that are free.
 
 Guarantees: every request comes out exactly once.
 """
@@ -41,18 +41,6 @@ class Admission:
     job: Job
     samples: range
     """Indices within the group; a range from 0 begins the group."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """A response that came to its end."""
-
-    job: Job
-    sample: int
-    """Index within the group."""
-    response: Response
-    error: str
-    """Empty, or why the response cannot be used."""
 
 
 class Schedule:
@@ -100,11 +88,9 @@ class Schedule:
                 self._queue.popleft()
         return admissions
 
-    def finish(self, ended: Ended) -> None:
-        """Take a response; it completes its request when it was the last."""
-        job, request = ended.job, ended.job.request
-        job.error = ended.error or job.error
-        job.responses[ended.sample] = ended.response
+    def finish(self, job: Job) -> None:
+        """Complete the request of a job, where its last response has come."""
+        request = job.request
         if len(job.responses) == request.samples:
             self.keys.remove(request.key)
             responses = () if job.error else tuple(job.responses[i] for i in range(request.samples))

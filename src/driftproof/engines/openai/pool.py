@@ -1,7 +1,7 @@
-"""Several servers: who gets the next request, who is set aside, who is taken back, and who has which weights.
+"""Several servers: which one gets the next request, which are ejected and readmitted, and which have which weights.
 
-Guarantees: a server that dies is set aside, asked again with back-off and taken back; with an updater none gets work
-before it has the newest weights. All of it runs in one event loop, and so needs no locks for what it shares.
+Guarantees: a server that dies is ejected, asked again with back-off and readmitted; with an updater none gets work
+before it has the newest weights. All of it runs in one event loop, and so needs no locks for shared state.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from driftproof.errors import EngineError
 class Updater(Protocol):
     """Brings the weights of a snapshot to a server."""
 
-    name: str
-
     @property
     def counters(self) -> Mapping[str, float]:
-        """What happened since the start that an operator should see."""
+        """Counts since the start that an operator should see."""
         ...
 
     def update(self, server_url: str, snapshot: Path) -> None:
@@ -40,26 +38,25 @@ class Updater(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How much is asked of servers, and how long they are waited for."""
+class RetryPolicy:
+    """Limits of what is asked of a server, and of what is waited for."""
 
-    slots: int = 128
-    """Responses under way at one server."""
     timeout_seconds: float = 600.0
-    """For one reply."""
+    """Time limit of one reply."""
     attempts: int = 5
     """Failures after which a request is given up."""
     backoff_seconds: float = 0.5
     """Upper end of the first pause; it doubles with every failure, and a pause is drawn from all below it."""
     longest_pause_seconds: float = 30.0
-    strikes: int = 3
-    """Failures in a row that set a server aside; a refused connection does so at once."""
+    """Upper end of every pause."""
+    eject_after: int = 3
+    """Failures in a row that eject a server; a refused connection does so at once."""
     outage_seconds: float = 300.0
-    """How long requests wait when no server is left; also the longest Retry-After that is honoured."""
+    """Time that requests wait when no server is left; also the longest Retry-After that is honored."""
 
     def __post_init__(self) -> None:
-        if min(self.slots, self.attempts, self.strikes) < 1:
-            raise EngineError("slots, attempts and strikes must be at least 1")
+        if min(self.attempts, self.eject_after) < 1:
+            raise EngineError("attempts and eject_after must be at least 1")
         if min(self.timeout_seconds, self.backoff_seconds, self.longest_pause_seconds, self.outage_seconds) <= 0:
             raise EngineError("timeout, back-off, longest pause and outage must be positive numbers of seconds")
 
@@ -86,65 +83,77 @@ class Failure(EngineError):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Server:
-    """A server and what is known of it."""
+    """A server and its state."""
 
     url: str
     facts: ServerFacts | None = None
     live: bool = False
+    """Whether it gets requests."""
     busy: int = 0
     """Responses under way."""
-    strikes: int = 0
+    failures: int = 0
+    """Failures in a row."""
     not_before: float = 0.0
     """Monotonic seconds before which it wants no request."""
     weights: Path | None = None
     """The snapshot it has; None is what it was started with."""
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
-    trouble: str = ""
-    """Why it was set aside."""
+    last_error: str = ""
+    """Why it was ejected."""
+
+    @property
+    def known_facts(self) -> ServerFacts:
+        """Facts of a server that was live at least once."""
+        assert self.facts is not None
+        return self.facts
 
 
-class Fleet:
+class ServerPool:
     """The servers of an engine."""
 
     def __init__(
         self,
         urls: Sequence[str],
         *,
+        slots: int,
         examine: Callable[[str], Awaitable[ServerFacts]],
-        patience: Patience,
+        policy: RetryPolicy,
         updater: Updater | None,
         counters: Counter[str],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """
+        """Make the pool; `open` admits its servers.
+
         Args:
             urls: one per server.
+            slots: responses under way at one server.
             examine: finds out what a server can do; EngineError where it cannot be used, Unreachable where not now.
-            patience: limits.
+            policy: limits.
             updater: brings new weights to the servers.
-            counters: what happens is counted here.
+            counters: counts of the engine.
             spawn: starts a task in the event loop.
         """
-        self.patience = patience
-        self.updater = updater
         self._servers = [Server(url=url) for url in urls]
+        self._per_server = slots
         self._examine = examine
+        self._policy = policy
+        self._updater = updater
         self._counters = counters
         self._spawn = spawn
         self._snapshot: Path | None = None
-        self._dark_since = time.monotonic()
-        self._turnstile = asyncio.Lock()
+        self._unavailable_since = time.monotonic()
+        self._queue = asyncio.Lock()
         self._changed = asyncio.Event()
 
     @property
     def facts(self) -> tuple[ServerFacts, ...]:
-        """Of the servers that have answered so far."""
+        """Facts of the servers that have answered so far."""
         return tuple(server.facts for server in self._servers if server.facts is not None)
 
     @property
     def slots(self) -> int:
         """Responses that the live servers may write at once."""
-        return sum(server.live for server in self._servers) * self.patience.slots
+        return sum(server.live for server in self._servers) * self._per_server
 
     async def open(self) -> None:
         """Examine all servers.
@@ -155,16 +164,16 @@ class Fleet:
         outcomes = await asyncio.gather(*map(self._admit, self._servers), return_exceptions=True)
         for server, error in zip(self._servers, outcomes, strict=True):
             if isinstance(error, Unreachable):
-                server.trouble = str(error)
+                server.last_error = str(error)
             elif error is not None:
                 raise error
         if not any(server.live for server in self._servers):
-            raise EngineError(f"no server answers: {self._troubles()}; start it, or correct --engine.url")
+            raise EngineError(f"no server answers: {self._errors()}; start it, or correct --engine.url")
         for server in self._servers:
             if not server.live:
                 self._counters["errors.refused"] += 1
-                self._counters["set_asides"] += 1
-                self._spawn(self._take_back(server))
+                self._counters["ejected"] += 1
+                self._spawn(self._readmit(server))
 
     async def reserve(self, samples: int) -> Server:
         """The least loaded server that has room, first come, first served.
@@ -172,7 +181,7 @@ class Fleet:
         Raises:
             EngineError: there has been none for too long.
         """
-        async with self._turnstile:
+        async with self._queue:
             while True:
                 now = time.monotonic()
                 live = [server for server in self._servers if server.live]
@@ -182,18 +191,21 @@ class Fleet:
                     server = random.choice([server for server in free if server.busy == least])
                     server.busy += samples
                     return server
-                dark = now - self._dark_since
-                if not live and dark >= self.patience.outage_seconds:
+                outage = now - self._unavailable_since
+                if live:
+                    ends = [server.not_before for server in live if server.not_before > now]
+                    await self._change(min(ends, default=math.inf) - now)
+                elif outage < self._policy.outage_seconds:
+                    await self._change(self._policy.outage_seconds - outage)
+                else:
                     self._counters["errors.no_server"] += 1
-                    raise EngineError(f"no server for {dark:.0f} s: {self._troubles()}")
-                ends = [server.not_before for server in live if server.not_before > now]
-                await self._change(min(ends, default=math.inf) - now if live else self.patience.outage_seconds - dark)
+                    raise EngineError(f"no server for {outage:.0f} s: {self._errors()}")
 
     def _fits(self, server: Server, samples: int) -> bool:
-        return server.busy == 0 or server.busy + samples <= self.patience.slots
+        return server.busy == 0 or server.busy + samples <= self._per_server
 
     async def _change(self, seconds: float) -> None:
-        """Wait until a server changes, or so long."""
+        """Wait until a server changes, at most so long."""
         self._changed.clear()
         try:
             async with asyncio.timeout(None if seconds == math.inf else seconds):
@@ -206,61 +218,61 @@ class Fleet:
         server.busy -= samples
         self._changed.set()
 
-    def blame(self, server: Server, failure: Failure) -> None:
+    def record_failure(self, server: Server, failure: Failure) -> None:
         """Count a failure, and draw the conclusions for its server."""
         self._counters[f"errors.{failure.kind}"] += 1
         if failure.retry_after is not None:
-            pause = min(failure.retry_after, self.patience.outage_seconds)
+            pause = min(failure.retry_after, self._policy.outage_seconds)
             server.not_before = max(server.not_before, time.monotonic() + pause)
             return
         # Too many requests, or one it does not understand, say nothing about its health.
-        server.strikes += not (failure.final or failure.kind == "status_429")
-        if server.live and (failure.lost or server.strikes >= self.patience.strikes):
-            self._set_aside(server, str(failure))
+        server.failures += not (failure.final or failure.kind == "status_429")
+        if server.live and (failure.lost or server.failures >= self._policy.eject_after):
+            self._eject(server, str(failure))
 
     async def load(self, snapshot: Path) -> None:
-        """Bring the weights of a snapshot to every live server; one that does not take them is set aside.
+        """Bring the weights of a snapshot to every live server; one that does not take them is ejected.
 
         Raises:
             FileNotFoundError: the snapshot was removed meanwhile.
         """
         self._snapshot = snapshot
         live = [server for server in self._servers if server.live]
-        outcomes = await asyncio.gather(*map(self._refresh, live), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._update, live), return_exceptions=True)
         for server, error in zip(live, outcomes, strict=True):
             if isinstance(error, (EngineError, OSError)):
                 self._counters["errors.update"] += 1
                 if server.live:
-                    self._set_aside(server, f"no new weights: {error}")
+                    self._eject(server, f"no new weights: {error}")
             elif error is not None:
                 raise error
         if not snapshot.is_dir():
             raise FileNotFoundError(f"snapshot {snapshot} was removed while the servers read it")
 
-    def _set_aside(self, server: Server, why: str) -> None:
+    def _eject(self, server: Server, why: str) -> None:
         server.live = False
-        server.trouble = why
-        self._counters["set_asides"] += 1
+        server.last_error = why
+        self._counters["ejected"] += 1
         if not any(other.live for other in self._servers):
-            self._dark_since = time.monotonic()
+            self._unavailable_since = time.monotonic()
         self._changed.set()
-        self._spawn(self._take_back(server))
+        self._spawn(self._readmit(server))
 
-    async def _take_back(self, server: Server) -> None:
-        """Ask a server that was set aside until it can be used again."""
+    async def _readmit(self, server: Server) -> None:
+        """Ask a server that was ejected until it can be used again."""
         failures = 1
         while not server.live:
-            await asyncio.sleep(self.patience.pause(failures))
+            await asyncio.sleep(self._policy.pause(failures))
             try:
                 await self._admit(server)
             except (EngineError, OSError) as error:
-                server.trouble = str(error)
-                self._counters["errors.take_back"] += 1
+                server.last_error = str(error)
+                self._counters["errors.readmit"] += 1
                 failures += 1
-        self._counters["taken_back"] += 1
+        self._counters["readmitted"] += 1
 
     async def _admit(self, server: Server) -> None:
-        """Let a server have work: it can do what is needed, and has the newest weights.
+        """Let a server have work: it can be used, and has the newest weights.
 
         Raises:
             EngineError: it cannot, or does not answer.
@@ -268,21 +280,21 @@ class Fleet:
         facts = await self._examine(server.url)
         server.facts = facts
         # Whoever was away may have been started again.
-        await self._refresh(server, anew=True)
-        server.strikes = 0
+        await self._update(server, anew=True)
+        server.failures = 0
         server.live = True
         self._changed.set()
 
-    async def _refresh(self, server: Server, *, anew: bool = False) -> None:
+    async def _update(self, server: Server, *, anew: bool = False) -> None:
         """Bring the newest weights, and what became the newest meanwhile; `anew`: even if it had them."""
         async with server.updating:
             if anew:
                 server.weights = None
-            while self.updater is not None and self._snapshot is not None and server.weights != self._snapshot:
+            while self._updater is not None and self._snapshot is not None and server.weights != self._snapshot:
                 snapshot = self._snapshot
-                await asyncio.to_thread(self.updater.update, server.url, snapshot)
+                await asyncio.to_thread(self._updater.update, server.url, snapshot)
                 server.weights = snapshot
                 self._counters["updates"] += 1
 
-    def _troubles(self) -> str:
-        return "; ".join(f"{server.url}: {server.trouble}" for server in self._servers if not server.live)
+    def _errors(self) -> str:
+        return "; ".join(f"{server.url}: {server.last_error}" for server in self._servers if not server.live)

@@ -1,4 +1,4 @@
-"""What a server can do, found out by asking it.
+"""Facts of a server, found out by asking it.
 
 Guarantees: the questions are GETs, one tokenization, and completions of one token; the API key is in no message.
 """
@@ -6,24 +6,22 @@ Guarantees: the questions are GETs, one tokenization, and completions of one tok
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
 
-from driftproof.engines.openai.wire import Call, Dialect, ReplyError, build_body, read_object
+from driftproof.engines.http import Answer, ReplyError, describe, open_client, send, server_url
+from driftproof.engines.openai.wire import Call, Dialect, build_body, read_object
+from driftproof.engines.protocol import name_of
 from driftproof.errors import EngineError
 from driftproof.types import Prompt, Request, Sampling
 
 _SECONDS = 60.0
-"""For one question; a loaded server answers late."""
-_KEEPALIVE_SECONDS = 4.0
-"""Below the 5 s after which uvicorn, under vLLM and SGLang, closes an idle connection."""
+"""Time limit of one question; a loaded server answers late."""
 _OWNERS = {"vllm": Dialect.VLLM, "sglang": Dialect.SGLANG, "llamacpp": Dialect.LLAMACPP}
 """`owned_by` in /v1/models."""
 
@@ -34,22 +32,22 @@ class Unreachable(EngineError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFacts:
-    """What one server says of itself and shows."""
+    """Facts that one server tells of itself or shows."""
 
     url: str
     dialect: Dialect
     models: tuple[str, ...]
     """Names under which it serves."""
     model: str
-    """The one that is asked: the chosen one, or the first."""
+    """Name of the model that is asked: the chosen one, or the first."""
     version: str
-    """Empty where it does not tell."""
+    """Version of the server; empty where it does not tell."""
     token_ids: bool
     """Gives the ids of the tokens it sampled."""
     logprobs: bool
     """Gives the log-prob of each token that it sampled."""
     tempered_logprobs: bool
-    """Those log-probs are of the distribution after temperature."""
+    """Gives log-probs of the distribution after temperature."""
     max_length: int | None
     """Tokens of prompt and response together, where it tells."""
     started: str
@@ -66,55 +64,12 @@ def probe(url: str, *, model: str = "", api_key_variable: str = "") -> ServerFac
 
     async def ask() -> ServerFacts:
         async with open_client(api_key_variable) as client:
-            return await look(client, server_url(url), model)
+            return await inspect_server(client, server_url(url), model)
 
     return asyncio.run(ask())
 
 
-def server_url(url: str) -> str:
-    """`http://host:port` of a URL that may end in `/v1`.
-
-    Raises:
-        EngineError: no such URL, or one that carries a password.
-    """
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = None
-    if not usable:
-        raise EngineError(f"engine URL {url!r} is not one; it looks like http://127.0.0.1:8000")
-    if "@" in parts.netloc:
-        raise EngineError(
-            "an engine URL holds a user or password; name an environment variable with the API key instead"
-        )
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
-
-
-def open_client(api_key_variable: str) -> httpx2.AsyncClient:
-    """An HTTP client without limits of its own, with the key of an environment variable where one is named.
-
-    Raises:
-        EngineError: the variable is not set.
-    """
-    headers = {}
-    if api_key_variable:
-        key = os.environ.get(api_key_variable, "").strip()
-        if not key:
-            raise EngineError(f"the environment variable {api_key_variable} is to hold the API key, but is not set")
-        if not key.isascii() or not key.isprintable():
-            raise EngineError(f"the API key in {api_key_variable} has characters that no HTTP header can carry")
-        headers["Authorization"] = f"Bearer {key}"
-    return httpx2.AsyncClient(
-        headers=headers,
-        timeout=httpx2.Timeout(None, connect=10.0),
-        limits=httpx2.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_SECONDS),
-        # Proxies of the environment are not for a server that is named by its address.
-        trust_env=False,
-    )
-
-
-async def look(client: httpx2.AsyncClient, url: str, model: str = "") -> ServerFacts:
+async def inspect_server(client: httpx2.AsyncClient, url: str, model: str = "") -> ServerFacts:
     """`probe` with an open client."""
     cards = await _model_cards(client, url)
     models = tuple(str(card.get("id")) for card in cards)
@@ -152,9 +107,47 @@ async def start_time(client: httpx2.AsyncClient, url: str) -> str:
     Raises:
         Unreachable: it does not answer.
     """
-    response = await _send(client, "GET", url, "/metrics")
-    found = re.search(r"^process_start_time_seconds(?:\{[^}]*\})? (\S+)$", response.text, re.MULTILINE)
-    return found[1] if response.status_code == 200 and found else ""
+    answer = await _send(client, "GET", url, "/metrics")
+    found = re.search(r"^process_start_time_seconds(?:\{[^}]*\})? (\S+)$", answer.text, re.MULTILINE)
+    return found[1] if answer.status == 200 and found else ""
+
+
+def check_usable(facts: ServerFacts, *, retokenize: bool, updated: bool) -> None:
+    """Refuse a server that cannot do its part; `updated`: it is to be given new weights.
+
+    Raises:
+        EngineError: with the release or option that can.
+    """
+    if not (facts.token_ids or retokenize):
+        raise EngineError(
+            f"{facts.url} does not give the token ids that it samples. vLLM does from 0.10.2 on, SGLang in the "
+            "releases that know return_token_ids, llama.cpp's server in those that know return_tokens: use one of "
+            "these, or set engine.retokenize = true to have the learner's tokenizer make tokens of its text"
+        )
+    if updated and not facts.started:
+        raise EngineError(
+            f"{facts.url}/metrics does not tell process_start_time_seconds, so a restart with old weights could "
+            "pass unseen; run vLLM with --api-server-count 1 and without PROMETHEUS_MULTIPROC_DIR"
+        )
+
+
+def check_logprobs(facts: ServerFacts, request: Request, *, retokenize: bool) -> None:
+    """Refuse a request for log-probs that a server does not give.
+
+    Raises:
+        EngineError: it gives none, or none of the temperature that the request samples at.
+    """
+    if not facts.logprobs or retokenize:
+        raise EngineError(
+            f"{name_of(request)}: {facts.url} gives no log-probs of its tokens; choose an objective that needs none, "
+            "such as asympo, spo or naive"
+        )
+    if request.sampling.temperature != 1 and not facts.tempered_logprobs:
+        raise EngineError(
+            f"{name_of(request)}: {facts.url} gives log-probs of temperature 1, not of the "
+            f"{request.sampling.temperature} it samples at; start vLLM with --logprobs-mode processed_logprobs, or set "
+            "sampling.temperature = 1"
+        )
 
 
 async def check_tokenizer(client: httpx2.AsyncClient, facts: ServerFacts, text: str, expected: Sequence[int]) -> bool:
@@ -185,19 +178,19 @@ def _first_difference(theirs: Sequence[Any], ours: Sequence[int]) -> str:
 
 
 async def _model_cards(client: httpx2.AsyncClient, url: str) -> list[dict[str, Any]]:
-    response = await _send(client, "GET", url, "/v1/models")
-    _check_key(url, response)
-    if response.status_code >= 500 or response.status_code == 429:
-        raise Unreachable(f"{url}/v1/models: status {response.status_code}")
+    answer = await _send(client, "GET", url, "/v1/models")
+    _check_key(url, answer)
+    if answer.status >= 500 or answer.status == 429:
+        raise Unreachable(f"{url}/v1/models: status {answer.status}")
     cards: Any = None
-    if response.status_code == 200:
+    if answer.status == 200:
         try:
-            cards = read_object(response.content).get("data")
+            cards = read_object(answer.content).get("data")
         except ReplyError:
             cards = None
     if not isinstance(cards, list) or not cards or not all(isinstance(card, dict) for card in cards):
         raise EngineError(
-            f"{url}/v1/models lists no models (status {response.status_code}); give the address of an "
+            f"{url}/v1/models lists no models (status {answer.status}); give the address of an "
             "OpenAI-compatible completion server, like http://127.0.0.1:8000"
         )
     return cards
@@ -218,10 +211,10 @@ async def _first_choice(
     body = build_body(dialect, call, model)
     if dialect is not Dialect.LLAMACPP:
         body["logprobs"] = 1
-    response = await _send(client, "POST", url, dialect.route, body)
+    answer = await _send(client, "POST", url, dialect.route, body)
     # Some list their models to whoever asks.
-    _check_key(url, response)
-    reply = _object(f"{url}{dialect.route}", response)
+    _check_key(url, answer)
+    reply = _object(f"{url}{dialect.route}", answer)
     if dialect is Dialect.LLAMACPP:
         return {"token_ids": reply.get("tokens")}
     choices = reply.get("choices")
@@ -237,7 +230,7 @@ def _likeliest(choice: dict[str, Any]) -> float | None:
 
 
 def _max_length(settings: Any, card: dict[str, Any]) -> int | None:
-    """As llama.cpp says it in its settings, or the others in the card of the model."""
+    """The context, which llama.cpp tells in its settings and the others in the card of the model."""
     length = settings.get("n_ctx") if isinstance(settings, dict) else card.get("max_model_len")
     return length if type(length) is int and length > 0 else None
 
@@ -253,37 +246,34 @@ async def _optional(
     return _object(f"{url}{route}", await _send(client, "GET" if body is None else "POST", url, route, body))
 
 
-def _object(where: str, response: httpx2.Response) -> dict[str, Any]:
-    if response.status_code >= 500 or response.status_code == 429:
-        raise Unreachable(f"{where}: status {response.status_code}")
-    if response.status_code != 200:
+def _object(where: str, answer: Answer) -> dict[str, Any]:
+    if answer.status >= 500 or answer.status == 429:
+        raise Unreachable(f"{where}: status {answer.status}")
+    if answer.status != 200:
         return {}
     try:
-        return read_object(response.content)
+        return read_object(answer.content)
     except ReplyError:
         return {}
 
 
-def _check_key(url: str, response: httpx2.Response) -> None:
-    if response.status_code in (401, 403):
+def _check_key(url: str, answer: Answer) -> None:
+    if answer.status in (401, 403):
         raise EngineError(
-            f"{url} refuses us (status {response.status_code}); name the environment variable that holds its API key: "
+            f"{url} refuses us (status {answer.status}); name the environment variable that holds its API key: "
             "--engine.api_key_variable NAME"
         )
 
 
 async def _send(
     client: httpx2.AsyncClient, method: str, url: str, route: str, body: dict[str, Any] | None = None
-) -> httpx2.Response:
+) -> Answer:
     try:
         async with asyncio.timeout(_SECONDS):
-            return await client.request(method, url + route, json=body)
+            return await send(client, method, url + route, body)
     except TimeoutError as error:
         raise Unreachable(f"{url}{route}: no answer within {_SECONDS:g} s") from error
     except httpx2.RequestError as error:
         raise Unreachable(f"{url}{route}: {describe(error)}") from error
-
-
-def describe(error: httpx2.RequestError) -> str:
-    """What went wrong on the way, in words; httpx leaves some messages empty."""
-    return f"{type(error).__name__}{f': {error}' if str(error) else ''}"
+    except ReplyError as error:
+        raise EngineError(f"{url}{route}: {error}") from error

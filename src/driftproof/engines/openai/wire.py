@@ -26,19 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from driftproof.errors import EngineError
+from driftproof.engines.http import ReplyError
 from driftproof.types import FinishReason, Request, Response
 
 _SEEDS = 2**31
 """Seeds are cut to 31 bits, which every server takes."""
 _ABOVE_ZERO = 1e-3
-"""How far rounding may lift a log-prob above 0."""
+"""Largest log-prob that counts as 0, lifted by rounding."""
 _MINUS_INFINITY = -9999.0
-"""What vLLM sends for a log-prob of -inf."""
-
-
-class ReplyError(EngineError):
-    """A reply that must not be used; the message names the field and what is wrong with it."""
+"""vLLM's number for a log-prob of -inf."""
 
 
 class Dialect(StrEnum):
@@ -70,12 +66,12 @@ class Call:
     """Added to the seed: samples drawn for this request before, good or not."""
     max_tokens: int
     prompt_text: str | None = None
-    """What is sent where responses are re-tokenized; token ids otherwise."""
+    """Text to send where responses are re-tokenized; None sends token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a reply held: at most as many responses as were asked for."""
+    """Content of a reply: at most as many responses as were asked for."""
 
     responses: tuple[Response, ...]
     problems: tuple[str, ...]

@@ -5,4 +5,4 @@
 """
 
 BACKEND = "driftproof"
-"""What `--weight-transfer-config '{"backend": ...}'` names our weight-transfer engine."""
+"""Name of our weight-transfer engine in `--weight-transfer-config '{"backend": ...}'`."""

@@ -1,4 +1,4 @@
-"""After an update: are the server's log-probs those of the snapshot?
+"""A check after an update: the server's log-probs must be those of the snapshot.
 
 Guarantees: what is compared goes through all layers, the output layer included, and past the server's prefix cache;
 a difference that is too large, or no number, is an error with the figure.
@@ -6,6 +6,7 @@ a difference that is too large, or no number, is an error with the figure.
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from driftproof.engines.embedded.load import load_weights
+from driftproof.engines.http import send_blocking
 from driftproof.errors import EngineError
 from driftproof.weights.models import UNTRUSTED
 
 SEQUENCES = 4
+"""Sequences compared."""
 LENGTH = 24
 """Tokens of each sequence; enough that no layer's change cancels out, too few to be felt."""
 
@@ -88,11 +91,11 @@ class Canary:
 
 def _ask(client: httpx2.Client, url: str, sequences: list[list[int]]) -> NDArray[np.float64]:
     body: dict[str, Any] = {"prompt": sequences, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
+    answer = send_blocking(client, "POST", f"{url}/v1/completions", body)
+    if answer.status != 200:
+        raise EngineError(f"{url}/v1/completions: status {answer.status}: {answer.text.strip()[:500]}")
     try:
-        response = client.post(f"{url}/v1/completions", json=body)
-        if response.status_code != 200:
-            raise EngineError(f"{url}/v1/completions: status {response.status_code}: {response.text.strip()[:500]}")
-        choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
+        choices = sorted(json.loads(answer.content)["choices"], key=lambda choice: choice["index"])
         return np.array(
             [
                 [
@@ -102,7 +105,5 @@ def _ask(client: httpx2.Client, url: str, sequences: list[list[int]]) -> NDArray
                 for choice, tokens in zip(choices, sequences, strict=True)
             ]
         )
-    except httpx2.HTTPError as error:
-        raise EngineError(f"{url}/v1/completions: {type(error).__name__}: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError(f"{url} gives no prompt log-probs that the canary can read: {error!r}") from error

@@ -40,7 +40,7 @@ class Server:
         return self._process.poll() is None
 
     def wait_ready(self, seconds: float, interrupted: Callable[[], bool] = lambda: False) -> bool:
-        """Until it answers; False when `interrupted` said so before.
+        """Wait until it answers; False when `interrupted` said so before.
 
         Raises:
             EngineError: it ended, or does not answer within `seconds`; with its last words.
@@ -125,7 +125,7 @@ def launch(
 
 
 def vllm_arguments(model: Path, *, port: int, device: str, slots: int) -> list[str]:
-    """What follows the interpreter on the command line."""
+    """Command line, without the interpreter."""
     # On CPU, vLLM 0.32 dies of a request with a seed that it prefills in chunks (torch's CPU generator cannot be set
     # back), as it may any request that an update makes it prefill again.
     on_cpu = ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"] if device == "cpu" else []
@@ -144,7 +144,7 @@ def vllm_arguments(model: Path, *, port: int, device: str, slots: int) -> list[s
 
 
 def vllm_environment(device: str, threads: int) -> dict[str, str]:
-    """What vLLM reads from its environment."""
+    """Environment variables for vLLM."""
     # The routes for weights and pausing are there in this mode alone; no statistics leave the machine.
     environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_PLUGINS": BACKEND, "VLLM_NO_USAGE_STATS": "1"}
     if device != "cpu":

@@ -41,7 +41,7 @@ class SnapshotTransfer(WeightTransferEngine[Nothing, SnapshotUpdate]):  # type: 
     supports_draft_weight_update = False
 
     _shapes: Shapes | None = None
-    """Of the model that the server was started from; its directory may be gone later."""
+    """Shapes of the model that the server was started from; its directory may be gone later."""
 
     def init_transfer_engine(self, init_info: Nothing) -> None:
         if self._shapes is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from driftproof.engines.http import open_blocking_client, send_blocking
 from driftproof.errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ _HINT = (
     "environment that has driftproof, or let us start it: --engine.launch true"
 )
 _INIT = "/init_weight_transfer_engine"
-_RESUME_PAUSES = (0.05, 0.2, 1.0)
-"""Seconds between attempts to resume."""
+_RESUME_PAUSE_SECONDS = 0.2
 _MESSAGE = 500
 """Most characters of a server's own message that are passed on."""
 
@@ -34,13 +34,11 @@ _MESSAGE = 500
 class VllmUpdater:
     """Updates one server a call; the server must see the snapshot under the same path."""
 
-    name = "vllm"
-
     def __init__(self, *, canary: Canary | None = None, api_key: str = "", timeout_seconds: float = 600.0) -> None:
         """`timeout_seconds` is for each of the calls of an update."""
         self.canary = canary
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._timeout = httpx2.Timeout(timeout_seconds, connect=10.0)
+        self._api_key = api_key
+        self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
         self._counters = {"weight_updates": 0.0, "weight_update_seconds": 0.0, "canary_difference": 0.0}
 
@@ -61,10 +59,9 @@ class VllmUpdater:
         path = snapshot.resolve()
         if not path.is_dir():
             raise FileNotFoundError(f"no snapshot {snapshot}")
-        # Proxies of the environment are not for a server that is named by its address.
-        with httpx2.Client(headers=self._headers, timeout=self._timeout, trust_env=False) as client:
+        with open_blocking_client(self._api_key, self._timeout_seconds) as client:
             try:
-                self._transfer(client, server_url, path)
+                _transfer(client, server_url, path)
             except EngineError as error:
                 if not path.is_dir():
                     raise FileNotFoundError(f"{snapshot} was removed while {server_url} read it") from error
@@ -76,39 +73,41 @@ class VllmUpdater:
             self._counters["weight_update_seconds"] += seconds
             self._counters["canary_difference"] = max(self._counters["canary_difference"], difference)
 
-    def _transfer(self, client: httpx2.Client, url: str, path: Path) -> None:
-        try:
-            _post(client, url, "/pause", params={"mode": "keep", "clear_cache": "true"})
-            _post(client, url, _INIT, {"init_info": {}})
-            self._begin(client, url)
-            _post(client, url, "/update_weights", {"update_info": {"path": str(path)}})
-            _post(client, url, "/finish_weight_update", {"weight_version": path.name})
-        except EngineError as error:
-            try:
-                _resume(client, url)
-            except EngineError as paused:
-                raise EngineError(f"{error}; and it could not be resumed: {paused}") from error
-            raise
-        _resume(client, url)
 
-    def _begin(self, client: httpx2.Client, url: str) -> None:
+def _transfer(client: httpx2.Client, url: str, path: Path) -> None:
+    """All calls of an update; whatever fails, the server is asked to resume."""
+    try:
+        _post(client, url, "/pause", params={"mode": "keep", "clear_cache": "true"})
+        _post(client, url, _INIT, {"init_info": {}})
+        _begin(client, url)
+        _post(client, url, "/update_weights", {"update_info": {"path": str(path)}})
+        _post(client, url, "/finish_weight_update", {"weight_version": path.name})
+    except EngineError as error:
         try:
-            _post(client, url, "/start_weight_update")
-        except EngineError:
-            # Somebody was killed in the middle of an update; with our backend nothing of it is left to be done.
-            with suppress(EngineError):
-                _post(client, url, "/finish_weight_update")
-            _post(client, url, "/start_weight_update")
+            _resume(client, url)
+        except EngineError as paused:
+            raise EngineError(f"{error}; and it could not be resumed: {paused}") from error
+        raise
+    _resume(client, url)
+
+
+def _begin(client: httpx2.Client, url: str) -> None:
+    try:
+        _post(client, url, "/start_weight_update")
+    except EngineError:
+        # Somebody was killed in the middle of an update; with our backend nothing of it is left to be done.
+        with suppress(EngineError):
+            _post(client, url, "/finish_weight_update")
+        _post(client, url, "/start_weight_update")
 
 
 def _resume(client: httpx2.Client, url: str) -> None:
-    """A server that failed at one call closes its connection, which the next one then finds closed: ask again."""
-    for seconds in _RESUME_PAUSES:
-        try:
-            return _post(client, url, "/resume")
-        except EngineError:
-            time.sleep(seconds)
-    _post(client, url, "/resume")
+    """Resume, asked twice: a server that failed may break one more connection, and must not stay paused."""
+    try:
+        _post(client, url, "/resume")
+    except EngineError:
+        time.sleep(_RESUME_PAUSE_SECONDS)
+        _post(client, url, "/resume")
 
 
 def _post(
@@ -118,20 +117,16 @@ def _post(
     body: dict[str, Any] | None = None,
     params: dict[str, str] | None = None,
 ) -> None:
-    """
+    """Make one call.
+
     Raises:
-        EngineError: no answer, or another than 200; with what the server said and what to do.
+        EngineError: no answer, or another than 200; with the server's words and the remedy.
     """
-    try:
-        response = client.post(url + route, json=body, params=params)
-    except httpx2.TimeoutException as error:
-        raise EngineError(f"{url}{route}: no answer in time ({type(error).__name__})") from error
-    except httpx2.HTTPError as error:
-        raise EngineError(f"{url}{route}: {type(error).__name__}: {error}") from error
-    if response.status_code in (401, 403):
-        raise EngineError(f"{url}{route}: status {response.status_code}; the server wants another API key")
-    if response.status_code == 404:
+    answer = send_blocking(client, "POST", url + route, body, params=params)
+    if answer.status in (401, 403):
+        raise EngineError(f"{url}{route}: status {answer.status}; the server wants another API key")
+    if answer.status == 404:
         raise EngineError(f"{url} has no {route}: {_HINT}")
-    if response.status_code != 200:
+    if answer.status != 200:
         hint = f"; {_HINT}" if route == _INIT else ""
-        raise EngineError(f"{url}{route}: status {response.status_code}: {response.text.strip()[:_MESSAGE]}{hint}")
+        raise EngineError(f"{url}{route}: status {answer.status}: {answer.text.strip()[:_MESSAGE]}{hint}")

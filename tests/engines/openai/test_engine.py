@@ -12,33 +12,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftproof.engines.openai.client import OpenAIEngine
-from driftproof.engines.openai.pool import Patience
+from driftproof.engines.openai.engine import OpenAIEngine
+from driftproof.engines.openai.pool import RetryPolicy
 from driftproof.engines.protocol import Capabilities, Completed, generate
 from driftproof.errors import EngineError
 from driftproof.types import FinishReason, Response
 
 from .server import BASE, END, FAULTS, VOCABULARY, ByteCodec, HttpUpdater, TableServer, answer, ask, serving
 
-HASTY = Patience(
-    slots=64,
+SLOTS = 64
+HASTY = RetryPolicy(
     timeout_seconds=60.0,
     attempts=4,
     backoff_seconds=0.01,
     longest_pause_seconds=0.05,
-    strikes=3,
+    eject_after=3,
     outage_seconds=60.0,
 )
 
 
 @contextlib.contextmanager
-def engine_of(*servers: TableServer, patience: Patience = HASTY, **options: Any) -> Iterator[OpenAIEngine]:
+def engine_of(
+    *servers: TableServer, policy: RetryPolicy = HASTY, slots: int = SLOTS, **options: Any
+) -> Iterator[OpenAIEngine]:
     engine = OpenAIEngine(
         [server.url for server in servers],
         vocabulary=VOCABULARY,
         tokenizer=ByteCodec(),
         sample_text="47+85=",
-        patience=patience,
+        slots=slots,
+        policy=policy,
         **options,
     )
     try:
@@ -116,9 +119,9 @@ def test_requests_that_can_never_be_answered_are_refused_at_once():
         engine.submit(ask(1, [5] * 6))
         with pytest.raises(EngineError, match="unique"):
             engine.submit(ask(1))
-        assert engine.room == HASTY.slots - 4
+        assert engine.room == SLOTS - 4
         finish(engine, 1)
-        assert engine.room == HASTY.slots
+        assert engine.room == SLOTS
         # The context leaves two tokens.
         assert server.requests[-1]["max_tokens"] == 2
         engine.close()
@@ -141,15 +144,15 @@ def test_requests_that_can_never_be_answered_are_refused_at_once():
 )
 def test_one_fault_is_counted_and_costs_nothing(fault: str, kind: str):
     server = TableServer(faults=deque([fault]), late_seconds=3.0)
-    hasty = Patience(timeout_seconds=1.5, backoff_seconds=0.01) if fault == "late" else HASTY
-    with serving(server), engine_of(server, patience=hasty) as engine:
+    hasty = RetryPolicy(timeout_seconds=1.5, backoff_seconds=0.01) if fault == "late" else HASTY
+    with serving(server), engine_of(server, policy=hasty) as engine:
         (responses,) = generate(engine, [ask(3, want_logprobs=True)])
         counters = engine.counters
     assert len(responses) == 4
     assert server.served_faults == {fault: 1}
     assert counters[f"errors.{kind}"] == counters["retries"] == 1
     assert counters["calls"] == 2
-    assert "set_asides" not in counters
+    assert "ejected" not in counters
     # Another seed: what gave a bad reply once would give it again.
     assert server.requests[0]["seed"] + 4 <= server.requests[1]["seed"]
 
@@ -178,8 +181,8 @@ def test_a_request_that_keeps_failing_ends_with_an_error_and_the_others_do_not()
         assert server.url in failed.error
         assert "after 4 failed attempts" in failed.error
         assert "choices[0].token_ids: 256 is not in the vocabulary of 256" in failed.error
-        # Three in a row set it aside; it was asked, and taken back for the fourth.
-        assert engine.counters["set_asides"] == engine.counters["taken_back"] == 1
+        # Three in a row eject it; it is asked, and readmitted for the fourth.
+        assert engine.counters["ejected"] == engine.counters["readmitted"] == 1
         assert len(generate(engine, [ask(1)])[0]) == 4
 
 
@@ -190,7 +193,7 @@ def test_a_request_that_the_server_does_not_understand_is_not_repeated():
         engine.submit(ask(1))
         assert "after 1 failed attempts" in finish(engine, 1)[0].error
         assert 1 <= engine.counters["errors.status_404"] <= 4
-        assert "set_asides" not in engine.counters
+        assert "ejected" not in engine.counters
 
 
 @pytest.mark.parametrize("retry_as_date", [False, True])
@@ -206,7 +209,7 @@ def test_retry_after_is_honoured(retry_as_date: bool):
 
 def test_load_is_spread_and_bounded():
     servers = TableServer(reply_seconds=0.02), TableServer(reply_seconds=0.02)
-    with serving(*servers), engine_of(*servers, patience=Patience(slots=8)) as engine:
+    with serving(*servers), engine_of(*servers, slots=8) as engine:
         assert engine.room == 16
         for key in range(12):
             engine.submit(ask(key))
@@ -217,20 +220,20 @@ def test_load_is_spread_and_bounded():
         assert 4 <= len(server.requests) <= 8
 
 
-def test_a_dead_server_is_set_aside_and_taken_back():
+def test_a_dead_server_is_ejected_and_readmitted():
     servers = TableServer(), TableServer()
     with serving(*servers), engine_of(*servers) as engine:
         servers[0].stop()
         for key in range(8):
             engine.submit(ask(key))
         assert all(not item.error for item in finish(engine, 8))
-        assert engine.counters["set_asides"] == 1
+        assert engine.counters["ejected"] == 1
         assert engine.counters["errors.refused"] >= 1
-        assert engine.room == HASTY.slots
+        assert engine.room == SLOTS
         servers[0].start()
-        wait_for(lambda: engine.room == 2 * HASTY.slots)
-        assert engine.counters["taken_back"] == 1
-        assert engine.counters["errors.take_back"] >= 1
+        wait_for(lambda: engine.room == 2 * SLOTS)
+        assert engine.counters["readmitted"] == 1
+        assert engine.counters["errors.readmit"] >= 1
         servers[1].stop()
         generate(engine, [ask(1)])
 
@@ -240,7 +243,7 @@ def test_requests_wait_for_a_server_to_come_back():
     with serving(server), engine_of(server) as engine:
         server.stop()
         engine.submit(ask(1))
-        wait_for(lambda: engine.counters.get("set_asides") == 1)
+        wait_for(lambda: engine.counters.get("ejected") == 1)
         assert engine.collect() == []
         assert engine.room == 0
         server.start()
@@ -249,7 +252,7 @@ def test_requests_wait_for_a_server_to_come_back():
 
 def test_an_outage_that_lasts_ends_them():
     server = TableServer()
-    with serving(server), engine_of(server, patience=Patience(backoff_seconds=0.01, outage_seconds=0.3)) as engine:
+    with serving(server), engine_of(server, policy=RetryPolicy(backoff_seconds=0.01, outage_seconds=0.3)) as engine:
         server.stop()
         for key in (2, 3):
             engine.submit(ask(key))
@@ -263,10 +266,10 @@ def test_a_server_that_does_not_answer_at_the_start_is_taken_when_it_does():
     with serving(*servers):
         servers[1].stop()
         with engine_of(*servers) as engine:
-            assert engine.room == HASTY.slots
-            assert engine.counters["set_asides"] == 1
+            assert engine.room == SLOTS
+            assert engine.counters["ejected"] == 1
             servers[1].start()
-            wait_for(lambda: engine.room == 2 * HASTY.slots)
+            wait_for(lambda: engine.room == 2 * SLOTS)
         servers[0].stop()
         servers[1].stop()
         with (
@@ -334,7 +337,7 @@ def test_a_server_that_restarts_with_old_weights_gets_the_new_ones_before_it_is_
             assert all(tokens in possible for tokens in tokens_of(responses))
         assert server.updates == ["one", "one"]
         assert engine.counters.get("errors.restarted", 0) + engine.counters.get("errors.disconnected", 0) > 0
-        assert engine.counters["taken_back"] == 1
+        assert engine.counters["readmitted"] == 1
 
 
 def test_a_server_that_does_not_take_the_weights_gets_no_work_until_it_does(tmp_path: Path):
@@ -345,18 +348,17 @@ def test_a_server_that_does_not_take_the_weights_gets_no_work_until_it_does(tmp_
         servers[0].refuses_updates = True
         engine.load(two)
         assert engine.counters["errors.update"] == 1
-        assert engine.room == HASTY.slots
+        assert engine.room == SLOTS
         generate(engine, [ask(key) for key in range(6)])
         assert servers[0].requests == []
         servers[0].refuses_updates = False
-        wait_for(lambda: engine.room == 2 * HASTY.slots)
+        wait_for(lambda: engine.room == 2 * SLOTS)
         generate(engine, [ask(key) for key in range(6)])
         assert set(servers[0].weights_used) == {"two"}
 
 
 def test_an_error_in_the_updater_reaches_the_worker(tmp_path: Path):
     class Broken:
-        name = "broken"
         counters: Mapping[str, float] = MappingProxyType({})
 
         def update(self, server_url: str, snapshot: Path) -> None:
@@ -455,7 +457,7 @@ def test_in_any_weather_every_request_comes_out_once_and_every_fault_is_counted(
             assert len(response.behavior_logprobs) == len(response.tokens) > 0
     served = servers[0].served_faults + servers[1].served_faults
     fewer = served.pop("fewer", 0)
-    bad = {name: count for name, count in counters.items() if name.startswith("errors.") and name != "errors.take_back"}
+    bad = {name: count for name, count in counters.items() if name.startswith("errors.") and name != "errors.readmit"}
     if not restarts:
         assert counters.get("missing_samples", 0) == fewer
         assert sum(bad.values()) == served.total()

@@ -1,0 +1,310 @@
+"""The engine `openai`: completion servers over HTTP, several at once, in whatever weather.
+
+Guarantees: every submitted request comes out of `collect` exactly once; a refused reply is counted and asked for again;
+a server that dies is ejected, asked again with back-off and readmitted; no server with an updater gets work before it
+has the newest weights.
+
+An address must be that of one server: behind a load balancer no restart could be noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from driftproof.engines.http import open_client, server_url
+from driftproof.engines.openai.client import CompletionClient
+from driftproof.engines.openai.pool import Failure, RetryPolicy, Server, ServerPool, Updater
+from driftproof.engines.openai.probe import (
+    ServerFacts,
+    check_logprobs,
+    check_tokenizer,
+    check_usable,
+    inspect_server,
+)
+from driftproof.engines.openai.wire import Call
+from driftproof.engines.protocol import Capabilities, Completed, check_request, name_of
+from driftproof.errors import EngineError
+from driftproof.types import Request, Response
+
+if TYPE_CHECKING:
+    from driftproof.tasks.codec import Codec
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.02
+"""Time that `collect` waits for an answer."""
+
+
+class OpenAIEngine:
+    """One or more servers behind the `Engine` protocol; the HTTP runs in a thread of its own."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        vocabulary: int,
+        tokenizer: Codec,
+        sample_text: str,
+        model: str = "",
+        slots: int = 128,
+        policy: RetryPolicy | None = None,
+        retokenize: bool = False,
+        updater: Updater | None = None,
+        api_key_variable: str = "",
+    ) -> None:
+        """Ask every server what it can do. One that does not answer is ejected, as long as another does.
+
+        Args:
+            urls: like `http://127.0.0.1:8000`, one per server.
+            vocabulary: the learner's; token ids lie below it.
+            tokenizer: the learner's.
+            sample_text: tokenized by the servers too, to see whether they agree with `tokenizer`; a prompt of the task.
+            model: one of the names that the servers know; default the first of each.
+            slots: responses under way at one server.
+            policy: limits of waiting and asking again.
+            retokenize: send and take text, and make tokens of it with `tokenizer`.
+            updater: brings new weights to the servers.
+            api_key_variable: name of the environment variable that holds the API key; empty is none.
+
+        Raises:
+            EngineError: no server answers, or one of them cannot be used; the message says what to change.
+        """
+        if not urls:
+            raise EngineError("the engine openai needs the address of a server: --engine.url http://127.0.0.1:8000")
+        if slots < 1:
+            raise EngineError(f"slots is {slots}; it must be at least 1")
+        self._policy = policy or RetryPolicy()
+        self._vocabulary = vocabulary
+        self._tokenizer = tokenizer
+        self._sample_text = sample_text
+        self._model = model
+        self._retokenize = retokenize
+        self._updater = updater
+        self._counters: Counter[str] = Counter()
+        self._keys: set[int] = set()
+        self._under_way = 0
+        self._done: queue.SimpleQueue[Completed | BaseException] = queue.SimpleQueue()
+        self._closed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._http = open_client(api_key_variable)
+        self._client = CompletionClient(
+            http=self._http,
+            vocabulary=vocabulary,
+            encode=tokenizer.encode_response if retokenize else None,
+            timeout_seconds=self._policy.timeout_seconds,
+            follows_weights=updater is not None,
+            counters=self._counters,
+        )
+        self._pool = ServerPool(
+            list(dict.fromkeys(map(server_url, urls))),
+            slots=slots,
+            examine=self._examine,
+            policy=self._policy,
+            updater=updater,
+            counters=self._counters,
+            spawn=self._spawn,
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
+        self._thread.start()
+        try:
+            self._run(self._pool.open())
+        except BaseException:
+            self.close()
+            raise
+
+    # The protocol, called from the worker's thread.
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            logprobs=not self._retokenize and all(facts.logprobs for facts in self.facts),
+            follows_weights=self._updater is not None,
+        )
+
+    @property
+    def facts(self) -> tuple[ServerFacts, ...]:
+        """Facts of the servers that have answered so far."""
+        return self._pool.facts
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """Counts since the start: `calls`, `retries`, `missing_samples`, `ejected`, `readmitted`, `updates`,
+        `errors.KIND` for every kind of error that was met, and those of the updater."""
+        return {**self._counters, **(self._updater.counters if self._updater else {})}
+
+    @property
+    def room(self) -> int:
+        return max(0, self._pool.slots - self._under_way)
+
+    def submit(self, request: Request) -> None:
+        """Hand a request to the servers.
+
+        Raises:
+            EngineError: closed, key already under way, a prompt that no server can take, or log-probs that none gives.
+        """
+        if self._closed:
+            raise EngineError(f"{name_of(request)}: the engine is closed")
+        check_request(
+            request,
+            under_way=self._keys,
+            vocabulary=self._vocabulary,
+            max_length=min((facts.max_length for facts in self.facts if facts.max_length), default=None),
+        )
+        if request.want_logprobs:
+            for facts in self.facts:
+                check_logprobs(facts, request, retokenize=self._retokenize)
+        self._keys.add(request.key)
+        self._under_way += request.samples
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._answer(request)))
+
+    def collect(self) -> list[Completed]:
+        """Requests completed since the last call; waits a moment where something is under way.
+
+        Raises whatever unexpected ended the work of the other thread: an error in the updater, or in this engine.
+        """
+        completed: list[Completed] = []
+        try:
+            while self._keys:
+                item = self._done.get(timeout=0 if completed else _POLL_SECONDS)
+                if isinstance(item, BaseException):
+                    raise item
+                self._keys.remove(item.request.key)
+                self._under_way -= item.request.samples
+                completed.append(item)
+        except queue.Empty:
+            pass
+        return completed
+
+    def load(self, snapshot: Path) -> None:
+        """Bring the weights of a snapshot to every live server, at once; one that does not take them is ejected, and
+        gets them before it is used again.
+
+        Raises:
+            EngineError: closed.
+            FileNotFoundError: no snapshot there, or no longer.
+        """
+        if self._updater is None:
+            return
+        if self._closed:
+            raise EngineError(f"{snapshot} cannot be loaded: the engine is closed")
+        if not snapshot.is_dir():
+            raise FileNotFoundError(f"snapshot {snapshot} does not exist")
+        self._run(self._pool.load(snapshot))
+
+    def close(self) -> None:
+        """Drop all work; may be called more than once."""
+        if self._closed:
+            return
+        self._closed = True
+        self._run(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._keys.clear()
+        self._under_way = 0
+
+    # Everything below runs in the engine's thread, and so needs no locks for what it shares.
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task whose unexpected end the worker hears of."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._done.put(error)
+
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+
+    async def _stop(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._http.aclose()
+
+    async def _examine(self, url: str) -> ServerFacts:
+        """Facts of a server that can be used.
+
+        Raises:
+            EngineError: it cannot.
+            Unreachable: it does not answer now.
+        """
+        facts = await inspect_server(self._http, url, self._model)
+        check_usable(facts, retokenize=self._retokenize, updated=self._updater is not None)
+        if not self._retokenize:
+            expected = self._tokenizer.encode_response(self._sample_text)[:-1]
+            if not await check_tokenizer(self._http, facts, self._sample_text, expected):
+                self._counters["unchecked_tokenizers"] += 1
+        return facts
+
+    async def _answer(self, request: Request) -> None:
+        """Put the request, answered or failed, where `collect` finds it."""
+        several = all(facts.dialect.several for facts in self.facts)
+        parts = [(0, request.samples)] if several else [(first, 1) for first in range(request.samples)]
+        tasks = [self._loop.create_task(self._part(request, first, count)) for first, count in parts]
+        try:
+            drawn = await asyncio.gather(*tasks)
+        except EngineError as error:
+            self._counters["failed_requests"] += 1
+            self._done.put(Completed(request=request, responses=(), error=self._client.without_key(str(error))))
+        else:
+            self._done.put(Completed(request=request, responses=tuple(response for part in drawn for response in part)))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _part(self, request: Request, first: int, count: int) -> list[Response]:
+        """`count` responses, from as many calls as it takes.
+
+        Raises:
+            EngineError: too many calls failed, one in a way that asking again cannot mend, or no server is left.
+        """
+        responses: list[Response] = []
+        calls = failures = 0
+        while len(responses) < count:
+            missing = count - len(responses)
+            server = await self._pool.reserve(missing)
+            # Every call draws with seeds of its own: what a seed gave once, good or bad, it gives again.
+            call = self._make_call(server, request, missing, offset=first + calls * request.samples)
+            calls += 1
+            try:
+                reply = await self._client.complete(server.known_facts, call)
+            except Failure as failure:
+                self._pool.record_failure(server, failure)
+                failures, problem, final = failures + 1, str(failure), failure.final
+            else:
+                server.failures = 0
+                responses += reply.responses
+                failures, problem, final = failures + bool(reply.problems), "; ".join(reply.problems), False
+                self._counters["errors.invalid_reply"] += bool(reply.problems)
+                self._counters["missing_samples"] += missing - len(reply.responses)
+            finally:
+                self._pool.release(server, missing)
+            if len(responses) == count:
+                break
+            if final or failures >= self._policy.attempts:
+                raise EngineError(f"after {failures} failed attempts, the last at {server.url}: {problem}")
+            self._counters["retries"] += 1
+            if failures:
+                await asyncio.sleep(self._policy.pause(failures))
+        return responses
+
+    def _make_call(self, server: Server, request: Request, samples: int, *, offset: int) -> Call:
+        limit, longest = request.sampling.max_tokens, server.known_facts.max_length
+        if longest is not None:
+            limit = max(1, min(limit, longest - len(request.prompt_tokens)))
+        text = self._tokenizer.render(request.prompt) if self._retokenize else None
+        return Call(request=request, samples=samples, offset=offset, max_tokens=limit, prompt_text=text)
