@@ -19,6 +19,7 @@ from driftproof.evaluation.intervals import bootstrap, wilson
 from driftproof.lab.grid import View
 from driftproof.lab.runner import Result
 from driftproof.lab.summary import accuracies, collapsed_at, summarize
+from driftproof.metrics import names
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not run"]
 
@@ -238,7 +239,7 @@ def on_par(studies: Mapping[str, Study]) -> Iterator[Check]:
 def growth(studies: Mapping[str, Study]) -> str:
     """By how much both scales grew before the collapses of claim 3."""
     parts = []
-    for metric, what in (("health/negative_nll", "negatives"), ("health/positive_nll", "positives")):
+    for metric, what in ((names.NEGATIVE_NLL, "negatives"), (names.POSITIVE_NLL, "positives")):
         pairs = [pair for run, step in _fallen(studies) if (pair := _start_and_before(run, metric, step)) is not None]
         if pairs:
             times = median(before / start for start, before in pairs)
@@ -251,7 +252,7 @@ def scales_drift(studies: Mapping[str, Study]) -> Iterator[Check]:
     chosen = [studies[name] for name in ("collapse", "sums") if name in studies]
     results = [r for study in chosen for r in study.results if r.cell.view != "tuning" and r.cell.staleness > 0]
     fallen = _fallen(studies)
-    scales = {"health/negative_nll": "the negatives' NLL", "health/scale_imbalance": "its ratio to the positives'"}
+    scales = {names.NEGATIVE_NLL: "the negatives' NLL", names.SCALE_IMBALANCE: "its ratio to the positives'"}
     for metric, what in scales.items():
         pairs = [pair for run, step in fallen if (pair := _start_and_before(run, metric, step)) is not None]
         if pairs:
@@ -266,12 +267,12 @@ def scales_drift(studies: Mapping[str, Study]) -> Iterator[Check]:
     asympo = [run for run in results if run.cell.label == "asympo"]
     naive = [run for run in results if run.cell.label == "naive"]
     if asympo and naive:
-        largest, other = (max(abs(row["loss"]) for run in runs for row in run.rows[1:]) for runs in (asympo, naive))
+        largest, other = (max(abs(row[names.LOSS]) for run in runs for row in run.rows[1:]) for runs in (asympo, naive))
         text = (
             f"asympo's loss stays at 0 in {len(asympo)} stale runs: at most {largest:.4f}; naive's reaches {other:.2f}"
         )
         yield Check(text=text, holds=largest < other / 100)
-        kept = [min(row["grad_norm"] for row in run.rows[1:]) / run.rows[1]["grad_norm"] for run in asympo]
+        kept = [min(row[names.GRAD_NORM] for row in run.rows[1:]) / run.rows[1][names.GRAD_NORM] for run in asympo]
         text = f"its gradient does not vanish: the smallest norm is {min(kept):.2f} of the first or more"
         yield Check(text=text, holds=min(kept) > 0.1)
 

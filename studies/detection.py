@@ -12,6 +12,7 @@ from statistics import median
 from driftproof.evaluation.intervals import wilson
 from driftproof.lab.runner import Result
 from driftproof.lab.summary import accuracies, collapsed_at
+from driftproof.metrics import names
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, CollapseDetector, Limit
 
 Limits = tuple[Limit, ...]
@@ -21,11 +22,11 @@ CANDIDATES: tuple[Limits, ...] = (
     SIGNS_OF_COLLAPSE,
     *((replace(SIGNS_OF_COLLAPSE[0], value=value),) for value in (1.1, 1.25, 1.5, 2.0)),
     *((replace(SIGNS_OF_COLLAPSE[1], value=value),) for value in (0.9, 0.75, 0.5)),
-    *((Limit(metric="health/scale_imbalance", side="above", value=value),) for value in (4.0, 8.0)),
-    *((Limit(metric="health/gradient_imbalance", side="above", value=value),) for value in (1.0, 2.0)),
-    *((Limit(metric="health/entropy", side="below", value=value, relative=True, window=10),) for value in (0.5, 0.25)),
-    *((Limit(metric="health/entropy", side="above", value=value, relative=True, window=10),) for value in (1.25, 1.5)),
-    *((Limit(metric="grad_norm", side="above", value=value, relative=True, window=10),) for value in (1.5, 2.0)),
+    *((Limit(metric=names.SCALE_IMBALANCE, side="above", value=value),) for value in (4.0, 8.0)),
+    *((Limit(metric=names.GRADIENT_IMBALANCE, side="above", value=value),) for value in (1.0, 2.0)),
+    *((Limit(metric=names.ENTROPY, side="below", value=value, relative=True, window=10),) for value in (0.5, 0.25)),
+    *((Limit(metric=names.ENTROPY, side="above", value=value, relative=True, window=10),) for value in (1.25, 1.5)),
+    *((Limit(metric=names.GRAD_NORM, side="above", value=value, relative=True, window=10),) for value in (1.5, 2.0)),
 )
 """The limits that docs/results.md compares; first those that `driftproof train` warns of."""
 

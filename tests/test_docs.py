@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from driftproof.metrics import health
+from driftproof.metrics.names import ROWS
 from driftproof.objectives import OBJECTIVES, Objective, Responses, build
 from driftproof.objectives.behavior_corrected import BehaviorCorrected
 
@@ -20,7 +21,6 @@ PAGES = [
     path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```python" in path.read_text()
 ]
 OBJECTIVES_PAGE = (ROOT / "docs" / "objectives.md").read_text()
-RUNS_PAGE = (ROOT / "docs" / "runs.md").read_text()
 HORIZON = 8
 """Tokens, for objectives that need one."""
 
@@ -141,8 +141,7 @@ def step(**channels: torch.Tensor) -> Responses:
 def test_health_metrics_are_those_of_the_code() -> None:
     batch = step(behavior_logprobs=torch.full((2, 2), -1.0), entropy=torch.ones(2, 2))
     emitted = set(health.step_health(batch, torch.ones(4)))
-    in_module = {name for row in rows(health.__doc__ or "", "| name | meaning |") for name in code(row[0])}
-    assert set(re.findall(r"`(health/\w+)`", RUNS_PAGE)) == in_module == emitted
+    assert {name for section in ("health", "drift") for row in ROWS[section] for name in row.names} == emitted
 
 
 def test_objective_metrics_are_those_of_the_code() -> None:
@@ -153,4 +152,4 @@ def test_objective_metrics_are_those_of_the_code() -> None:
     variants = [make(name, kl=0.1) for name in OBJECTIVES]
     variants += [make("asympo", stable=True), make("grpo", correction="mask")]
     emitted = {f"objective/{name}" for objective in variants for name in objective(batch).metrics}
-    assert set(re.findall(r"`(objective/[a-z_]+)`", RUNS_PAGE)) == emitted
+    assert {name for row in ROWS["objective"] for name in row.names} == emitted

@@ -18,6 +18,7 @@ from driftproof.cli.main import main
 from driftproof.config import LabConfig, load_config
 from driftproof.errors import ConfigError
 from driftproof.lab.runner import read_results, run_grid
+from driftproof.metrics.names import ROWS
 from tests.runtime.runs import write_recipe
 
 GRID = """
@@ -159,6 +160,8 @@ def test_at_age_0_it_is_a_synchronous_run(name: str, grid: Path, tiny_model_dir:
         measured = {metric: value for metric, value in row.items() if metric != "accuracy"}
         assert {metric: step[metric] for metric in measured} == measured
     assert any(row["grad_norm"] > 0 for row in lab)
+    named = {metric for rows_of_section in ROWS.values() for row in rows_of_section for metric in row.names}
+    assert set().union(*steps) <= {"step", *named}
 
 
 def test_a_report_without_running(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from driftproof.evaluation.heldout import evaluate
 from driftproof.lab.staleness import Staleness
 from driftproof.learner.learner import Learner
 from driftproof.ledger.order import PromptOrder
+from driftproof.metrics import names
 from driftproof.rollout.worker import make_request
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
@@ -32,13 +33,13 @@ State = dict[str, Tensor]
 Row = dict[str, float]
 
 SIGNALS = (
-    "reward",
-    "health/positive_nll",
-    "health/negative_nll",
-    "health/scale_imbalance",
-    "health/gradient_imbalance",
-    "health/entropy",
-    "grad_norm",
+    names.REWARD,
+    names.POSITIVE_NLL,
+    names.NEGATIVE_NLL,
+    names.SCALE_IMBALANCE,
+    names.GRADIENT_IMBALANCE,
+    names.ENTROPY,
+    names.GRAD_NORM,
 )
 """The metrics that may announce a collapse, kept of every step."""
 

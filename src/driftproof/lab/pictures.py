@@ -18,6 +18,7 @@ from driftproof.lab.grid import View
 from driftproof.lab.runner import Result
 from driftproof.lab.summary import Summary, accuracies, collapsed_at, summarize
 from driftproof.lab.tables import VIEWS, age_name
+from driftproof.metrics import names
 
 Series = NDArray[np.float64]
 
@@ -78,7 +79,7 @@ def draw_imbalance(config: LabConfig, results: Sequence[Result], path: Path) -> 
         axes.axhline(1, color=GREY, linewidth=1.2, linestyle=":")
         for label, alike in _by_label(runs).items():
             steps = _steps(alike)
-            found = [{int(row["step"]): row.get("health/scale_imbalance", np.nan) for row in run.rows} for run in alike]
+            found = [{int(row["step"]): row.get(names.SCALE_IMBALANCE, np.nan) for row in run.rows} for run in alike]
             values = np.array([_series(steps, of_run) for of_run in found])
             values = np.where(np.isfinite(values) & (values > 0), values, np.nan)
             _band(axes, steps, values, _geometric_mean, looks, label)

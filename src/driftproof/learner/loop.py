@@ -19,6 +19,7 @@ from driftproof.learner.learner import Learner
 from driftproof.learner.skipped import save_skipped
 from driftproof.ledger.maintenance.prune import prune
 from driftproof.ledger.store import RUNNING, STOPPING, Ledger
+from driftproof.metrics import names
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, CollapseDetector
 from driftproof.metrics.trackers import Tracker
 from driftproof.types import Batch
@@ -87,12 +88,12 @@ def learn(
             publisher.publish(learner.step, learner.policy.model.state_dict())
         now = time.monotonic()
         metrics |= {
-            "time/record_seconds": recorded - end_of_step - checkpoint_seconds,
-            "time/checkpoint_seconds": checkpoint_seconds,
-            "time/wait_seconds": taken - recorded,
-            "time/train_seconds": trained - taken,
-            "time/publish_seconds": now - trained,
-            "time/step_seconds": now - end_of_step,
+            names.RECORD_SECONDS: recorded - end_of_step - checkpoint_seconds,
+            names.CHECKPOINT_SECONDS: checkpoint_seconds,
+            names.WAIT_SECONDS: taken - recorded,
+            names.TRAIN_SECONDS: trained - taken,
+            names.PUBLISH_SECONDS: now - trained,
+            names.STEP_SECONDS: now - end_of_step,
             **rollout.since_last_step(),
         }
         end_of_step = now
@@ -106,7 +107,7 @@ def learn(
             ledger.record_event("sign of collapse", f"step {learner.step}: {alarm}")
             if on_collapse == "stop":
                 ledger.set_state(STOPPING)
-        skipped_in_a_row = skipped_in_a_row + 1 if metrics["skipped"] == 1 else 0
+        skipped_in_a_row = skipped_in_a_row + 1 if metrics[names.SKIPPED] == 1 else 0
         if skipped_in_a_row == cadence.max_skipped:
             _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
             ledger.set_state(STOPPING)

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from driftproof.metrics import names
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
@@ -30,8 +32,8 @@ class Limit:
 
 
 SIGNS_OF_COLLAPSE = (
-    Limit(metric="health/positive_nll", side="above", value=1.25, relative=True, window=10),
-    Limit(metric="reward", side="below", value=0.75, relative=True, window=10),
+    Limit(metric=names.POSITIVE_NLL, side="above", value=1.25, relative=True, window=10),
+    Limit(metric=names.REWARD, side="below", value=0.75, relative=True, window=10),
 )
 """What `driftproof train` warns of: right responses get improbable under the current policy, however old the data is;
 the rewards fall."""

@@ -1,27 +1,7 @@
 """What to plot when the loss says nothing: how hard positive and negative responses pull, and how far data has drifted.
 
-`step_health` turns the responses of an optimizer step into these figures. Names are stable, every value is finite, and
+`step_health` turns the responses of an optimizer step into the figures that `names` explains. Every value is finite;
 a figure without data (no negatives, say, or no behavior log-probs) is left out.
-
-| name | meaning |
-|---|---|
-| `health/nll` | mean over responses of S, the mean token NLL under the current policy (nats) |
-| `health/positive_nll` | S of the responses with A > 0, weighted by A (paper: S_P) |
-| `health/negative_nll` | S of the responses with A < 0, weighted by abs A (paper: S_N) |
-| `health/scale_imbalance` | negative_nll / positive_nll; it rises before a naive run collapses |
-| `health/positive_mass`, `health/negative_mass` | sum of abs A times S over the sign's responses, over all responses |
-| `health/balance` | positive_mass - negative_mass: the naive loss |
-| `health/positive_share`, `health/negative_share` | share of responses with A > 0, with A < 0 |
-| `health/largest_inverse_nll` | largest 1/S among responses that train: ASymPO's largest weight before its floor |
-| `health/smallest_inverse_nll` | smallest 1/S among them |
-| `health/entropy` | mean token entropy of the current policy (nats), where computed |
-| `health/positive_gradient_mass`, `health/negative_gradient_mass` | L1 norm of the loss's gradient by the logits |
-| `health/gradient_imbalance` | negative_gradient_mass / positive_gradient_mass |
-| `health/ratio_mean`, `health/ratio_min`, `health/ratio_max` | rho = current / behavior probability, over tokens |
-| `health/ratio_p05`, `health/ratio_p50`, `health/ratio_p95` | its percentiles (the token of the nearest rank) |
-| `health/behavior_kl` | mean of rho - 1 - log rho over tokens: estimates KL(behavior, current) per token (nats) |
-| `health/effective_sample_size` | (sum rho)^2 / (N sum rho^2) over the N tokens: 1 without drift, 1/N at worst |
-| `health/sequence_effective_sample_size` | the same over responses, with the product of rho over each |
 
 A response trains if it has tokens and an advantage that is not 0. log rho is clamped to +-20, except in the products.
 
@@ -39,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from driftproof.metrics import names
 from driftproof.objectives import Responses
 from driftproof.objectives.objective import MAX_LOG_RATIO
 
@@ -50,7 +31,7 @@ SMALLEST_NLL = 1e-12
 def step_health(
     batch: Responses, token_gradients_N: Tensor | None = None, *, temperature: float = 1.0
 ) -> dict[str, float]:
-    """The table above for the responses of a step; what is computed on a device is fetched at once.
+    """The health metrics of the responses of a step; what is computed on a device is fetched at once.
 
     Args:
         batch: whole responses, of the whole step; `entropy_N` and `behavior_logprobs_N` are used where they are there.
@@ -66,14 +47,14 @@ def step_health(
         return {}
     figures = _scales(batch)
     if batch.entropy_N is not None:
-        figures["entropy"] = batch.entropy_N.double().mean()
+        figures[names.ENTROPY] = batch.entropy_N.double().mean()
     if token_gradients_N is not None:
         figures |= _gradient_masses(batch, token_gradients_N, temperature)
     if batch.behavior_logprobs_N is not None and len(batch.logprobs_N):
         figures |= _drift(batch, batch.behavior_logprobs_N)
     values = torch.stack(list(figures.values())).tolist()
     # What has no data is 0 / 0, or the extreme of nothing.
-    return {f"health/{name}": value for name, value in zip(figures, values, strict=True) if math.isfinite(value)}
+    return {name: value for name, value in zip(figures, values, strict=True) if math.isfinite(value)}
 
 
 def _scales(batch: Responses) -> dict[str, Tensor]:
@@ -85,17 +66,17 @@ def _scales(batch: Responses) -> dict[str, Tensor]:
     inverse_R = 1 / nll_R.clamp(min=SMALLEST_NLL)
     trains_R = (advantages_R != 0) & (batch.lengths_R > 0)
     return {
-        "nll": nll_R.mean(),
-        "positive_nll": positive_nll,
-        "negative_nll": negative_nll,
-        "scale_imbalance": negative_nll / positive_nll.clamp(min=0),
-        "positive_mass": positive_mass,
-        "negative_mass": negative_mass,
-        "balance": positive_mass - negative_mass,
-        "positive_share": (advantages_R > 0).double().mean(),
-        "negative_share": (advantages_R < 0).double().mean(),
-        "largest_inverse_nll": torch.where(trains_R, inverse_R, -torch.inf).max(),
-        "smallest_inverse_nll": torch.where(trains_R, inverse_R, torch.inf).min(),
+        names.NLL: nll_R.mean(),
+        names.POSITIVE_NLL: positive_nll,
+        names.NEGATIVE_NLL: negative_nll,
+        names.SCALE_IMBALANCE: negative_nll / positive_nll.clamp(min=0),
+        names.POSITIVE_MASS: positive_mass,
+        names.NEGATIVE_MASS: negative_mass,
+        names.BALANCE: positive_mass - negative_mass,
+        names.POSITIVE_SHARE: (advantages_R > 0).double().mean(),
+        names.NEGATIVE_SHARE: (advantages_R < 0).double().mean(),
+        names.LARGEST_INVERSE_NLL: torch.where(trains_R, inverse_R, -torch.inf).max(),
+        names.SMALLEST_INVERSE_NLL: torch.where(trains_R, inverse_R, torch.inf).min(),
     }
 
 
@@ -105,9 +86,9 @@ def _gradient_masses(batch: Responses, token_gradients_N: Tensor, temperature: f
     positive_mass = torch.where(batch.advantages_R > 0, mass_R, 0).sum()
     negative_mass = torch.where(batch.advantages_R < 0, mass_R, 0).sum()
     return {
-        "positive_gradient_mass": positive_mass,
-        "negative_gradient_mass": negative_mass,
-        "gradient_imbalance": negative_mass / positive_mass,
+        names.POSITIVE_GRADIENT_MASS: positive_mass,
+        names.NEGATIVE_GRADIENT_MASS: negative_mass,
+        names.GRADIENT_IMBALANCE: negative_mass / positive_mass,
     }
 
 
@@ -118,15 +99,15 @@ def _drift(batch: Responses, behavior_logprobs_N: Tensor) -> dict[str, Tensor]:
     last = len(ratio_N) - 1
     log_weight_R = torch.where(batch.lengths_R > 0, batch.sum_per_response(difference_N), -torch.inf)
     return {
-        "ratio_mean": ratio_N.mean(),
-        "ratio_min": ratio_N[0],
-        "ratio_max": ratio_N[last],
-        "ratio_p05": ratio_N[round(0.05 * last)],
-        "ratio_p50": ratio_N[round(0.5 * last)],
-        "ratio_p95": ratio_N[round(0.95 * last)],
-        "behavior_kl": (torch.expm1(log_ratio_N) - log_ratio_N).mean(),
-        "effective_sample_size": _effective_share(log_ratio_N),
-        "sequence_effective_sample_size": _effective_share(log_weight_R),
+        names.RATIO_MEAN: ratio_N.mean(),
+        names.RATIO_MIN: ratio_N[0],
+        names.RATIO_MAX: ratio_N[last],
+        names.RATIO_P05: ratio_N[round(0.05 * last)],
+        names.RATIO_P50: ratio_N[round(0.5 * last)],
+        names.RATIO_P95: ratio_N[round(0.95 * last)],
+        names.BEHAVIOR_KL: (torch.expm1(log_ratio_N) - log_ratio_N).mean(),
+        names.EFFECTIVE_SAMPLE_SIZE: _effective_share(log_ratio_N),
+        names.SEQUENCE_EFFECTIVE_SAMPLE_SIZE: _effective_share(log_weight_R),
     }
 
 

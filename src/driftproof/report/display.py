@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Ledger, Plan, Status
+from driftproof.metrics import names
 from driftproof.report.overlap import Overlap, finite, overlap
 from driftproof.report.text import duration, printable, shorten
 
@@ -63,7 +64,7 @@ class View:
     @property
     def age_max(self) -> int | None:
         """In steps."""
-        return max((step["age_max"] for step in self.recent if "age_max" in step), default=None)
+        return max((step[names.AGE_MAX] for step in self.recent if names.AGE_MAX in step), default=None)
 
     @property
     def overlap(self) -> Overlap:
@@ -102,8 +103,8 @@ def view(
     previous: View | None = None,
 ) -> View:
     """What is shown now: the previous view and the metrics of the steps since then."""
-    seconds = sum(finite(step.get("time/step_seconds")) or 0.0 for step in new_steps)
-    rewards = tuple(finite(step.get("reward")) or 0.0 for step in new_steps)
+    seconds = sum(finite(step.get(names.STEP_SECONDS)) or 0.0 for step in new_steps)
+    rewards = tuple(finite(step.get(names.REWARD)) or 0.0 for step in new_steps)
     return View(
         name=name,
         plan=plan,
@@ -220,12 +221,12 @@ def log_line(view: View) -> str:
     left = "" if view.seconds_left is None else f", {duration(view.seconds_left)} left"
     parts = [
         f"{progress}{left}",
-        f"reward {_number(view.mean('reward'))} (accuracy before {_number(view.accuracy_before)})",
-        f"age {_number(view.mean('age_mean'), 1)}, max {_count(view.age_max)}",
-        f"NLL of positives {_number(view.mean('health/positive_nll'))}, "
-        f"of negatives {_number(view.mean('health/negative_nll'))}, "
-        f"imbalance {_number(view.mean('health/scale_imbalance'), 2)}",
-        f"entropy {_number(view.mean('health/entropy'))}",
+        f"reward {_number(view.mean(names.REWARD))} (accuracy before {_number(view.accuracy_before)})",
+        f"age {_number(view.mean(names.AGE_MEAN), 1)}, max {_count(view.age_max)}",
+        f"NLL of positives {_number(view.mean(names.POSITIVE_NLL))}, "
+        f"of negatives {_number(view.mean(names.NEGATIVE_NLL))}, "
+        f"imbalance {_number(view.mean(names.SCALE_IMBALANCE), 2)}",
+        f"entropy {_number(view.mean(names.ENTROPY))}",
         f"rollouts {_speed(both.rollout_tokens, both)}, busy {_percent(both.rollout_busy)}",
         f"learner {_speed(both.learner_tokens, both)}, busy {_percent(both.learner_busy)}",
         f"groups {view.status.ready} ready, {view.status.leased} leased",
@@ -237,15 +238,15 @@ def render(view: View, width: int) -> RenderableType:
     """The live display, in `width` columns."""
     both = view.overlap
     groups = f"{view.status.ready:,} ready, {view.status.leased:,} leased"
-    age = f"mean {_number(view.mean('age_mean'), 1)}, max {_count(view.age_max)}"
-    rewards = Text(_number(view.mean("reward")), "bold").append(f" {sparkline(view.rewards, 24)}", "cyan")
+    age = f"mean {_number(view.mean(names.AGE_MEAN), 1)}, max {_count(view.age_max)}"
+    rewards = Text(_number(view.mean(names.REWARD)), "bold").append(f" {sparkline(view.rewards, 24)}", "cyan")
     facts: list[tuple[str, str | Text]] = [
         ("reward", rewards),
         ("accuracy before", _number(view.accuracy_before)),
-        ("NLL of positives", _number(view.mean("health/positive_nll"))),
-        ("NLL of negatives", _number(view.mean("health/negative_nll"))),
-        ("scale imbalance", _number(view.mean("health/scale_imbalance"), 2)),
-        ("entropy", _number(view.mean("health/entropy"))),
+        ("NLL of positives", _number(view.mean(names.POSITIVE_NLL))),
+        ("NLL of negatives", _number(view.mean(names.NEGATIVE_NLL))),
+        ("scale imbalance", _number(view.mean(names.SCALE_IMBALANCE), 2)),
+        ("entropy", _number(view.mean(names.ENTROPY))),
         ("age of the data", age),
         ("groups", groups),
         ("rollouts", _side(both.rollout_tokens, both.rollout_busy, both)),

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from driftproof.metrics import names
+
 IDLE_SHARE = 0.1
 """A side that waits for less of the time than this is called busy."""
 
@@ -17,9 +19,9 @@ class Overlap:
 
     wall_seconds: float
     learner_seconds: float
-    """In which the learner trained, published or recorded."""
+    """The learner trained, published, recorded or checkpointed."""
     rollout_seconds: float
-    """In which a rollout worker was busy, mean over workers."""
+    """A rollout worker was busy; mean over workers."""
     learner_tokens: float
     """Response tokens trained."""
     rollout_tokens: float
@@ -55,26 +57,18 @@ class Overlap:
 
 def overlap(steps: Iterable[Mapping[str, Any]], workers: int) -> Overlap:
     """The overlap of the steps whose metrics are given, written by so many rollout workers."""
-    names = (
-        "time/step_seconds",
-        "time/train_seconds",
-        "time/publish_seconds",
-        "time/record_seconds",
-        "time/checkpoint_seconds",
-        "rollout/busy_seconds",
-        "response_tokens",
-        "rollout/tokens",
-    )
-    totals = dict.fromkeys(names, 0.0)
+    learner = (names.TRAIN_SECONDS, names.PUBLISH_SECONDS, names.RECORD_SECONDS, names.CHECKPOINT_SECONDS)
+    others = (names.STEP_SECONDS, names.BUSY_SECONDS, names.RESPONSE_TOKENS, names.ROLLOUT_TOKENS)
+    totals = dict.fromkeys((*learner, *others), 0.0)
     for metrics in steps:
-        for name in names:
+        for name in totals:
             totals[name] += finite(metrics.get(name)) or 0.0
     return Overlap(
-        wall_seconds=totals["time/step_seconds"],
-        learner_seconds=sum(totals[f"time/{part}_seconds"] for part in ("train", "publish", "record", "checkpoint")),
-        rollout_seconds=totals["rollout/busy_seconds"] / max(workers, 1),
-        learner_tokens=totals["response_tokens"],
-        rollout_tokens=totals["rollout/tokens"],
+        wall_seconds=totals[names.STEP_SECONDS],
+        learner_seconds=sum(totals[name] for name in learner),
+        rollout_seconds=totals[names.BUSY_SECONDS] / max(workers, 1),
+        learner_tokens=totals[names.RESPONSE_TOKENS],
+        rollout_tokens=totals[names.ROLLOUT_TOKENS],
     )
 
 

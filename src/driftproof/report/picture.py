@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftproof.ledger.store import Ledger
+from driftproof.metrics import names
 from driftproof.report.overlap import Overlap, finite, overlap
 from driftproof.report.summary import Summary, read_recipe, summarize
 
@@ -121,7 +122,7 @@ def _title(run: _Run, model: str) -> str:
 def _reward(axes: Any, run: _Run) -> None:
     summary = run.summary
     _panel(axes, "Reward", run)
-    _smooth(axes, run, run.series("reward"), BLUE, f"reward, mean of {run.window} steps")
+    _smooth(axes, run, run.series(names.REWARD), BLUE, f"reward, mean of {run.window} steps")
     for name, marker, before, after in (
         ("sampled", "o", summary.accuracy_before, summary.accuracy_after),
         ("greedy", "D", summary.greedy_before, summary.greedy_after),
@@ -133,8 +134,11 @@ def _reward(axes: Any, run: _Run) -> None:
 def _nll(axes: Any, run: _Run) -> None:
     _panel(axes, "Mean token NLL of the responses (nats)", run)
     heldout = (run.summary.nll_heldout_before or {}, run.summary.nll_heldout_after or {})
-    for sign, color, marker, style in (("positive", BLUE, "o", "-"), ("negative", ORANGE, "D", "--")):
-        values = run.series(f"health/{sign}_nll")
+    for name, sign, color, marker, style in (
+        (names.POSITIVE_NLL, "positive", BLUE, "o", "-"),
+        (names.NEGATIVE_NLL, "negative", ORANGE, "D", "--"),
+    ):
+        values = run.series(name)
         label = sign if np.isfinite(values).any() else f"{sign}: none"
         _smooth(axes, run, values, color, label, style)
         before, after = (result.get(f"{sign}_nll") for result in heldout)
@@ -145,7 +149,7 @@ def _nll(axes: Any, run: _Run) -> None:
 
 def _imbalance(axes: Any, run: _Run) -> None:
     _panel(axes, "Scale imbalance: negative / positive", run)
-    _smooth(axes, run, run.series("health/scale_imbalance"), GREEN, "")
+    _smooth(axes, run, run.series(names.SCALE_IMBALANCE), GREEN, "")
     _finish(axes, "needs positives and negatives", reference=1)
     axes.set_ylim(bottom=0)
 
@@ -153,31 +157,31 @@ def _imbalance(axes: Any, run: _Run) -> None:
 def _age(axes: Any, run: _Run) -> None:
     _panel(axes, "Age of the data (steps)", run)
     x = merge(run.x, POINTS)
-    largest = merge(run.series("age_max"), POINTS, largest=True)
+    largest = merge(run.series(names.AGE_MAX), POINTS, largest=True)
     axes.plot(x, largest, color=ORANGE, linewidth=1, linestyle="--", marker=_marker(largest), markersize=5, label="max")
-    _smooth(axes, run, run.series("age_mean"), BLUE, "mean")
+    _smooth(axes, run, run.series(names.AGE_MEAN), BLUE, "mean")
     _finish(axes, reference=run.max_staleness, reference_label=f"max_staleness: {run.max_staleness}", loc="lower right")
     axes.set_ylim(bottom=0)
 
 
 def _entropy_or_gradient(axes: Any, run: _Run) -> None:
-    entropy = run.series("health/entropy")
+    entropy = run.series(names.ENTROPY)
     if np.isfinite(entropy).any():
         _panel(axes, "Entropy of the policy (nats per token)", run)
         _smooth(axes, run, entropy, BLUE, "")
     else:
         _panel(axes, "Gradient norm", run)
-        _smooth(axes, run, run.series("grad_norm"), BLUE, "")
+        _smooth(axes, run, run.series(names.GRAD_NORM), BLUE, "")
     _finish(axes)
 
 
 def _speed(axes: Any, run: _Run) -> None:
     _panel(axes, "Speed of both sides (tokens/s while busy)", run)
-    learner = run.series("time/step_seconds") - run.series("time/wait_seconds")
-    rollouts = run.series("rollout/busy_seconds") / run.workers
+    learner = run.series(names.STEP_SECONDS) - run.series(names.WAIT_SECONDS)
+    rollouts = run.series(names.BUSY_SECONDS) / run.workers
     for label, color, style, tokens, seconds in (
-        ("rollouts", GREEN, "-", run.series("rollout/tokens"), rollouts),
-        ("learner", BLUE, "--", run.series("response_tokens"), learner),
+        ("rollouts", GREEN, "-", run.series(names.ROLLOUT_TOKENS), rollouts),
+        ("learner", BLUE, "--", run.series(names.RESPONSE_TOKENS), learner),
     ):
         _line(axes, run, _quotient(run, tokens, seconds), color, label, style)
     _finish(axes, x_label=False)
@@ -187,9 +191,9 @@ def _speed(axes: Any, run: _Run) -> None:
 def _busy(axes: Any, run: _Run) -> None:
     words = run.overlap.waiting(run.max_staleness).split(" (")[0]
     _panel(axes, f"Busy: {words}" if words else "Busy", run)
-    wall = run.series("time/step_seconds")
-    learner = run.series("time/step_seconds") - run.series("time/wait_seconds")
-    rollouts = run.series("rollout/busy_seconds") / run.workers
+    wall = run.series(names.STEP_SECONDS)
+    learner = run.series(names.STEP_SECONDS) - run.series(names.WAIT_SECONDS)
+    rollouts = run.series(names.BUSY_SECONDS) / run.workers
     _line(axes, run, 100 * _quotient(run, rollouts, wall), GREEN, "", "-")
     _line(axes, run, 100 * _quotient(run, learner, wall), BLUE, "", "--")
     _finish(axes)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from driftproof.ledger.store import Ledger
+from driftproof.metrics import names
 from driftproof.report.overlap import finite, overlap, ratio
 
 
@@ -74,8 +75,8 @@ def summarize(ledger: Ledger, model: Path) -> Summary:
     # A run without steps has no "after".
     before, after = heldout.get(0, {}), heldout.get(status.step, {}) if status.step else {}
     both_sides = overlap(steps, len(ledger.workers()))
-    groups = sum(metrics.get("groups", 0) for metrics in steps)
-    ages = sum(metrics.get("age_mean", 0.0) * metrics.get("groups", 0) for metrics in steps)
+    groups = sum(metrics.get(names.GROUPS, 0) for metrics in steps)
+    ages = sum(metrics.get(names.AGE_MEAN, 0.0) * metrics.get(names.GROUPS, 0) for metrics in steps)
     return Summary(
         objective=read_recipe(ledger).get("objective", {}).get("name"),
         model=str(model.resolve()),
@@ -97,8 +98,8 @@ def summarize(ledger: Ledger, model: Path) -> Summary:
         groups_trained=status.trained,
         tokens_trained=int(both_sides.learner_tokens),
         age_mean=ratio(ages, groups),
-        age_max=max((metrics["age_max"] for metrics in steps if "age_max" in metrics), default=None),
-        groups_of_equal_reward=sum(int(metrics.get("groups_of_equal_reward", 0)) for metrics in steps),
+        age_max=max((metrics[names.AGE_MAX] for metrics in steps if names.AGE_MAX in metrics), default=None),
+        groups_of_equal_reward=sum(int(metrics.get(names.GROUPS_OF_EQUAL_REWARD, 0)) for metrics in steps),
         events={kind: count for kind, (count, _) in ledger.events().items()},
     )
 
@@ -119,5 +120,6 @@ def read_recipe(ledger: Ledger) -> dict[str, Any]:
 def _nll_by_sign(result: Mapping[str, Any] | None) -> dict[str, float] | None:
     if result is None:
         return None
-    found = {name: finite(result.get(f"health/{name}")) for name in ("positive_nll", "negative_nll")}
+    chosen = {"positive_nll": names.POSITIVE_NLL, "negative_nll": names.NEGATIVE_NLL}
+    found = {short: finite(result.get(name)) for short, name in chosen.items()}
     return {name: value for name, value in found.items() if value is not None}
