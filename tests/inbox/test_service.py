@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from driftproof.ledger.store import FINISHED, STOPPING, Ledger
 from driftproof.report.display import look
-from driftproof.rollout.worker import make_request
+from driftproof.rollout.requests import make_request
 from driftproof.runtime.inbox import open_inbox
 from driftproof.tasks.codec import Codec
 from driftproof.types import Sampling

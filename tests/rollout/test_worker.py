@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Capabilities, Completed
 from driftproof.errors import EngineError
 from driftproof.evaluation.heldout import evaluate
 from driftproof.ledger.store import STOPPING, Ledger, Plan
-from driftproof.rollout.worker import ATTEMPTS, RolloutSettings, RolloutWorker
+from driftproof.rollout.worker import ATTEMPTS, FAILED_GROUPS, RolloutSettings, RolloutWorker
 from driftproof.tasks import arithmetic
 from driftproof.tasks.codec import Codec
 from driftproof.types import Channel, Request, Sampling
@@ -28,10 +29,10 @@ PLAN = Plan(seed=0, prompts=len(TASK.train), groups_per_step=4, max_staleness=0,
 
 
 class Failing:
-    """The embedded engine, but every request, or every one of a prompt, fails `failures` times first."""
+    """The embedded engine, but every request, or every one of some prompts, fails `failures` times first."""
 
-    def __init__(self, engine: EmbeddedEngine, failures: int, only_prompt: int | None = None) -> None:
-        self.engine, self.failures, self.only_prompt = engine, failures, only_prompt
+    def __init__(self, engine: EmbeddedEngine, failures: int, prompts: Container[int] | None = None) -> None:
+        self.engine, self.failures, self.prompts = engine, failures, prompts
         self.failed: Counter[int] = Counter()
         self.broken: list[Completed] = []
 
@@ -48,7 +49,7 @@ class Failing:
         return self.engine.room
 
     def submit(self, request: Request) -> None:
-        concerned = self.only_prompt in (None, request.prompt.index)
+        concerned = self.prompts is None or request.prompt.index in self.prompts
         if concerned and self.failed[request.key] < self.failures:
             self.failed[request.key] += 1
             self.broken.append(Completed(request=request, responses=(), error="the server hung up"))
@@ -148,7 +149,7 @@ def test_a_group_that_cannot_be_written_is_committed_without_responses(
     channels = frozenset({Channel.BEHAVIOR_LOGPROBS} if objective_needs_logprobs else set())
     with Ledger.create(tmp_path / "other.sqlite", replace(PLAN, channels=channels)) as ledger:
         prompt = ledger.prompt_of(2)
-        work_until_ready(worker(ledger, Failing(engine, 1000, only_prompt=prompt), tiny_model_dir), 4)
+        work_until_ready(worker(ledger, Failing(engine, 1000, {prompt}), tiny_model_dir), 4)
         batch = ledger.take(4)
         assert batch is not None
         assert [len(group.response_tokens) > 0 for group in batch.groups] == [True, True, False, True]
@@ -166,32 +167,41 @@ def test_a_group_that_cannot_be_written_is_committed_without_responses(
 
 
 def test_an_engine_that_always_fails_ends_the_worker(
-    ledger: Ledger, engine: EmbeddedEngine, tiny_model_dir: Path
+    tmp_path: Path, engine: EmbeddedEngine, tiny_model_dir: Path
 ) -> None:
-    rollouts = worker(ledger, Failing(engine, 1000), tiny_model_dir)
-    with pytest.raises(
-        EngineError, match=f"failed {ATTEMPTS} times; the last time: the server hung up; and another prompt: the server"
-    ):
-        work_until_ready(rollouts, 4)
-    assert ledger.release("worker") == 4, "its leases can be given to another"
+    with Ledger.create(tmp_path / "long.sqlite", replace(PLAN, groups_per_step=40)) as ledger:
+        rollouts = worker(ledger, Failing(engine, 1000), tiny_model_dir)
+        with pytest.raises(EngineError, match=f"{FAILED_GROUPS} groups in a row could not be written; group 7 failed"):
+            work_until_ready(rollouts, 40)
+        assert ledger.status().ready < FAILED_GROUPS
+        assert ledger.release("worker") == ledger.status().leased > 0, "its leases can be given to another"
+
+
+def test_groups_that_fail_now_and_then_do_not_end_the_worker(
+    tmp_path: Path, engine: EmbeddedEngine, tiny_model_dir: Path
+) -> None:
+    with Ledger.create(tmp_path / "long.sqlite", replace(PLAN, groups_per_step=40)) as ledger:
+        failing = {ledger.prompt_of(dispatch) for dispatch in range(0, 40, 3)}
+        work_until_ready(worker(ledger, Failing(engine, 1000, failing), tiny_model_dir), 40)
+        assert ledger.events()["group without responses"][0] == len(failing) > FAILED_GROUPS
 
 
 def test_it_follows_the_weights_and_never_works_with_old_ones(
     ledger: Ledger, engine: EmbeddedEngine, tiny_model_dir: Path
 ) -> None:
     rollouts = worker(ledger, engine, tiny_model_dir)
-    publisher = Publisher(rollouts.snapshots, tiny_model_dir)
-    state = engine._decoder.model.state_dict()
+    publisher = Publisher(rollouts.weights.snapshots, tiny_model_dir)
+    state = load_file(tiny_model_dir / "model.safetensors")
     publisher.publish(0, state)
     rollouts.work()
-    assert rollouts.loaded_step == 0
+    assert rollouts.weights.loaded_step == 0
     publisher.publish(7, state)
     rollouts.work()
-    assert rollouts.loaded_step == 7
-    newest = latest(rollouts.snapshots)
+    assert rollouts.weights.loaded_step == 7
+    newest = latest(rollouts.weights.snapshots)
     assert newest is not None
     (newest.path / "model.safetensors").unlink()
-    rollouts.loaded_step = -1
+    rollouts.weights.loaded_step = -1
     with pytest.raises(FileNotFoundError):
         rollouts.work()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from driftproof.cli.main import main
-from driftproof.rollout.worker import make_request
+from driftproof.rollout.requests import make_request
 from driftproof.tasks import Task, build
 from driftproof.tiny.model import make_tiny_model
 from driftproof.types import Sampling

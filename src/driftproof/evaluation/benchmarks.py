@@ -21,7 +21,7 @@ import numpy as np
 from driftproof.engines.protocol import Completed, Engine
 from driftproof.errors import ConfigError, EngineError
 from driftproof.evaluation.intervals import bootstrap
-from driftproof.rollout.worker import make_request
+from driftproof.rollout.requests import make_request
 from driftproof.run import fsync
 from driftproof.tasks.codec import Codec
 from driftproof.types import Prompt, Request, Sampling

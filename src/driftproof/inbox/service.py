@@ -35,7 +35,8 @@ from driftproof.inbox.messages import (
 )
 from driftproof.inbox.workers import Workers
 from driftproof.ledger.store import Ledger
-from driftproof.rollout.worker import RolloutSettings, make_request
+from driftproof.rollout.requests import make_request
+from driftproof.rollout.worker import RolloutSettings
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import FinishReason, Group, Request, Verdict

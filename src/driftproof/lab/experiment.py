@@ -22,7 +22,7 @@ from driftproof.lab.staleness import Staleness
 from driftproof.learner.learner import Learner
 from driftproof.ledger.order import PromptOrder
 from driftproof.metrics import names
-from driftproof.rollout.worker import make_request
+from driftproof.rollout.requests import make_request
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import Batch, FinishReason, Group, Prompt, Request, Response, Sampling, Verdict

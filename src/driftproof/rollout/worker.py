@@ -1,34 +1,40 @@
 """The rollout worker: lease, generate, verify, commit.
 
-Guarantees: every leased group is committed, or its lease is given up by the worker's death; a failed verification
-costs the reward of one response and is recorded; a failed generation is tried again, and a group that fails again and
-again is committed without responses. Only an engine that cannot write another prompt either ends the worker.
+Guarantees: every leased group is committed, or its lease is given up by the worker's death; a worker that is busy loses
+no lease, however long its engine loads weights or decodes; a failed verification costs the reward of one response and
+is recorded; a failed generation is tried again, and a group that fails again and again is committed without responses.
+An engine that fails one group after the other ends the worker.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from driftproof.engines.protocol import Completed, Engine
 from driftproof.errors import EngineError
 from driftproof.faults import ENGINE, fault_point
 from driftproof.ledger.store import RUNNING, Ledger
+from driftproof.rollout.renewals import Renewals
+from driftproof.rollout.requests import make_request
+from driftproof.rollout.weights import WeightFollower
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
-from driftproof.types import Group, Prompt, Request, Sampling, Tokens
+from driftproof.types import Group, Request, Sampling
 from driftproof.verify import Verifier
 from driftproof.verify.judge import judge
-from driftproof.weights.snapshots import latest
 
 ATTEMPTS = 3
-"""Times a group is generated before it is given up."""
+"""Attempts at generating a group before giving it up."""
+FAILED_GROUPS = 8
+"""Groups in a row that an engine may fail to write before its worker ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,23 +48,12 @@ class RolloutSettings:
     """A worker that is silent for so long has lost its leases."""
 
 
-def make_request(
-    dispatch: int, prompt: Prompt, prompt_tokens: Tokens, *, samples: int, sampling: Sampling, want_logprobs: bool
-) -> Request:
-    """The request of the n-th dispatch; its randomness depends on the run's seed and on n alone."""
-    seed = int(np.random.SeedSequence([sampling.seed, dispatch]).generate_state(1, np.uint64)[0] >> 1)
-    return Request(
-        key=dispatch,
-        prompt=prompt,
-        prompt_tokens=prompt_tokens,
-        samples=samples,
-        sampling=replace(sampling, seed=seed),
-        want_logprobs=want_logprobs,
-    )
-
-
 class RolloutWorker:
-    """One worker over one engine."""
+    """One worker over one engine.
+
+    `work` is one moment of it, for a caller that has other things to do in between; `run` is the whole life. Around
+    either, `renewing` keeps the leases.
+    """
 
     def __init__(
         self,
@@ -70,31 +65,37 @@ class RolloutWorker:
         verifier: Verifier,
         snapshots: Path,
         settings: RolloutSettings,
+        phase: Callable[[str], object] = lambda _: None,
     ) -> None:
+        """`phase` is told, in a few words, whenever the worker turns to something else."""
         self.name = name
         self.ledger = ledger
         self.engine = engine
         self.task = task
         self.codec = codec
         self.verifier = verifier
-        self.snapshots = snapshots
         self.settings = settings
-        self.loaded_step = -1
-        self._refused_step = -1
+        self.weights = WeightFollower(engine, snapshots, phase=phase, refused=self._snapshot_refused)
+        self._phase = phase
         self._under_way = 0
         self._attempts: Counter[int] = Counter()
-        self._doubted: dict[int, Completed] = {}
-        """Requests that failed for the last time, by the key of the question that is asked instead."""
+        self._failed_in_a_row = 0
         self._given_up: dict[int, Group] = {}
         self._verifying: list[Future[dict[int, Group]]] = []
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="verify")
-        self._renewed = time.monotonic()
+        self._renewals: Renewals | None = None
+        self._busy_since: float | None = None
+        """When `work` was called that has not returned yet."""
+        self._reporting = threading.Lock()
+        """Held from counting to writing, so that no older counters replace newer ones."""
+        self._engine_counters: dict[str, float] = {}
         self._totals: dict[str, Any] = {
             "busy_seconds": 0.0,
             "waiting_seconds": 0.0,
             "tokens": 0,
             "groups": 0,
             "requests_with_logprobs": 0,
+            "renewals": 0,
         }
 
     def work(self) -> bool:
@@ -102,22 +103,26 @@ class RolloutWorker:
 
         Returns whether there was anything to do; the caller waits a little otherwise.
         """
-        started = time.monotonic()
-        # Before anything is leased: a long engine step must not cost us leases whose groups are under way.
-        self._renew()
+        self._busy_since = started = time.monotonic()
+        if self._renewals:
+            self._renewals.check()
         requests = self._lease()
-        self._follow_weights()
+        self.weights.follow()
         for request in requests:
             self.engine.submit(request)
             self._totals["requests_with_logprobs"] += request.want_logprobs
         self._under_way += len(requests)
         fault_point(ENGINE, EngineError)
-        completed = self.engine.collect() if self._under_way else []
-        if completed:
-            self._verify(completed)
+        if self._under_way:
+            self._phase("waits for its engine")
+            self._sort(self.engine.collect())
+        self._engine_counters = {f"engine/{name}": value for name, value in self.engine.counters.items()}
         committed = self._commit()
         active = bool(requests or committed or self._under_way)
+        if not active:
+            self._phase("waits for its verifier" if self._verifying else "waits for a prompt that it may lease")
         self._totals["busy_seconds" if active else "waiting_seconds"] += time.monotonic() - started
+        self._busy_since = None
         return active
 
     def run(self, pause_seconds: float = 0.001) -> None:
@@ -126,6 +131,27 @@ class RolloutWorker:
             if not self.work():
                 time.sleep(pause_seconds)
                 self._totals["waiting_seconds"] += pause_seconds
+
+    @contextmanager
+    def renewing(
+        self, connect: Callable[[], AbstractContextManager[Ledger]], *, longest_step: float = 300.0
+    ) -> Iterator[None]:
+        """Renew the leases, and report, four times while a lease lasts, in a thread beside the work.
+
+        A call of `work` that takes longer than `longest_step` seconds is stuck: its leases are left to others.
+        """
+
+        def renew(ledger: Ledger) -> None:
+            since = self._busy_since
+            if since is None or time.monotonic() - since < longest_step:
+                self._totals["renewals"] += 1
+                with self._reporting:
+                    ledger.renew(self.name, self.settings.lease_seconds)
+                    ledger.report_worker(self.name, self._counters())
+
+        with Renewals(connect, renew, every=self.settings.lease_seconds / 4) as self._renewals:
+            yield
+        self._renewals = None
 
     def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)
@@ -138,79 +164,53 @@ class RolloutWorker:
             room = 1
         if room <= 0:
             return []
+        self._phase("asks the ledger for prompts")
         leases = self.ledger.lease(self.name, room, self.settings.lease_seconds)
-        return [self._request(lease.dispatch, self.task.train[lease.prompt_index]) for lease in leases]
+        prompts = [self.task.train[lease.prompt_index] for lease in leases]
+        return [
+            make_request(
+                lease.dispatch,
+                prompt,
+                self.codec.encode(prompt),
+                samples=self.settings.group_size,
+                sampling=self.settings.sampling,
+                want_logprobs=self.settings.want_logprobs,
+            )
+            for lease, prompt in zip(leases, prompts, strict=True)
+        ]
 
-    def _request(self, dispatch: int, prompt: Prompt) -> Request:
-        return make_request(
-            dispatch,
-            prompt,
-            self.codec.encode(prompt),
-            samples=self.settings.group_size,
-            sampling=self.settings.sampling,
-            want_logprobs=self.settings.want_logprobs,
-        )
-
-    def _follow_weights(self) -> None:
-        if not self.engine.capabilities.follows_weights:
-            return
-        snapshot = latest(self.snapshots)
-        while snapshot is not None and snapshot.step not in (self.loaded_step, self._refused_step):
-            try:
-                self.engine.load(snapshot.path)
-            except FileNotFoundError:
-                newer = latest(self.snapshots)
-                if newer == snapshot:
-                    raise
-                # Pruned between our look and our read: there is a newer one.
-                snapshot = newer
-            except EngineError as error:
-                if self.loaded_step < 0:
-                    raise
-                # The old weights stay; there will be newer ones.
-                self._refused_step = snapshot.step
-                message = f"{snapshot.path}: {error}; {self.name} goes on with step {self.loaded_step}"
-                self.ledger.record_event("snapshot not loaded", message)
-            else:
-                self.loaded_step = snapshot.step
-
-    def _verify(self, completed: list[Completed]) -> None:
+    def _sort(self, completed: list[Completed]) -> None:
+        """Hand what was answered to the verifier, and try again what was not."""
         answered = []
         for item in completed:
-            if item.request.key in self._doubted:
-                self._give_up(self._doubted.pop(item.request.key), question=item)
-            elif item.error:
+            if item.error:
                 self._try_again(item)
             else:
-                self._under_way -= 1
                 answered.append(item)
         if answered:
+            self._under_way -= len(answered)
+            self._failed_in_a_row = 0
             self._verifying.append(self._executor.submit(self._score, answered))
 
     def _try_again(self, item: Completed) -> None:
-        """Submit a request that failed once more; at last ask for something else, to tell whose fault it is."""
-        request = item.request
-        self._attempts[request.key] += 1
-        self.ledger.record_event("generation failed", f"group {request.key}: {item.error}")
-        if self._attempts[request.key] < ATTEMPTS:
-            self.engine.submit(request)
-            return
-        index = request.prompt.index
-        # One of the same kind: recorded prompts stand behind the live ones.
-        other = self.task.train[index - 1 if index else min(1, len(self.task.train) - 1)]
-        # No dispatch is negative.
-        question = replace(self._request(request.key, other), key=-1 - request.key, samples=1)
-        self._doubted[question.key] = item
-        self.engine.submit(question)
+        """Submit a failed request once more, or give its group up.
 
-    def _give_up(self, item: Completed, question: Completed) -> None:
-        """Commit a group that cannot be written without responses, as the engine can write others."""
-        failure = f"group {item.request.key} failed {ATTEMPTS} times; the last time: {item.error}"
-        if question.error:
-            raise EngineError(f"{failure}; and another prompt: {question.error}")
+        Raises:
+            EngineError: too many groups in a row had to be given up; it is the engine that fails, not the prompts.
+        """
+        key = item.request.key
+        self._attempts[key] += 1
+        self.ledger.record_event("generation failed", f"group {key}: {item.error}")
+        if self._attempts[key] < ATTEMPTS:
+            self.engine.submit(item.request)
+            return
+        failure = f"group {key} failed {ATTEMPTS} times; the last time: {item.error}"
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row == FAILED_GROUPS:
+            raise EngineError(f"{FAILED_GROUPS} groups in a row could not be written; {failure}")
         self.ledger.record_event("group without responses", failure)
         self._under_way -= 1
-        (self._given_up[item.request.key],) = judge(self.codec, self.verifier, [item])
+        (self._given_up[key],) = judge(self.codec, self.verifier, [item])
 
     def _score(self, completed: list[Completed]) -> dict[int, Group]:
         """Runs in the verifying thread; touches neither ledger nor engine."""
@@ -221,6 +221,7 @@ class RolloutWorker:
         done = [future for future in self._verifying if future.done()]
         if not (done or self._given_up):
             return 0
+        self._phase("commits groups to the ledger")
         self._verifying = [future for future in self._verifying if not future.done()]
         groups, failed = {key: group for future in done for key, group in future.result().items()}, self._given_up
         self._given_up = {}
@@ -229,16 +230,12 @@ class RolloutWorker:
                 self.ledger.record_event("verification failed", f"prompt {group.prompt_index}: {problem}")
         self._totals["tokens"] += sum(len(group.response_tokens) for group in groups.values())
         self._totals["groups"] += len(groups)
-        self.ledger.commit(self.name, groups | failed, self._counters())
+        with self._reporting:
+            self.ledger.commit(self.name, groups | failed, self._counters())
         return len(groups) + len(failed)
 
-    def _renew(self) -> None:
-        now = time.monotonic()
-        if now - self._renewed > self.settings.lease_seconds / 4:
-            self._renewed = now
-            self.ledger.renew(self.name, self.settings.lease_seconds)
-            self.ledger.report_worker(self.name, self._counters())
-
     def _counters(self) -> dict[str, Any]:
-        engine = {f"engine/{name}": value for name, value in self.engine.counters.items()}
-        return self._totals | engine | {"snapshot": self.loaded_step}
+        return self._totals | self._engine_counters | {"snapshot": self.weights.loaded_step}
+
+    def _snapshot_refused(self, problem: str) -> None:
+        self.ledger.record_event("snapshot not loaded", f"{self.name}: {problem}")

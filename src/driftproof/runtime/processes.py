@@ -20,7 +20,8 @@ import time
 import tomllib
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from driftproof.learner.checkpoint import load_checkpoint
 from driftproof.learner.learner import Learner
 from driftproof.learner.loop import learn
 from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Ledger
+from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory, hold_run_lock
 from driftproof.runtime.build import (
     evaluate_heldout,
@@ -94,8 +96,14 @@ def _write(config: Config, directory: RunDirectory, name: str) -> None:
     with Ledger(directory.ledger) as ledger:
         worker = make_worker(config, directory, ledger, name)
         _wait_for_snapshot(ledger, directory)
-        worker.run(pause_seconds=POLL_SECONDS)
+        with _renewing(worker, config, directory):
+            worker.run(pause_seconds=POLL_SECONDS)
         worker.close()
+
+
+def _renewing(worker: RolloutWorker, config: Config, directory: RunDirectory) -> AbstractContextManager[None]:
+    # Sooner than the whole run is stopped for a stall.
+    return worker.renewing(partial(Ledger, directory.ledger), longest_step=config.runtime.stall_seconds / 2)
 
 
 def _evaluate(config: Config, directory: RunDirectory) -> None:
@@ -129,17 +137,18 @@ def _learn(config: Config, directory: RunDirectory, worker_name: str | None) -> 
             _evaluate_heldout(config, directory, ledger, learner)
         trackers = make_trackers(config, directory, ledger)
         worker = make_worker(config, directory, ledger, worker_name) if worker_name else None
-        learn(
-            ledger,
-            learner,
-            publisher,
-            directory.checkpoints,
-            directory.skipped,
-            trackers,
-            make_cadence(config),
-            while_waiting=worker.work if worker else _pause,
-            on_collapse=config.learner.on_collapse,
-        )
+        with _renewing(worker, config, directory) if worker else nullcontext():
+            learn(
+                ledger,
+                learner,
+                publisher,
+                directory.checkpoints,
+                directory.skipped,
+                trackers,
+                make_cadence(config),
+                while_waiting=worker.work if worker else _pause,
+                on_collapse=config.learner.on_collapse,
+            )
         if worker:
             worker.close()
         for tracker in trackers:
