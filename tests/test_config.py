@@ -94,15 +94,28 @@ def test_arguments_of_another_form_are_refused(recipe: Path, arguments: list[str
         ),
         (["--learner.entropy", "maybe"], "learner.entropy = 'maybe': input should be a valid boolean"),
         (["--run.name", "12"], "run.name = 12: input should be a valid string"),
-        (["--engine.name", "recorded"], "engine.name 'recorded' trains on a recorded trace alone: give rollouts.path"),
-        (["--rollouts.path", "t.jsonl"], "live engine 'embedded', rollouts.path and rollouts.recorded_share belong"),
-        (["--rollouts.recorded_share", "0.5"], "live engine 'embedded', rollouts.path and rollouts.recorded_share"),
         (
-            ["--engine.name", "recorded", "--rollouts.path", "t.jsonl", "--rollouts.recorded_share", "0.5"],
-            "and no rollouts.recorded_share; got rollouts.path t.jsonl and rollouts.recorded_share 0.5",
+            ["--engine.name", "recorded", "--rollouts.path", "t.jsonl"],
+            "engine.name = 'recorded': a recorded trace is no engine any more; leave engine.name out and set "
+            "rollouts.recorded_share = 1 beside rollouts.path, to train on the trace alone",
+        ),
+        (["--rollouts.path", "t.jsonl"], "rollouts.path and rollouts.recorded_share belong together"),
+        (["--rollouts.recorded_share", "0.5"], "rollouts.path and rollouts.recorded_share belong together"),
+        (["--rollouts.recorded_share", "1"], "rollouts.path and rollouts.recorded_share belong together"),
+        (
+            ["--task.name", "recorded", "--rollouts.path", "t.jsonl", "--rollouts.recorded_share", "0.5"],
+            "rollouts.recorded_share 1; got rollouts.path t.jsonl and rollouts.recorded_share 0.5",
+        ),
+        (["--task.name", "recorded"], "rollouts.recorded_share 1; got rollouts.path None"),
+        (
+            ["--rollouts.path", "t.jsonl", "--rollouts.recorded_share", "1", "--engine.name", "vllm"],
+            "rollouts.recorded_share 1 leaves nothing to write for the servers of engine.name 'vllm'",
         ),
         (["--rollouts.recorded_share", "0"], "rollouts.recorded_share = 0: input should be greater than 0"),
-        (["--rollouts.recorded_share", "1"], "rollouts.recorded_share = 1: input should be less than 1"),
+        (
+            ["--rollouts.recorded_share", "1.1"],
+            "rollouts.recorded_share = 1.1: input should be less than or equal to 1",
+        ),
         (["--rollouts.recorded_share", "nan"], "rollouts.recorded_share = nan: input should be"),
         (
             ["--rollouts.path", "t.jsonl", "--rollouts.recorded_share", "0.5", "--rollouts.workers", "0"],

@@ -72,8 +72,17 @@ class SamplingSection(Section):
     top_k: int = Field(default=0, ge=0)
 
 
+def _live_engine(name: object) -> object:
+    if name == "recorded":
+        raise ValueError(
+            "a recorded trace is no engine any more; leave engine.name out and set rollouts.recorded_share = 1 beside "
+            "rollouts.path, to train on the trace alone"
+        )
+    return name
+
+
 class EngineSection(Section):
-    name: Literal["embedded", "recorded", "openai", "vllm"] = "embedded"
+    name: Annotated[Literal["embedded", "openai", "vllm"], BeforeValidator(_live_engine)] = "embedded"
     slots: int = Field(default=128, ge=1)
     """Responses written at once (engines `openai` and `vllm`: by each server)."""
     threads: int = Field(default=1, ge=1)
@@ -110,9 +119,9 @@ class RolloutsSection(Section):
     """Steps the rollout side may be ahead; 0 is synchronous."""
     lease_seconds: float = Field(default=120.0, gt=0)
     path: Path | None = None
-    """A recorded trace to train on: alone (engine `recorded`), or beside live rollouts in the share below."""
-    recorded_share: float | None = Field(default=None, gt=0, lt=1)
-    """Of the groups, how many are recorded; the rest is live."""
+    """A recorded trace to train on, in the share below."""
+    recorded_share: float | None = Field(default=None, gt=0, le=1)
+    """Share of the groups that are recorded; the rest is live. 1 trains on the trace alone."""
 
 
 class VerifySection(Section):
@@ -215,17 +224,23 @@ class Config(Section):
         return self
 
     def _check_recorded(self) -> None:
-        engine, path, share = self.engine.name, self.rollouts.path, self.rollouts.recorded_share
-        if engine == "recorded" and (path is None or share is not None):
+        path, share = self.rollouts.path, self.rollouts.recorded_share
+        if (path is None) != (share is None):
             raise ValueError(
-                "engine.name 'recorded' trains on a recorded trace alone: give rollouts.path, the trace's file, and no "
-                f"rollouts.recorded_share; got rollouts.path {path} and rollouts.recorded_share {share}"
+                "rollouts.path and rollouts.recorded_share belong together: a recorded trace and its share of the "
+                f"groups, like 0.25, or 1 for the trace alone; got rollouts.path {path} and rollouts.recorded_share "
+                f"{share}"
             )
-        if engine != "recorded" and (path is None) != (share is None):
+        if self.task.name == "recorded" and share != 1:
             raise ValueError(
-                f"beside the live engine {engine!r}, rollouts.path and rollouts.recorded_share belong together: a "
-                "recorded trace and its share of the groups, like 0.25; to train on a trace alone set engine.name and "
-                f"task.name to 'recorded'; got rollouts.path {path} and rollouts.recorded_share {share}"
+                "task.name 'recorded' holds out a part of a recorded trace and trains on the rest, so nothing is "
+                "written live: give rollouts.path, the trace's file, and rollouts.recorded_share 1; "
+                f"got rollouts.path {path} and rollouts.recorded_share {share}"
+            )
+        if share == 1 and self.engine.name != "embedded":
+            raise ValueError(
+                "rollouts.recorded_share 1 leaves nothing to write for the servers of engine.name "
+                f"{self.engine.name!r}; leave out engine.name, engine.url and engine.launch"
             )
         if share is not None and self.rollouts.workers == 0:
             raise ValueError(

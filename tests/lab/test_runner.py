@@ -223,7 +223,7 @@ def test_a_dry_run_lists_what_would_be_run(grid: Path, tmp_path: Path, capsys: p
         (["--evaluation.prompts", "0"], "evaluation.prompts must not be 0"),
         (["--model.path", "nowhere"], "nowhere"),
         (["--lab.schedule", "replay", "--lab.replay", "nowhere"], "nowhere/ledger.sqlite does not exist"),
-        (["--engine.name", "recorded", "--rollouts.path", "x.jsonl"], "engine.name must be 'embedded'"),
+        (["--engine.name", "openai", "--engine.url", "http://127.0.0.1:1"], "engine.name must be 'embedded'"),
         (["--learner.lr", "2e-3"], None),
         (["--run.steps", "5"], "is the result of other settings than these"),
     ],

@@ -88,9 +88,11 @@ def test_a_ledger_from_before_recorded_shares_opens(ledger: Ledger):
         assert [again.prompt_of(n) for n in range(20)] == order
 
 
-@pytest.mark.parametrize(("prompts", "share"), [(0, 0.5), (3, 0.0), (3, 1.0), (3, -0.5), (3, math.nan)])
+@pytest.mark.parametrize(("prompts", "share"), [(0, 0.5), (3, 0.0), (3, 1.01), (3, -0.5), (3, math.nan)])
 def test_a_share_without_recorded_prompts_is_refused(make_ledger: MakeLedger, prompts: int, share: float):
-    with pytest.raises(LedgerError, match="recorded prompts and a share of them, above 0 and below 1, belong together"):
+    with pytest.raises(
+        LedgerError, match="recorded prompts and a share of them, above 0 and at most 1, belong together"
+    ):
         make_ledger(recorded_prompts=prompts, recorded_share=share)
 
 

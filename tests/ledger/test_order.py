@@ -51,6 +51,12 @@ def test_without_a_share_the_order_is_that_of_old_ledgers(seed: int, prompts: in
         assert [order.prompt_of(epoch * prompts + n) for n in range(prompts)] == expected.tolist()
 
 
+@given(seed=seeds, prompts=st.integers(0, 5), recorded=counts)
+def test_a_trace_alone_has_the_order_of_live_prompts_alone(seed: int, prompts: int, recorded: int) -> None:
+    alone, live = PromptOrder(seed, prompts, recorded, 1.0), PromptOrder(seed, recorded)
+    assert [alone.prompt_of(n) - prompts for n in range(50)] == [live.prompt_of(n) for n in range(50)]
+
+
 def test_the_seed_decides_the_recorded_order_too() -> None:
     orders = {tuple(PromptOrder(seed, 20, 20, 0.5).prompt_of(2 * n + 1) for n in range(20)) for seed in range(5)}
     assert len(orders) == 5

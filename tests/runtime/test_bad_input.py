@@ -54,7 +54,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
             ["prompt", "has 4 tokens", "context of 16384", "Lower sampling.max_tokens"],
         ),
         (["--model.path", "nowhere"], ["model directory nowhere does not exist", "driftproof tiny-model nowhere"]),
-        (["--engine.name", "recorded"], ["engine.name 'recorded' trains on a recorded trace alone", "rollouts.path"]),
+        (
+            ["--engine.name", "recorded"],
+            ["engine.name = 'recorded': a recorded trace is no engine", "recorded_share = 1"],
+        ),
         (["--rollouts.recorded_share", "0.25"], ["rollouts.path and rollouts.recorded_share belong together"]),
         (["--objective.name", "grpo", "--sampling.top_p", "0.9"], ["grpo", "behavior_logprobs", "top_p=0.9"]),
         (["--runtime.mode", "sync", "--rollouts.workers", "2"], ["rollouts.workers must be 1"]),
@@ -145,7 +148,7 @@ def test_recorded_groups_longer_than_the_context(
     (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
     recipe.write_text(re.sub(r"\[task\][^\[]*", "", recipe.read_text()))
     message = refused(
-        capsys, recipe, "--task.name", "recorded", "--engine.name", "recorded",
+        capsys, recipe, "--task.name", "recorded", "--rollouts.recorded_share", 1,
         "--rollouts.path", tmp_path / "trace.jsonl",
     )  # fmt: skip
     assert "trace.jsonl: the prompt '1+1=' and its longest response have 20005 tokens" in message

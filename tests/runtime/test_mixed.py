@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sqlite3
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,13 +92,47 @@ def test_there_is_no_inbox(run: Path) -> None:
         (("--objective.name", "grpo"), "'grpo' needs behavior_logprobs, which recorded traces do not have"),
         (("--rollouts.workers", 0), "with rollouts.workers 0 nobody would write them"),
         (("--rollouts.path", "nowhere.jsonl"), "nowhere.jsonl: No such file or directory"),
-        (("--engine.name", "recorded"), "and no rollouts.recorded_share"),
+        (("--engine.name", "recorded"), "a recorded trace is no engine any more"),
+        (("--task.name", "recorded"), "rollouts.recorded_share 1"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(settings: tuple[str, object], words: str, recipe: Path) -> None:
     refused = train(recipe, "--dry-run", *settings)
     assert refused.code == 2
     assert words in refused.stderr
+
+
+def test_a_share_of_one_is_the_trace_alone_and_the_tasks_own_prompts_are_held_out(recipe: Path, tmp_path: Path) -> None:
+    done = train(recipe, "--run.directory", tmp_path / "run", "--rollouts.recorded_share", 1, "--run.steps", 3)
+    assert done.code == 0, done.stderr
+    trained_once(tmp_path / "run", steps=3, groups_per_step=4)
+    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+        assert all(record.group.retokenized for record in ledger.records())
+        assert {record.group.prompt_index for record in ledger.records()} == {8, 9, 10}
+    assert 0 <= summary(tmp_path / "run")["accuracy_after"] <= 1
+    with pytest.raises(ValueError, match="nothing for workers to write"):
+        open_inbox(tmp_path / "run")
+
+
+def test_a_run_on_a_trace_alone_of_an_older_version_goes_on(recipe: Path, tmp_path: Path) -> None:
+    """Its ledger calls the prompts of the trace live ones; they come in the same order."""
+    trace, run = recipe.parent / "trace.jsonl", tmp_path / "run"
+    alone = tmp_path / "alone.toml"
+    sections = re.sub(r"\[(task|rollouts)\][^\[]*", "", recipe.read_text())
+    rollouts = f'[rollouts]\npath = "{trace}"\nrecorded_share = 1\nmax_staleness = 2\n'
+    alone.write_text(f'{sections}\n{rollouts}[task]\nname = "recorded"\nheldout_fraction = 0.3\n')
+    done = train(alone, "--run.directory", run)
+    assert done.code == 0, done.stderr
+    assert "nll_heldout_after" in summary(run)
+    with sqlite3.connect(run / "ledger.sqlite") as database:
+        (plan,) = database.execute("SELECT value FROM meta WHERE key = 'plan'").fetchone()
+        assert [json.loads(plan)[name] for name in ("prompts", "recorded_prompts", "recorded_share")] == [0, 2, 1.0]
+        older = json.dumps(json.loads(plan) | {"prompts": 2, "recorded_prompts": 0, "recorded_share": 0.0})
+        database.execute("UPDATE meta SET value = ? WHERE key = 'plan'", (older,))
+        database.execute("UPDATE meta SET value = ? WHERE key = 'plan_checksum'", (str(zlib.crc32(older.encode())),))
+    resumed = train("--resume", run, "--run.steps", 6)
+    assert resumed.code == 0, resumed.stderr
+    trained_once(run, steps=6, groups_per_step=4)
 
 
 def test_lengths_of_both_kinds_are_checked(recipe: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from driftproof.errors import TaskError
-from driftproof.tasks import RecordedGroup, arithmetic, mixed, read_recorded, recorded
+from driftproof.tasks import RecordedGroup, arithmetic, read_recorded, recorded, with_recorded
 from driftproof.types import Prompt
 
 RECORDED = Path(__file__).parents[3] / "shared" / "data" / "recorded"
@@ -35,12 +35,12 @@ def test_both_splits_have_their_share_of_mixed_groups(seed: int, tmp_path: Path)
     path = write(tmp_path / "data.jsonl", *[[RIGHT, WRONG]] * 7, *[[RIGHT]] * 33, *[[WRONG, WRONG]] * 10)
     task = recorded(path, heldout_fraction=0.2, seed=seed)
     assert (len(task.train), len(task.heldout)) == (40, 10)
-    assert [group.prompt for group in task.train_groups] == list(task.train)
-    assert [group.prompt for group in task.heldout_groups] == list(task.heldout)
+    assert [group.prompt for group in task.recorded] == list(task.train)
+    assert [group.prompt for group in task.recorded_heldout] == list(task.heldout)
     assert [prompt.index for prompt in task.train] == list(range(40))
     assert [prompt.index for prompt in task.heldout] == list(range(10))
     assert {p.text for p in task.train} | {p.text for p in task.heldout} == {f"problem {i}" for i in range(50)}
-    assert sum(group.mixed for group in task.heldout_groups) in (1, 2)
+    assert sum(group.mixed for group in task.recorded_heldout) in (1, 2)
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
@@ -88,20 +88,21 @@ def test_a_bad_response_is_named(responses: list[Any], problem: str, tmp_path: P
 def test_real_files(file: str, groups: int, size: int) -> None:
     task = recorded(RECORDED / file)
     assert len(task.train) + len(task.heldout) == groups
-    assert {len(group.texts) for group in [*task.train_groups, *task.heldout_groups]} == {size}
-    assert any(group.mixed for group in task.train_groups)
-    assert any(group.mixed for group in task.heldout_groups)
+    assert {len(group.texts) for group in [*task.recorded, *task.recorded_heldout]} == {size}
+    assert any(group.mixed for group in task.recorded)
+    assert any(group.mixed for group in task.recorded_heldout)
 
 
 def test_a_mixed_task_is_the_live_one_with_recorded_groups_behind_it(tmp_path: Path) -> None:
     path = write(tmp_path / "data.jsonl", [RIGHT, WRONG], [WRONG])
     live = arithmetic(digits=1, heldout=10)
-    task = mixed(live, path)
+    task = with_recorded(live, path)
     assert (task.live, task.heldout, task.verifier) == (live.train, live.heldout, live.verifier)
     assert [prompt.index for prompt in task.train] == list(range(len(live.train) + 2))
     assert task.train[: len(live.train)] == tuple(live.train)
-    assert [group.prompt for group in task.recorded_groups] == list(task.train[len(live.train) :])
-    assert [group.texts for group in task.recorded_groups] == [("2", "3"), ("3",)]
+    assert not task.answered
+    assert [group.prompt for group in task.recorded] == list(task.train[len(live.train) :])
+    assert [group.texts for group in task.recorded] == [("2", "3"), ("3",)]
 
 
 def test_what_the_live_task_holds_out_is_not_trained_on(tmp_path: Path) -> None:
@@ -113,4 +114,4 @@ def test_what_the_live_task_holds_out_is_not_trained_on(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(TaskError, match=r"data\.jsonl: 2 of 3 prompts are held out by task 'arithmetic'"):
-        mixed(live, path)
+        with_recorded(live, path)

@@ -1,23 +1,21 @@
 """The recorded engine: answers with responses that somebody else's model wrote, as text, at any time.
 
-Guarantees: a prompt gets exactly the responses and rewards that were recorded for it, in their order, tokenized by the
-learner's tokenizer; nothing is sampled, and no behavior information is made up.
+Guarantees: a recorded prompt gets exactly the responses and rewards that were recorded for it, in their order,
+tokenized by the learner's tokenizer; nothing of it is sampled, and no behavior information is made up. Every other
+prompt goes to the live engine behind it, and so do new weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from driftproof.engines.protocol import Capabilities, Completed
+from driftproof.engines.protocol import Capabilities, Completed, Engine
 from driftproof.errors import EngineError
+from driftproof.tasks.protocol import RecordedGroup
 from driftproof.types import FinishReason, Request, Response
-
-if TYPE_CHECKING:
-    from driftproof.tasks.recorded import RecordedGroup
 
 _ROOM = 64
 """Responses answered by one call of `collect`, about; tokenizing them must not keep a worker from its other work."""
@@ -28,35 +26,44 @@ class RecordedEngine:
     looked at, so a request gets as many responses as there are on record, each at its full length."""
 
     def __init__(
-        self, groups: Mapping[int, RecordedGroup] | Sequence[RecordedGroup], encode: Callable[[str], list[int]]
+        self, groups: Iterable[RecordedGroup], encode: Callable[[str], list[int]], live: Engine | None = None
     ) -> None:
         """
         Args:
-            groups: recorded groups by prompt index.
+            groups: the record, by the indices of its prompts.
             encode: token ids of a response text, the end-of-sequence token included.
+            live: answers the prompts that are not on record; None where all are.
         """
-        self._groups = groups if isinstance(groups, Mapping) else dict(enumerate(groups))
+        self._groups = {group.prompt.index: group for group in groups}
         self._encode = encode
+        self._live = live
         self._waiting: list[Request] = []
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(logprobs=False, follows_weights=False)
+        return Capabilities(
+            logprobs=False, follows_weights=bool(self._live and self._live.capabilities.follows_weights)
+        )
 
     @property
-    def counters(self) -> dict[str, float]:
-        return {}
+    def counters(self) -> Mapping[str, float]:
+        return self._live.counters if self._live else {}
 
     @property
     def room(self) -> int:
-        return max(0, _ROOM - sum(request.samples for request in self._waiting))
+        """Room of the live engine, where there is one: recorded groups are answered at once and take none."""
+        return self._live.room if self._live else max(0, _ROOM - sum(request.samples for request in self._waiting))
 
     def submit(self, request: Request) -> None:
         """Take a request.
 
         Raises:
-            EngineError: log-probs are wanted, or nothing is recorded for the prompt.
+            EngineError: log-probs are wanted of a recorded group, nothing is recorded and there is no live engine, or
+                the live engine refuses.
         """
+        if request.prompt.index not in self._groups and self._live:
+            self._live.submit(request)
+            return
         where = f"request {request.key} (prompt {request.prompt.index})"
         if request.want_logprobs:
             raise EngineError(
@@ -72,15 +79,20 @@ class RecordedEngine:
         self._waiting.append(request)
 
     def collect(self) -> list[Completed]:
-        """Answer everything submitted since the last call."""
+        """Answer what is on record of everything submitted since the last call, and let the live engine work."""
         waiting, self._waiting = self._waiting, []
-        return [Completed(request=request, responses=self._responses(request)) for request in waiting]
+        recorded = [Completed(request=request, responses=self._responses(request)) for request in waiting]
+        return [*recorded, *(self._live.collect() if self._live else ())]
 
     def load(self, snapshot: Path) -> None:
-        """Does nothing, as `capabilities.follows_weights` says: recorded text does not change with the weights."""
+        """Hand new weights to the live engine; recorded text does not change with them."""
+        if self._live:
+            self._live.load(snapshot)
 
     def close(self) -> None:
         self._waiting.clear()
+        if self._live:
+            self._live.close()
 
     def _responses(self, request: Request) -> tuple[Response, ...]:
         group = self._groups[request.prompt.index]
@@ -92,7 +104,7 @@ class RecordedEngine:
     def _response(self, text: str, reward: float, *, finished: bool) -> Response:
         tokens = self._encode(text)
         return Response(
-            # What was cut off did not end, so it has no end-of-sequence token.
+            # A response that was cut off did not end, so it has no end-of-sequence token.
             tokens=np.array(tokens if finished else tokens[:-1], dtype=np.int32),
             finish_reason=FinishReason.STOP if finished else FinishReason.LENGTH,
             reward=reward,

@@ -11,7 +11,7 @@ from driftproof.types import Verdict
 from driftproof.verify.protocol import Item, Verifier
 
 if TYPE_CHECKING:
-    from driftproof.tasks.recorded import RecordedGroup
+    from driftproof.tasks.protocol import RecordedGroup
 
 _MOST_CHARACTERS = 200
 """Of the end of a response that is shown."""

@@ -1,7 +1,8 @@
 """Which prompt is the n-th: seeded permutations, drawn anew for every epoch, so that order survives any restart.
 
 Guarantees: live prompts are 0 to prompts - 1, recorded ones stand behind them; of any n first dispatches
-floor(n * recorded_share) are recorded; either kind has all its prompts once before one of them comes again.
+floor(n * recorded_share) are recorded; either kind has all its prompts once before one of them comes again. Prompts of
+one kind alone, live or recorded, come in the same order.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ class PromptOrder:
     def __init__(self, seed: int, prompts: int, recorded_prompts: int = 0, recorded_share: float = 0.0) -> None:
         """
         Args:
-            prompts: live ones, at least 1.
+            prompts: live ones, at least 1 where some share of the dispatches is live.
             recorded_prompts: recorded ones, at least 1 where some share of the dispatches is recorded.
-            recorded_share: of all dispatches, from 0 to below 1, as exact as it is written: 0.29 is 29 of 100.
+            recorded_share: of all dispatches, from 0 to 1, as exact as it is written: 0.29 is 29 of 100.
         """
         self._recorded_of, self._among = Fraction(str(recorded_share)).as_integer_ratio()
         self._prompts = prompts
         self._live = _Permutations(prompts, seed)
-        self._recorded = _Permutations(recorded_prompts, seed, 1)
+        alone = self._recorded_of == self._among
+        self._recorded = _Permutations(recorded_prompts, seed, *(() if alone else (1,)))
 
     def prompt_of(self, dispatch: int) -> int:
         """The prompt of the n-th dispatch: the next recorded one where it is their turn, else the next live one."""

@@ -43,7 +43,7 @@ class Plan:
     seed: int
     """Of the prompt permutations."""
     prompts: int
-    """Prompts in the task's training split."""
+    """Prompts in the task's training split that are answered live."""
     groups_per_step: int
     max_staleness: int
     """Steps the rollout side may be ahead of the learner; 0 is synchronous. This bounds how many groups are dispatched:
@@ -148,12 +148,15 @@ class Ledger:
         """
         if path.exists():
             raise LedgerError(f"{path} exists already; use --resume to go on with that run")
-        if min(plan.prompts, plan.groups_per_step, plan.steps) < 1 or plan.max_staleness < 0:
+        prompts = plan.recorded_prompts if plan.recorded_share == 1 else plan.prompts
+        if min(prompts, plan.groups_per_step, plan.steps) < 1 or plan.max_staleness < 0:
             raise LedgerError(
                 f"a run needs prompts, groups per step and steps above 0 and a staleness from 0; got {plan}"
             )
-        if not 0 <= plan.recorded_share < 1 or (plan.recorded_share > 0) != (plan.recorded_prompts > 0):
-            raise LedgerError(f"recorded prompts and a share of them, above 0 and below 1, belong together; got {plan}")
+        if not 0 <= plan.recorded_share <= 1 or (plan.recorded_share > 0) != (plan.recorded_prompts > 0):
+            raise LedgerError(
+                f"recorded prompts and a share of them, above 0 and at most 1, belong together; got {plan}"
+            )
         # A reader must never see a ledger without its tables.
         partial = path.with_suffix(".partial")
         for left_behind in path.parent.glob(f"{partial.name}*"):

@@ -19,7 +19,6 @@ import torch
 
 from driftproof import tasks, verify
 from driftproof.config import Config
-from driftproof.engines.mixed import MixedEngine
 from driftproof.engines.protocol import Engine, generate
 from driftproof.engines.recorded import RecordedEngine
 from driftproof.errors import ConfigError, EngineError, TaskError
@@ -36,6 +35,7 @@ from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import GROUP_CHANNELS, Channel, Group, Prompt, Request, Sampling, Verdict
 from driftproof.verify import Verifier
+from driftproof.verify.exact import ExactVerifier
 from driftproof.weights.models import ModelInfo, inspect_model
 from driftproof.weights.snapshots import latest
 
@@ -58,17 +58,17 @@ def preflight(config: Config) -> Plan:
     model = inspect_model(config.model.path)
     _check_reference(config, model, objective)
     task = make_task(config)
-    recorded_prompts = len(task.recorded_groups) if isinstance(task, tasks.MixedTask) else 0
-    prompts = len(task.train) - recorded_prompts
-    if not prompts:
+    if not task.live and config.rollouts.recorded_share != 1:
         raise TaskError(f"task {task.name!r} is for evaluation only; train on math or gsm8k")
     if config.engine.launch:
         from driftproof.engines.vllm.launch import check_environment
 
         check_environment(config.engine.python)
     _check_servers(config, objective)
-    make_verifier(config, task).close()
-    if config.evaluation.every and not (config.engine.name == "embedded" and task.heldout[: config.evaluation.prompts]):
+    if not task.answered:
+        make_verifier(config, task).close()
+    answerable = config.engine.name == "embedded" and not task.recorded_heldout
+    if config.evaluation.every and not (answerable and task.heldout[: config.evaluation.prompts]):
         raise ConfigError(
             "evaluation.every needs held-out prompts (evaluation.prompts, and a task that has some) and the embedded "
             "engine; set it to 0 to evaluate before and after only"
@@ -77,13 +77,13 @@ def preflight(config: Config) -> Plan:
     _check_lengths(config, model, task, codec)
     return Plan(
         seed=config.run.seed,
-        prompts=prompts,
+        prompts=len(task.live),
         groups_per_step=config.learner.groups_per_step,
         max_staleness=config.max_staleness,
         steps=config.run.steps,
         channels=objective.needs & GROUP_CHANNELS,
         model=model.fingerprint,
-        recorded_prompts=recorded_prompts,
+        recorded_prompts=len(task.recorded),
         recorded_share=config.rollouts.recorded_share or 0.0,
     )
 
@@ -142,23 +142,18 @@ def make_objective(config: Config) -> Objective:
 
 
 def make_task(config: Config) -> Task:
-    """The task; for recorded traces the one that the trace holds, alone or behind a live one.
+    """The task; where there is a recorded trace, its groups stand behind the task's prompts, or are the task.
 
     Raises:
         TaskError: unknown task or field, or bad data, with file and line.
     """
     fields = config.task.fields
-    if (config.engine.name == "recorded") != (config.task.name == "recorded"):
-        raise ConfigError(
-            f"engine.name 'recorded' and task.name 'recorded' belong together; got engine {config.engine.name!r} and "
-            f"task {config.task.name!r}"
-        )
     path = config.rollouts.path
     if path is None:
         return tasks.build(config.task.name, **fields)
-    if config.engine.name == "recorded":
+    if config.task.name == "recorded":
         return tasks.build(config.task.name, **fields | {"path": path})
-    return tasks.mixed(tasks.build(config.task.name, **fields), path)
+    return tasks.with_recorded(tasks.build(config.task.name, **fields), path)
 
 
 def make_sampling(config: Config, codec: Codec) -> Sampling:
@@ -173,13 +168,12 @@ def make_sampling(config: Config, codec: Codec) -> Sampling:
 
 
 def make_verifier(config: Config, task: Task) -> Verifier:
-    """The task's verifier; recorded responses have their rewards, so nothing needs to be started for them.
+    """The task's verifier.
 
     Raises:
         VerifierError: it cannot be imported or started.
     """
-    name = "exact" if isinstance(task, tasks.RecordedTask) else task.verifier
-    return verify.build(name, processes=config.verify.processes, timeout_seconds=config.verify.timeout_seconds)
+    return verify.build(task.verifier, processes=config.verify.processes, timeout_seconds=config.verify.timeout_seconds)
 
 
 def make_learner(config: Config) -> Learner:
@@ -247,7 +241,8 @@ def make_worker(config: Config, directory: RunDirectory, ledger: Ledger, name: s
         make_engine(config, directory, task, codec),
         task,
         codec,
-        make_verifier(config, task),
+        # Recorded responses have their rewards, so nothing needs to be started for them.
+        make_verifier(config, task) if config.rollouts.recorded_share != 1 else ExactVerifier(),
         directory.snapshots,
         RolloutSettings(
             group_size=config.rollouts.group_size,
@@ -259,13 +254,8 @@ def make_worker(config: Config, directory: RunDirectory, ledger: Ledger, name: s
 
 
 def make_engine(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
-    if isinstance(task, tasks.RecordedTask):
-        return RecordedEngine(task.train_groups, codec.encode_response)
-    live = _open_live(config, directory, task, codec)
-    if isinstance(task, tasks.MixedTask):
-        groups = {group.prompt.index: group for group in task.recorded_groups}
-        return MixedEngine(live, RecordedEngine(groups, codec.encode_response), first_recorded=len(task.live))
-    return live
+    live = _open_live(config, directory, task, codec) if config.rollouts.recorded_share != 1 else None
+    return RecordedEngine(task.recorded, codec.encode_response, live) if live is None or task.recorded else live
 
 
 def _open_live(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
@@ -411,15 +401,10 @@ def _free_name(parent: Path, name: str) -> Path:
 
 
 def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -> None:
-    if isinstance(task, tasks.RecordedTask):
-        _check_recorded_lengths(config, model, (*task.train_groups, *task.heldout_groups), codec)
-        return
-    train = task.train
-    if isinstance(task, tasks.MixedTask):
-        _check_recorded_lengths(config, model, task.recorded_groups, codec)
-        train = task.live
+    _check_recorded_lengths(config, model, (*task.recorded, *task.recorded_heldout), codec)
     room = model.context - config.sampling.max_tokens
-    longest = max((len(codec.encode(p)), p.index) for p in (*train, *task.heldout))
+    answered = () if task.recorded_heldout else task.heldout
+    longest = max(((len(codec.encode(p)), p.index) for p in (*task.live, *answered)), default=(0, 0))
     if longest[0] > room:
         raise TaskError(
             f"prompt {longest[1]} of task {task.name!r} has {longest[0]} tokens; with sampling.max_tokens="
@@ -458,9 +443,8 @@ def evaluate_heldout(config: Config, directory: RunDirectory, learner: Learner) 
     """The name and result of the evaluation of the newest snapshot on the task's held-out part; {} where it is off."""
     task = make_task(config)
     codec = Codec(config.model.path)
-    if isinstance(task, tasks.RecordedTask):
-        groups = answered(task.heldout_groups, codec)
-        return "heldout_nll", learner.nll_by_sign(groups)
+    if task.recorded_heldout:
+        return "heldout_nll", learner.nll_by_sign(answered(task.recorded_heldout, codec))
     snapshot = latest(directory.snapshots)
     if not task.heldout[: config.evaluation.prompts] or snapshot is None:
         return "heldout", {}

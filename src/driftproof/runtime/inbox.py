@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from driftproof import tasks
 from driftproof.config import Config
 from driftproof.errors import ConfigError
 from driftproof.inbox.service import Inbox
@@ -33,9 +32,9 @@ def open_inbox(path: Path) -> Inbox:
         raise ConfigError(f"{path} is not a run: it has no {directory.config.name} or no {directory.ledger.name}")
     config = Config.from_toml(directory.config.read_text())
     task = make_task(config)
-    if isinstance(task, tasks.RecordedTask):
+    if config.rollouts.recorded_share == 1:
         raise ConfigError(f"{path} trains on recorded traces; there is nothing for workers to write")
-    if isinstance(task, tasks.MixedTask):
+    if task.recorded:
         raise ConfigError(
             f"{path} mixes recorded groups with live ones (rollouts.recorded_share); which of them a lease is of "
             "cannot be chosen, so there is no inbox; built-in workers write them all (rollouts.workers)"

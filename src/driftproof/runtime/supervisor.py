@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -153,6 +153,9 @@ def _start_forkserver() -> None:
 
 def _check_same_run(path: Path, ours: Plan, theirs: Plan) -> None:
     """Refuse to go on with a run under settings that would make it another."""
+    if theirs.prompts == ours.recorded_prompts and not (ours.prompts or theirs.recorded_prompts):
+        # Older runs on a trace alone have its prompts as live ones, in the same order.
+        ours = replace(ours, prompts=theirs.prompts, recorded_prompts=0, recorded_share=0.0)
     what = {
         "model": "another model (its configuration or tokenizer differ)",
         "prompts": f"a task of {theirs.prompts} training prompts, not {ours.prompts}",

@@ -19,9 +19,9 @@ from driftproof.tasks.arithmetic import arithmetic
 from driftproof.tasks.benchmarks import BENCHMARKS, benchmark, math
 from driftproof.tasks.gsm8k import gsm8k
 from driftproof.tasks.jsonl import jsonl
-from driftproof.tasks.protocol import Task
+from driftproof.tasks.protocol import RecordedGroup, Task
 from driftproof.tasks.reasoning_gym import reasoning_gym
-from driftproof.tasks.recorded import MixedTask, RecordedGroup, RecordedTask, mixed, read_recorded, recorded
+from driftproof.tasks.recorded import read_recorded, recorded, with_recorded
 from driftproof.tasks.running_sums import running_sums
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -37,9 +37,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 __all__ = [
     "TASKS",
-    "MixedTask",
     "RecordedGroup",
-    "RecordedTask",
     "Task",
     "TaskError",
     "arithmetic",
@@ -48,11 +46,11 @@ __all__ = [
     "gsm8k",
     "jsonl",
     "math",
-    "mixed",
     "read_recorded",
     "reasoning_gym",
     "recorded",
     "running_sums",
+    "with_recorded",
 ]
 
 

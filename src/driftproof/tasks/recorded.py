@@ -1,57 +1,22 @@
-"""Groups that other models wrote: prompts with their responses as text and what each was worth, nothing else."""
+"""Recorded traces: prompts with the responses that other models wrote, as text, and what each was worth."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from driftproof.errors import TaskError
-from driftproof.tasks.protocol import Task
+from driftproof.tasks.protocol import RecordedGroup, Task
 from driftproof.tasks.recorded_rows import RecordedResponse, read_recorded_rows
 from driftproof.tasks.rows import shown
 from driftproof.tasks.split import generator
 from driftproof.types import Prompt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedGroup:
-    """One prompt with the responses that were recorded for it."""
-
-    prompt: Prompt
-    texts: tuple[str, ...]
-    """[G], G >= 1."""
-    rewards: tuple[float, ...]
-    """[G], finite; 1.0 and 0.0 for responses marked correct or not."""
-    unfinished: frozenset[int] = frozenset()
-    """Positions of the responses that a token limit ended; they have no end-of-sequence token."""
-
-    @property
-    def mixed(self) -> bool:
-        """Whether some responses are worth more than others."""
-        return len(set(self.rewards)) > 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedTask(Task):
-    """A task whose prompts have been answered already: `train_groups[i].prompt == train[i]`, the same held out."""
-
-    train_groups: Sequence[RecordedGroup]
-    heldout_groups: Sequence[RecordedGroup]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixedTask(Task):
-    """A live task whose training prompts have recorded groups behind them: `train[len(live) + k]` is the prompt of
-    `recorded_groups[k]`. What is held out is the live task's."""
-
-    live: Sequence[Prompt]
-    recorded_groups: Sequence[RecordedGroup]
-
-
-def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, verifier: str = "math") -> RecordedTask:
-    """A task from the groups of a file (see `read_recorded`).
+def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, verifier: str = "math") -> Task:
+    """A task whose prompts are those of a file, all answered on record (see `read_recorded`).
 
     `heldout_fraction` of the groups is held out, drawn by `seed`, with the same share of mixed groups as in the file.
     The verifier scores fresh responses; the recorded ones keep their rewards.
@@ -72,18 +37,18 @@ def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, 
     held_out = {by_kind[(2 * k + 1) * len(groups) // (2 * count)] for k in range(count)}
     train = _numbered([group for i, group in enumerate(groups) if i not in held_out])
     heldout = _numbered([group for i, group in enumerate(groups) if i in held_out])
-    return RecordedTask(
+    return Task(
         name="recorded",
         train=tuple(group.prompt for group in train),
         heldout=tuple(group.prompt for group in heldout),
         verifier=verifier,
-        train_groups=train,
-        heldout_groups=heldout,
+        recorded=train,
+        recorded_heldout=heldout,
     )
 
 
-def mixed(task: Task, path: str | Path) -> MixedTask:
-    """A live task, and behind its training prompts those of all the groups of a file.
+def with_recorded(task: Task, path: str | Path) -> Task:
+    """A task, and behind its training prompts those of all the groups of a file.
 
     Raises:
         TaskError: as `read_recorded`, or a recorded prompt is one that the task holds out.
@@ -97,15 +62,7 @@ def mixed(task: Task, path: str | Path) -> MixedTask:
             f"{path}: {len(found)} of {len(groups)} prompts are held out by task {task.name!r} and must not be trained "
             f"on, like {shown(found[0])}; drop their rows, or hold out other prompts"
         )
-    return MixedTask(
-        name=task.name,
-        train=(*task.train, *(group.prompt for group in groups)),
-        heldout=task.heldout,
-        verifier=task.verifier,
-        gold=task.gold,
-        live=task.train,
-        recorded_groups=groups,
-    )
+    return replace(task, train=(*task.train, *(group.prompt for group in groups)), recorded=groups)
 
 
 def read_recorded(path: str | Path) -> list[RecordedGroup]:
