@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from driftproof.tiny.model import score_answers
+from driftproof.tiny.supervised import score_answers
 from driftproof.types import Prompt
 
 

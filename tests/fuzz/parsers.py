@@ -225,7 +225,7 @@ def model_directory() -> Path:
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from driftproof.tiny.model import character_tokenizer
+    from driftproof.tiny.tokenizers import character_tokenizer
 
     place = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, place, ignore_errors=True)

@@ -13,7 +13,7 @@ from driftproof.lab.grid import Cell, cell_config
 from driftproof.lab.runner import _experiment
 from driftproof.runtime.build import make_learner, make_task
 from driftproof.tasks.codec import Codec
-from driftproof.tiny.model import score_answers
+from driftproof.tiny.supervised import score_answers
 
 
 def make_config(model: Path, **lab: Any) -> LabConfig:

@@ -8,133 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from driftproof.errors import ConfigError, TaskError
-from driftproof.tasks import Task, arithmetic, build, running_sums
+from driftproof.tasks import build
 from driftproof.tiny import model as tiny_model
-from driftproof.tiny.model import CONTEXT, byte_tokenizer, character_tokenizer, make_tiny_model, score_answers
-from driftproof.types import Prompt
+from driftproof.tiny import supervised
+from driftproof.tiny.model import make_tiny_model
+from driftproof.tiny.tokenizers import CONTEXT, character_tokenizer
 
-PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
-CHARACTERS, BYTES = character_tokenizer(), byte_tokenizer()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "random"
-    make_tiny_model(directory, train=False)
-    return directory
-
-
-@given(st.text(st.sampled_from(PRINTABLE)))
-def test_characters_are_tokens(text: str) -> None:
-    ids = CHARACTERS.encode(text)
-    assert len(ids) == len(text)
-    assert CHARACTERS.decode(ids) == CHARACTERS.decode(ids, skip_special_tokens=True) == text
-
-
-@given(st.text(max_size=5), st.characters(exclude_characters=PRINTABLE, codec="utf-8"), st.text(max_size=5))
-def test_a_character_without_token_is_refused_not_dropped(before: str, stranger: str, after: str) -> None:
-    with pytest.raises(Exception, match="UNK"):
-        CHARACTERS.encode(before + stranger + after)
-
-
-@given(st.text(st.characters(codec="utf-8")))
-def test_bytes_write_and_read_any_text(text: str) -> None:
-    ids = BYTES.encode(text)
-    assert ids == [byte + 2 for byte in text.encode()]
-    assert BYTES.decode(ids) == BYTES.decode(ids, skip_special_tokens=True) == text
-
-
-@pytest.mark.parametrize("tokenizer", [CHARACTERS, BYTES])
-@pytest.mark.parametrize("text", ["<eos>", "a<pad>b"])
-def test_text_cannot_write_special_tokens(tokenizer: Any, text: str) -> None:
-    assert not {tokenizer.eos_token_id, tokenizer.pad_token_id} & set(tokenizer.encode(text))
-
-
-@pytest.mark.parametrize("text", ["1+2=", "47+85=", "9+90="])
-def test_scores_are_those_of_token_by_token_decoding(random_model: Path, text: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(random_model)
-    model = AutoModelForCausalLM.from_pretrained(random_model)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(8)
-    ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    written = model.generate(ids, max_new_tokens=4, do_sample=False, suppress_tokens=[0, 1])[0, ids.shape[1] :]
-    # So that a random model has an answer it gives: what it writes, up to a character that we call the stop token.
-    tokenizer.eos_token = tokenizer.decode(written[-1:])
-    answers = [tokenizer.decode(written[:-1]), tokenizer.decode(written), "132"]
-    prompts = [Prompt(index=i, text=text, answer=answer) for i, answer in enumerate(answers)]
-    scores = score_answers(model, tokenizer, prompts)
-    assert scores.greedy.tolist()[::2] == [True, False]
-    for prompt, probability, greedy in zip(prompts, scores.probability, scores.greedy, strict=True):
-        expected, best = _probability_token_by_token(model, tokenizer, prompt)
-        assert probability.item() == pytest.approx(expected, rel=1e-4)
-        assert greedy.item() == best
-
-
-def _probability_token_by_token(model: Any, tokenizer: Any, prompt: Prompt) -> tuple[float, bool]:
-    ids, total, best = tokenizer.encode(prompt.text), 0.0, True
-    for token in [*tokenizer.encode(prompt.answer), tokenizer.eos_token_id]:
-        with torch.no_grad():
-            logprobs = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-        total += logprobs[token].item()
-        best &= logprobs.argmax().item() == token
-        ids.append(token)
-    return math.exp(total), best
-
-
-def test_noise_hits_digits_of_the_answer_alone() -> None:
-    torch.manual_seed(0)
-    prompts = [Prompt(index=0, text="47+85=", answer="132")] * 4000
-    clean = tiny_model._demonstrations(CHARACTERS, prompts)
-    digits = torch.tensor(CHARACTERS.convert_tokens_to_ids(list("0123456789")))
-    noisy = tiny_model._with_noise(clean.tokens, clean.answer, digits, 0.15)
-    changed = (noisy != clean.tokens).float().mean(0)
-    assert changed[:6].max() == 0
-    assert changed[9] == 0, "the stop token stays"
-    # A random digit is the right one a tenth of the time.
-    torch.testing.assert_close(changed[6:9], torch.full((3,), 0.15 * 0.9), atol=0.02, rtol=0)
-    assert torch.isin(noisy[:, 6:9], digits).all()
-
-
-@pytest.mark.parametrize("task", [arithmetic(), arithmetic(digits=9), running_sums(), running_sums(most_terms=30)])
-def test_noise_leaves_the_same_share_of_short_and_long_answers_right(task: Task) -> None:
-    torch.manual_seed(0)
-    clean = tiny_model._demonstrations(CHARACTERS, task.train[:5000])
-    digits = torch.tensor(CHARACTERS.convert_tokens_to_ids(list("0123456789")))
-    noisy = tiny_model._with_noise(clean.tokens, clean.answer, digits, tiny_model._noise(task.train))
-    right = (noisy == clean.tokens).all(1).float().mean().item()
-    # Unequal lengths leave a little more right than equal ones would.
-    assert right == pytest.approx(tiny_model.RIGHT, abs=0.03)
-
-
-def test_noise_of_two_digit_addition_and_of_answers_without_digits() -> None:
-    assert tiny_model._noise(arithmetic().train) == 0.15
-    assert tiny_model._noise([Prompt(index=0, text="a?", answer="b")]) == 0.0
-    assert tiny_model._noise([Prompt(index=i, text="a?", answer="b1"[: i // 9 + 1]) for i in range(10)]) == 1.0
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 24), (2, 24, 8), (1, 16, 16)])
-def test_orthogonal_keeps_directions_and_levels_their_sizes(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    matrices = torch.randn(shape)
-    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-    inner = u.mT @ tiny_model._orthogonal(matrices) @ vh.mT
-    sizes = inner.diagonal(dim1=1, dim2=2)
-    torch.testing.assert_close(inner, torch.diag_embed(sizes), atol=1e-4, rtol=0)
-    assert sizes.min() > 0.5
-    assert sizes.max() < 1.3
+CHARACTERS = character_tokenizer()
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -273,7 +156,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_few_steps_learn_and_depend_on_the_seed_alone(
     task: str, task_fields: dict[str, int], accuracy: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny_model, "BATCH", 32)
+    monkeypatch.setattr(supervised, "BATCH", 32)
     curves: list[list[tuple[int, float]]] = [[], []]
     reports = [
         make_tiny_model(

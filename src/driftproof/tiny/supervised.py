@@ -1,0 +1,153 @@
+"""Supervised training on noisy demonstrations, until a chosen share of sampled answers is right.
+
+So a base policy has something to find and something to improve by reinforcement learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import LambdaLR
+
+from driftproof.errors import ConfigError
+from driftproof.tasks import Task
+from driftproof.tiny.muon import optimizers_of
+from driftproof.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[int, float], None]
+"""Called with the step and the sampled accuracy on held-out prompts."""
+
+DIGITS = "0123456789"
+"""Characters of an answer that are replaced."""
+RIGHT = 0.7
+"""Share of demonstrations whose answer is right, nearly; the others have digits replaced by random ones."""
+BATCH = 128
+"""Demonstrations in a step."""
+WARMUP = 10
+"""Steps until the full learning rate."""
+MEASURE_EVERY = 5
+"""Steps between measurements of the sampled accuracy."""
+MAX_STEPS = 2000
+"""Most steps, several times as many as any seed needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerScores:
+    """How well a policy knows the answers of N prompts; exact, nothing is sampled."""
+
+    probability: Tensor
+    """float32 [N]: probability that a response sampled at temperature 1 is the answer and the stop token."""
+    greedy: Tensor
+    """bool [N]: whether the greedy response is the answer and the stop token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstrations:
+    """N prompts, each followed by its answer and the stop token, padded on the right to T tokens."""
+
+    tokens: Tensor
+    """int64 [N, T]."""
+    answer: Tensor
+    """bool [N, T], true where a token belongs to the answer or is its stop token."""
+
+
+def train_until(
+    target: float,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    progress: Progress | None,
+) -> int:
+    """Train on noisy demonstrations until the sampled accuracy is `target`; return the number of steps."""
+    demonstrations, measured = demonstrate(tokenizer, task.train), demonstrate(tokenizer, task.heldout)
+    digits, noise = torch.tensor(tokenizer.convert_tokens_to_ids(list(DIGITS))), noise_of(task.train)
+    optimizers = optimizers_of(model)
+    schedules = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP)) for optimizer in optimizers]
+    accuracy = 0.0
+    for step in range(1, MAX_STEPS + 1):
+        rows = torch.randint(len(task.train), (BATCH,))
+        answer = demonstrations.answer[rows]
+        tokens = with_noise(demonstrations.tokens[rows], answer, digits, noise)
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        functional.cross_entropy(logits[answer[:, 1:]], tokens[answer]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        if step % MEASURE_EVERY == 0:
+            accuracy = _score(model, measured).probability.mean().item()
+            if progress:
+                progress(step, accuracy)
+            if accuracy >= target:
+                return step
+    raise ConfigError(
+        f"sampled accuracy is {accuracy:.2g} after {MAX_STEPS} steps, not {target}; try an easier task, a lower "
+        "accuracy or another seed"
+    )
+
+
+def score_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> AnswerScores:
+    """Score the answers of `prompts` by one forward pass over each prompt's text followed by its answer.
+
+    A response counts when it is the answer's tokens and then the stop token; another spelling of the same answer is
+    not counted. The model's mode (train or eval) is left as it is.
+    """
+    return _score(model, demonstrate(tokenizer, prompts))
+
+
+def _score(model: PreTrainedModel, demonstrations: Demonstrations) -> AnswerScores:
+    targets, answer = demonstrations.tokens[:, 1:], demonstrations.answer[:, 1:]
+    with torch.inference_mode():
+        logits = model(input_ids=demonstrations.tokens[:, :-1], use_cache=False).logits.float()
+        logprobs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        return AnswerScores(
+            probability=logprobs.where(answer, 0).sum(1).exp(),
+            greedy=((logits.argmax(-1) == targets) | ~answer).all(1),
+        )
+
+
+def noise_of(prompts: Sequence[Prompt]) -> float:
+    """The share of digits to replace so that about `RIGHT` of the answers stay as they are, to two significant digits.
+
+    A fixed share would leave next to nothing of long answers right.
+    """
+    digits = fmean(sum(character in DIGITS for character in prompt.answer) for prompt in prompts)
+    if digits == 0:
+        return 0.0
+    # A random digit is the right one a tenth of the time.
+    return min(1.0, float(f"{(1 - RIGHT ** (1 / digits)) / 0.9:.2g}"))
+
+
+def with_noise(tokens: Tensor, answer: Tensor, digits: Tensor, noise: float) -> Tensor:
+    """Replace a share `noise` of the answers' digits by random ones; the stop tokens stay."""
+    noisy = answer & torch.isin(tokens, digits) & (torch.rand(tokens.shape) < noise)
+    return torch.where(noisy, digits[torch.randint(len(digits), tokens.shape)], tokens)
+
+
+def demonstrate(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Demonstrations:
+    """Demonstrations of the right answers of `prompts`."""
+    texts = [torch.tensor(ids) for ids in tokenizer([p.text for p in prompts])["input_ids"]]
+    answers = [
+        torch.tensor([*ids, tokenizer.eos_token_id])
+        for ids in tokenizer([p.answer for p in prompts], add_special_tokens=False)["input_ids"]
+    ]
+    rows = [torch.cat(pair) for pair in zip(texts, answers, strict=True)]
+    marks = [torch.arange(len(row)) >= len(text) for text, row in zip(texts, rows, strict=True)]
+    return Demonstrations(
+        # Causal attention never looks at what comes later, so that padding on the right needs no attention mask.
+        tokens=pad_sequence(rows, batch_first=True, padding_value=tokenizer.eos_token_id),
+        answer=pad_sequence(marks, batch_first=True, padding_value=False),
+    )
