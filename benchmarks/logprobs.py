@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import RESULTS, ROOT, write_results
-from driftproof.logprobs import DEFAULT_BUDGET_BYTES, Head, LogprobGradients, TokenLogprobs, finish_responses
+from driftproof.logprobs import DEFAULT_BUDGET_BYTES, Head, TokenValues, head_gradients
 from driftproof.logprobs import token_logprobs as our_token_logprobs
 
 VOCABULARY = 151_936
@@ -46,8 +46,8 @@ HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 TARGETS = {
     "cpu": {
         "extra memory of ours": "at most 0.05 of full logits, N = 8192",
-        "time of finish_responses": "at most 0.8 of full logits",
-        "rate of finish_responses": "at least 0.9 of the plain products",
+        "time of head_gradients": "at most 0.8 of full logits",
+        "rate of head_gradients": "at least 0.9 of the plain products",
     },
     "cuda": {"rate of ours": "at least 0.75 of the plain products", "time": "below each peer", "memory": "flat in N"},
 }
@@ -117,17 +117,17 @@ def differentiated(inputs: Inputs, **options: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def finish(inputs: Inputs, *, variant: str = "chunked") -> tuple[Tensor, Tensor]:
-    def weigh(scored: TokenLogprobs, first: int, last: int) -> LogprobGradients:
-        return LogprobGradients(logprobs_N=inputs.token_weights(slice(first, last)))
+def fused(inputs: Inputs, *, variant: str = "chunked") -> tuple[Tensor, Tensor]:
+    def token_gradients(scored: TokenValues, responses: slice, tokens: slice) -> TokenValues:
+        return TokenValues(logprobs_N=inputs.token_weights(responses))
 
     head = Head(weight_VH=inputs.weight_VH)
-    found = finish_responses(
+    found = head_gradients(
         inputs.hidden_NH,
         head,
         inputs.targets_N,
         inputs.lengths,
-        weigh,
+        token_gradients,
         variant=variant,
         budget_bytes=inputs.budget_bytes,
     )
@@ -135,8 +135,8 @@ def finish(inputs: Inputs, *, variant: str = "chunked") -> tuple[Tensor, Tensor]
     return found.hidden_NH, found.weight_VH
 
 
-def finish_triton(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    return finish(inputs, variant="triton")
+def fused_triton(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    return fused(inputs, variant="triton")
 
 
 def liger(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -196,9 +196,9 @@ VARIANTS: dict[str, tuple[int, Callable[[Inputs], tuple[Tensor, Tensor]]]] = {
     "plain products": (3, plain_products),
     "full logits": (3, full_logits),
     "token_logprobs": (4, token_logprobs),
-    "finish_responses": (3, finish),
+    "head_gradients": (3, fused),
     "token_logprobs, triton": (4, token_logprobs_triton),
-    "finish_responses, triton": (3, finish_triton),
+    "head_gradients, triton": (3, fused_triton),
     "Liger-Kernel": (4, liger),
     "TRL": (4, trl),
 }

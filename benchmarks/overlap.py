@@ -40,7 +40,7 @@ def both_alone(model: Path, directory: Path) -> tuple[float, float]:
     overrides += ["--rollouts.max_staleness", str(STEPS), "--evaluation.prompts", "0"]
     config = load_config(QUICKSTART, overrides)
     run = prepare_directory(config, preflight(config))
-    Publisher(run.snapshots, model).publish(0, make_learner(config).policy.model.state_dict())
+    Publisher(run.snapshots, model).publish(0, make_learner(config).policy.state())
     context = multiprocessing.get_context("spawn")
     with Ledger(run.ledger) as ledger:
         worker = context.Process(target=run_worker, args=(run.path, "worker-0"))

@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from driftproof.errors import CheckpointError
 from driftproof.learner.checkpoint import load_checkpoint, save_checkpoint
 from driftproof.learner.learner import Learner, Memory, Optimization
 from driftproof.learner.policy import Policy
 from driftproof.objectives import build
-from driftproof.types import Group
+from driftproof.types import Batch, Group
 from driftproof.weights.checkpoints import check_checkpoint, is_whole, list_checkpoints
 from tests.groups import make_batch, random_groups
 
@@ -37,6 +38,46 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(architecture: str, bfloat16: bo
     assert train(second, 4, 5, 6) == train(unbroken, 4, 5, 6)
     for ours, theirs in zip(second.policy.model.parameters(), unbroken.policy.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("objective", ["asympo", "ppo"])
+def test_a_checkpoint_of_format_1_is_read(objective: str, tmp_path: Path):
+    """It knew parameters by their numbers."""
+
+    def batch(step: int) -> Batch:
+        return make_batch(*random_groups(step, behavior_logprobs=objective == "ppo"), step=step)
+
+    learner, again = tiny_learner(objective), tiny_learner(objective)
+    learner.train(batch(1))
+    path = save_checkpoint(tmp_path, learner)
+    numbers = {name: number for number, name in enumerate(learner.policy.trained_parameters())}
+    moments = {key.rpartition("."): tensor for key, tensor in load_file(path / "optimizer.safetensors").items()}
+    by_number = {f"{numbers[name]}.{moment}": tensor for (name, _, moment), tensor in moments.items()}
+    save_file(by_number, path / "optimizer.safetensors", metadata={"format": "pt"})
+    (path / "state.json").write_text(json.dumps({"format_version": 1, "step": 1}))
+    assert is_whole(path)
+    load_checkpoint(path, again)
+    assert again.train(batch(2)) == learner.train(batch(2))
+    ours, theirs = again.policy.trained_parameters(), learner.policy.trained_parameters()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_optimizers_tensors_have_the_names_of_the_parameters(tmp_path: Path):
+    learner = tiny_learner()
+    train(learner, 1)
+    found = load_file(save_checkpoint(tmp_path, learner) / "optimizer.safetensors")
+    names = learner.policy.trained_parameters()
+    assert set(found) == {f"{name}.{moment}" for name in names for moment in ("step", "exp_avg", "exp_avg_sq")}
+
+
+def test_a_checkpoint_that_is_refused_leaves_the_learner_as_it_was(tmp_path: Path):
+    other = tiny_learner(architecture="llama", seed=1)
+    train(other, 1)
+    path = save_checkpoint(tmp_path, other)
+    learner, expected = tiny_learner(), tiny_learner()
+    with pytest.raises(CheckpointError, match="is of another model"):
+        load_checkpoint(path, learner)
+    assert train(learner, 1) == train(expected, 1)
 
 
 def test_a_checkpoint_of_an_untrained_learner_can_be_loaded(tmp_path: Path):
@@ -105,7 +146,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"step-00000007/state.json cannot be read: .*No such file"):
         load_checkpoint(tmp_path / "step-00000007", tiny_learner())
     (path / "state.json").write_text(json.dumps({"format_version": 99, "step": 0}))
-    with pytest.raises(CheckpointError, match="has checkpoint format 99; this driftproof reads 1"):
+    with pytest.raises(CheckpointError, match="has checkpoint format 99; this driftproof reads 1 and 2"):
         load_checkpoint(path, tiny_learner())
     (path / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from driftproof.errors import GroupError, ObjectiveError
-from driftproof.learner.gradients import score
 from driftproof.learner.learner import Learner, Memory, Optimization
 from driftproof.learner.policy import Policy
+from driftproof.learner.update import score
 from driftproof.objectives import OBJECTIVES, build
 from driftproof.types import Batch, Channel, FinishReason, Group
 from tests.groups import make_batch, make_group, random_groups
@@ -30,7 +30,7 @@ def weights(learner: Learner) -> dict[str, torch.Tensor]:
 def plain_learner(objective: str, memory: Memory | None = None, **settings: Any) -> Learner:
     """A learner whose result is linear in the gradient."""
     learner = tiny_learner(objective, memory=memory, max_grad_norm=math.inf, lr=1.0, **settings)
-    learner.optimizer = torch.optim.SGD(learner.policy.parameters())
+    learner.optimizer = torch.optim.SGD(learner.policy.trained_parameters().values())
     return learner
 
 
@@ -245,7 +245,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_said():
 def state_of(learner: Learner) -> list[torch.Tensor]:
     """Weights and all that the optimizer remembers."""
     moments = [value for state in learner.optimizer.state.values() for value in state.values()]
-    return [tensor.detach().clone() for tensor in (*learner.policy.parameters(), *moments)]
+    return [tensor.detach().clone() for tensor in (*learner.policy.trained_parameters().values(), *moments)]
 
 
 BAD = make_group([1], [[2], [3]], [1e300, 0.0])

@@ -63,7 +63,7 @@ class Run:
         on_collapse: OnCollapse = "warn",
         **cadence: Any,
     ) -> None:
-        self.publisher.publish(learner.step, learner.policy.model.state_dict())
+        self.publisher.publish(learner.step, learner.policy.state())
         learn(
             self.ledger,
             learner,

@@ -53,7 +53,7 @@ def test_every_response_token_is_predicted_once_from_what_precedes_it(
     found: list[int] = []
     for micro_batch in micro_batches:
         cursor = 0
-        for number, length in zip(micro_batch.responses_R.tolist(), micro_batch.lengths_R.tolist(), strict=True):
+        for number, length in zip(micro_batch.responses_R.tolist(), micro_batch.lengths, strict=True):
             prompt, response = responses[number]
             assert length == len(response)
             start = sum(len(earlier) for _, earlier in responses[:number])
@@ -75,7 +75,7 @@ def test_budgets_are_kept(groups: list[Group], token_budget: int, row_tokens: in
         assert micro_batch.positions == count * width
         assert count == 1 or micro_batch.positions <= token_budget
         assert micro_batch.position_ids.max() < 64
-        if len(micro_batch.lengths_R) > count:
+        if len(micro_batch.lengths) > count:
             assert share_prompts
             assert micro_batch.attention_mask is not None
         else:

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, GraniteConfig
 
 from driftproof.errors import ModelError
 from driftproof.learner.packing import pack
-from driftproof.learner.policy import Policy, Scored
+from driftproof.learner.policy import Policy
+from driftproof.logprobs import TokenValues
 from tests.groups import make_group
 
 from .tiny import CONFIGS, own_logprobs, tiny_model
@@ -66,19 +67,21 @@ def test_backward_is_the_gradient_through_score(architecture: str, dtype: torch.
     assert scored.values_N is not None
     weights_N = torch.linspace(-1, 1, len(scored.logprobs_N))
     loss = weights_N @ scored.logprobs_N + weights_N.square() @ scored.entropy_N + scored.values_N.square().sum()
-    expected = torch.autograd.grad(loss, list(policy.parameters()))
+    expected = torch.autograd.grad(loss, list(policy.trained_parameters().values()))
     seen: list[torch.Tensor] = []
 
-    def finish(part: Scored, responses: slice, tokens: slice) -> Scored:
+    def token_gradients(part: TokenValues, responses: slice, tokens: slice) -> TokenValues:
         seen.append(part.logprobs_N)
         assert part.values_N is not None
         assert not part.values_N.requires_grad
-        return Scored(logprobs_N=weights_N[tokens], entropy_N=weights_N[tokens].square(), values_N=2 * part.values_N)
+        return TokenValues(
+            logprobs_N=weights_N[tokens], entropy_N=weights_N[tokens].square(), values_N=2 * part.values_N
+        )
 
-    policy.backward(micro_batch, finish, want_entropy=True)
+    policy.backward(micro_batch, token_gradients, want_entropy=True)
     torch.testing.assert_close(torch.cat(seen), scored.logprobs_N.detach(), rtol=1e-5, atol=1e-5)
     tolerance = 1e-4 if dtype == torch.float32 else 3e-2
-    for parameter, gradient in zip(policy.parameters(), expected, strict=True):
+    for parameter, gradient in zip(policy.trained_parameters().values(), expected, strict=True):
         assert parameter.grad is not None
         assert (parameter.grad - gradient).norm() <= tolerance * gradient.norm() + 1e-5
 
@@ -127,3 +130,32 @@ def test_weights_that_are_missing_or_of_another_shape_are_refused(tiny_model_dir
     (tmp_path / "model.safetensors").write_bytes(b"no safetensors")
     with pytest.raises(ModelError, match="the weights cannot be loaded"):
         Policy.open(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_a_state_is_taken_by_another_policy(architecture: str):
+    policy, other = Policy(tiny_model(architecture, seed=1)), Policy(tiny_model(architecture))
+    state = {name: tensor.clone() for name, tensor in policy.state().items()}
+    # Of tied weights one name is enough.
+    state = {name: tensor for name, tensor in state.items() if name in policy.trained_parameters()}
+    other.load_state(state)
+    assert torch.equal(score(other), score(policy))
+
+
+@pytest.mark.parametrize("change", [{"more": torch.zeros(1)}, {"model.norm.weight": torch.zeros(3)}, None])
+def test_a_state_of_another_model_changes_nothing(change: dict[str, torch.Tensor] | None):
+    policy, expected = Policy(tiny_model()), score(Policy(tiny_model()))
+    state = {name: tensor.clone() for name, tensor in tiny_model(seed=1).state_dict().items()}
+    if change is None:
+        del state["model.norm.weight"]
+    with pytest.raises(ModelError, match="are missing, not known, or of another shape"):
+        policy.load_state(state | (change or {}))
+    assert torch.equal(score(policy), expected)
+
+
+def test_trained_parameters_have_names():
+    policy = Policy(tiny_model(), value_head=True)
+    names = [name for name, _ in policy.model.named_parameters()]
+    assert list(policy.trained_parameters()) == [*names, "value_head.weight", "value_head.bias"]
+    assert "lm_head.weight" not in names
+    assert set(policy.state()) == {*names, "lm_head.weight"}

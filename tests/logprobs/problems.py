@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from driftproof.logprobs import Head, LogprobGradients, TokenLogprobs, VocabShard, finish_responses, token_logprobs
+from driftproof.logprobs import Head, TokenValues, VocabShard, head_gradients, token_logprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,29 +122,29 @@ def differentiated(of: Problem, head: Head | None = None, **options: Any) -> dic
 
 
 def finished(of: Problem, head: Head | None = None, **options: Any) -> dict[str, Tensor | None]:
-    """What `finish_responses` gives; it must call back with each response once, in order."""
+    """What `head_gradients` gives; it must call back with each response once, in order."""
     head = of.head() if head is None else head
-    scored: list[TokenLogprobs] = []
-    responses, tokens = 0, 0
+    scored: list[TokenValues] = []
+    called, seen = 0, 0
 
-    def finish(chunk: TokenLogprobs, first: int, last: int) -> LogprobGradients:
-        nonlocal responses, tokens
-        assert first == responses < last
+    def token_gradients(chunk: TokenValues, responses: slice, tokens: slice) -> TokenValues:
+        nonlocal called, seen
+        assert (responses.start, tokens.start) == (called, seen)
+        assert responses.stop > responses.start
         assert not torch.is_grad_enabled()
         assert not chunk.logprobs_N.requires_grad
-        here = slice(tokens, tokens + sum(of.lengths[first:last]))
-        assert len(chunk.logprobs_N) == here.stop - here.start
-        responses, tokens = last, here.stop
+        assert len(chunk.logprobs_N) == tokens.stop - tokens.start == sum(of.lengths[responses])
+        called, seen = responses.stop, tokens.stop
         scored.append(chunk)
-        return LogprobGradients(
-            logprobs_N=of.weights_N[here],
-            entropy_N=None if of.entropy_weights_N is None else of.entropy_weights_N[here],
+        return TokenValues(
+            logprobs_N=of.weights_N[tokens],
+            entropy_N=None if of.entropy_weights_N is None else of.entropy_weights_N[tokens],
         )
 
-    gradients = finish_responses(
-        of.hidden_NH, head, of.targets_N, of.lengths, finish, want_entropy=of.want_entropy, **options
+    gradients = head_gradients(
+        of.hidden_NH, head, of.targets_N, of.lengths, token_gradients, want_entropy=of.want_entropy, **options
     )
-    assert responses == len(of.lengths)
+    assert called == len(of.lengths)
     nothing = of.hidden_NH.new_empty(0)
     entropies = [chunk.entropy_N for chunk in scored if chunk.entropy_N is not None]
     return {

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.logprobs import Head, TokenLogprobs, token_logprobs
+from driftproof.logprobs import Head, TokenValues, token_logprobs
 
 from .problems import Problem, assert_same, differentiated, problem, problems
 
@@ -161,7 +161,7 @@ def test_no_tokens_are_no_logprobs_and_no_gradient(variant: str):
 
 
 def test_auto_is_the_reference_where_logits_are_small_and_holds_a_block_where_they_are_not():
-    def graph(found: TokenLogprobs) -> str:
+    def graph(found: TokenValues) -> str:
         return found.logprobs_N.grad_fn.name()
 
     small = problem()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from driftproof.logprobs import LogprobGradients, rows
+from driftproof.logprobs import TokenValues, rows
 
 
 def block(tokens: int, vocabulary: int, seed: int, offset: float, spread: float, impossible: float) -> Tensor:
@@ -77,7 +77,7 @@ def test_statistics_and_gradients_are_those_of_the_formulas(
         logits,
         targets,
         found.lse_N,
-        LogprobGradients(logprobs_N=g, entropy_N=h if entropy else None),
+        TokenValues(logprobs_N=g, entropy_N=h if entropy else None),
         found.mean_N,
         temperature=temperature,
         softcap=softcap,
@@ -106,7 +106,7 @@ def test_a_confident_target_keeps_its_small_gradient_in_bfloat16():
     logits = torch.tensor([[12.0, 0.0]], dtype=torch.bfloat16)
     targets = torch.tensor([0])
     found = rows.row_statistics(logits, targets, temperature=1.0, softcap=None, want_mean=False)
-    weights = LogprobGradients(logprobs_N=torch.ones(1))
+    weights = TokenValues(logprobs_N=torch.ones(1))
     rows.logit_gradients_(logits, targets, found.lse_N, weights, None, temperature=1.0, softcap=None)
     expected = torch.sigmoid(torch.tensor(-12.0))
     torch.testing.assert_close(logits.float(), torch.stack([expected, -expected])[None], rtol=0.01, atol=1e-6)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed; it exists for Linux only")
 
-from driftproof.logprobs import finish_responses, rows, token_logprobs, triton_rows
-from driftproof.logprobs.head import Head, LogprobGradients, TokenLogprobs
+from driftproof.logprobs import Head, TokenValues, head_gradients, rows, token_logprobs, triton_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -42,7 +41,7 @@ class Case:
             self.logits.clone(),
             self.targets,
             statistics.lse_N,
-            LogprobGradients(logprobs_N=self.at_logprob, entropy_N=self.at_entropy),
+            TokenValues(logprobs_N=self.at_logprob, entropy_N=self.at_entropy),
             statistics.mean_N if self.at_entropy is not None else None,
             temperature=self.temperature,
             softcap=self.softcap,
@@ -158,7 +157,7 @@ def test_gradients_overwrite_the_block_and_nothing_beside_it():
         block,
         of.targets,
         statistics.lse_N,
-        LogprobGradients(logprobs_N=of.at_logprob, entropy_N=of.at_entropy),
+        TokenValues(logprobs_N=of.at_logprob, entropy_N=of.at_entropy),
         statistics.mean_N,
         temperature=1.0,
         softcap=None,
@@ -261,7 +260,7 @@ def test_what_the_kernels_cannot_take_is_refused():
             of.logits,
             of.targets,
             statistics.lse_N,
-            LogprobGradients(logprobs_N=of.at_logprob, entropy_N=of.at_entropy),
+            TokenValues(logprobs_N=of.at_logprob, entropy_N=of.at_entropy),
             None,
             **options,
         )
@@ -357,17 +356,15 @@ class Problem:
     def finished(self, variant: str, lengths: list[int]) -> list[Tensor]:
         """The gradients of the same loss, response by response."""
 
-        def finish(scored: TokenLogprobs, first: int, last: int) -> LogprobGradients:
-            return LogprobGradients(
-                logprobs_N=scored.logprobs_N.exp(), entropy_N=torch.full_like(scored.logprobs_N, -0.1)
-            )
+        def token_gradients(scored: TokenValues, responses: slice, tokens: slice) -> TokenValues:
+            return TokenValues(logprobs_N=scored.logprobs_N.exp(), entropy_N=torch.full_like(scored.logprobs_N, -0.1))
 
-        found = finish_responses(
+        found = head_gradients(
             self.hidden,
             self.head,
             self.targets,
             lengths,
-            finish,
+            token_gradients,
             want_entropy=True,
             variant=variant,
             budget_bytes=self.budget_bytes,
@@ -414,7 +411,7 @@ def test_a_real_vocabulary_on_the_gpu(softcap: float | None):
 def test_no_temporary_of_the_size_of_the_block():
     of = case(512, 151_936, dtype=torch.bfloat16)
     block = of.logits.clone()
-    gradients = LogprobGradients(logprobs_N=of.at_logprob, entropy_N=of.at_entropy)
+    gradients = TokenValues(logprobs_N=of.at_logprob, entropy_N=of.at_entropy)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     found = of.statistics(triton_rows)
@@ -437,7 +434,7 @@ def test_rows_beyond_two_billion_logits():
     weights = torch.ones(tokens, device=DEVICE)
     weights[-4:] = last.at_logprob
     triton_rows.logit_gradients_(
-        logits, targets, found.lse_N, LogprobGradients(logprobs_N=weights), None, temperature=1.0, softcap=None
+        logits, targets, found.lse_N, TokenValues(logprobs_N=weights), None, temperature=1.0, softcap=None
     )
     without = Case(logits=last.logits, targets=last.targets, at_logprob=last.at_logprob, at_entropy=None)
     torch.testing.assert_close(logits[-4:], without.gradients(rows, expected), rtol=2e-2, atol=1e-6)

@@ -71,10 +71,10 @@ def _wrap_learner(module: Any) -> None:
     train = module.Learner.train
 
     def noted_train(learner: Any, batch: Any) -> Any:
-        before = witness.weights(learner.policy.model.named_parameters())
+        before = witness.weights(learner.policy.trained_parameters().items())
         metrics = train(learner, batch)
         groups = zip(_taken.pop(batch.step), map(witness.content, batch.groups), strict=True)
-        after = witness.weights(learner.policy.model.named_parameters())
+        after = witness.weights(learner.policy.trained_parameters().items())
         _note(what="train", step=batch.step, before=before, after=after, groups=list(groups), pid=os.getpid())
         return metrics
 

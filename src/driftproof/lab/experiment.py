@@ -169,7 +169,7 @@ class SampledAccuracy:
     samples: int
 
     def __call__(self, learner: Learner) -> float:
-        self.engine.load_state(learner.policy.model.state_dict())
+        self.engine.load_state(learner.policy.state())
         found = evaluate(self.engine, self.prompts, self.codec, self.verifier, self.sampling, self.samples)
         return found.sampled
 
@@ -183,7 +183,7 @@ def answer_group(prompt: Prompt, codec: Codec) -> Group:
 
 
 def _copy(learner: Learner) -> State:
-    return {name: tensor.detach().clone() for name, tensor in learner.policy.model.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in learner.policy.state().items()}
 
 
 def _means(metrics: Sequence[dict[str, Any]]) -> Row:

@@ -2,6 +2,7 @@
 
 `checkpoints/step-00000042` holds `model.safetensors`, `optimizer.safetensors`, `state.json` and, where the policy has a
 value head, `value_head.safetensors`. It is written under another name, fsynced and renamed; the newest two are kept.
+The optimizer's tensors are named `PARAMETER.MOMENT`; in format 1 a parameter was its number.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from driftproof.errors import CheckpointError, DamageError
+from driftproof.errors import CheckpointError, DamageError, ModelError
 from driftproof.faults import fault_points
 from driftproof.learner.learner import Learner
 from driftproof.run import fsync, partial_name, remove_at_once, rename_durably, step_directory
@@ -47,12 +48,16 @@ def save_checkpoint(directory: Path, learner: Learner) -> Path:
 
 
 def _write(partial: Path, learner: Learner) -> None:
-    write_tensors(partial / WEIGHTS, learner.policy.model.state_dict())
-    if learner.policy.value_head is not None:
-        write_tensors(partial / VALUE_HEAD, learner.policy.value_head.state_dict())
-    optimizer = learner.optimizer.state_dict()["state"]
-    tensors = {f"{index}.{name}": value for index, state in optimizer.items() for name, value in state.items()}
-    write_tensors(partial / OPTIMIZER, tensors)
+    policy, optimizer = learner.policy, learner.optimizer.state
+    write_tensors(partial / WEIGHTS, policy.state())
+    if policy.value_head is not None:
+        write_tensors(partial / VALUE_HEAD, policy.value_head.state_dict())
+    moments = {
+        f"{name}.{moment}": value
+        for name, parameter in policy.trained_parameters().items()
+        for moment, value in optimizer.get(parameter, {}).items()
+    }
+    write_tensors(partial / OPTIMIZER, moments)
     (partial / STATE).write_text(json.dumps({"format_version": FORMAT_VERSION, "step": learner.step}))
     fsync(partial / STATE)
 
@@ -61,24 +66,15 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     """Bring a learner, made from the same configuration, to the checkpoint's state.
 
     Raises:
-        CheckpointError: a file missing or broken, another format, or tensors that are not this model's.
+        CheckpointError: a file missing or broken, another format, or tensors that are not this model's; the learner is
+            as it was.
     """
-    step = read_state(path)["step"]
+    version, step = read_state(path)
     try:
         weights, moments = (_read(path / name) for name in (WEIGHTS, OPTIMIZER))
         values = _read(path / VALUE_HEAD) if (path / VALUE_HEAD).exists() else {}
     except (OSError, DamageError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-    model = learner.policy.model
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    own = {
-        name: tensor.shape for name, tensor in model.state_dict().items() if name in found or name not in _tied(model)
-    }
-    different = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
-    if different:
-        raise CheckpointError(
-            f"{path} is of another model: {different[:3]} are missing, not known, or of another shape"
-        )
     value_head = learner.policy.value_head
     if bool(values) != (value_head is not None):
         raise CheckpointError(
@@ -87,8 +83,11 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
         )
     if value_head is not None and _shapes(values) != _shapes(value_head.state_dict()):
         raise CheckpointError(f"{path} is of another model: its value head has other tensors")
-    optimizer = _optimizer_state(path, moments, learner)
-    model.load_state_dict(weights, strict=False)
+    try:
+        optimizer = _optimizer_state(moments, learner, by_number=version == 1)
+        learner.policy.load_state(weights)
+    except ModelError as error:
+        raise CheckpointError(f"{path} is of another model: {error}") from error
     if value_head is not None:
         value_head.load_state_dict(values)
     groups = learner.optimizer.state_dict()["param_groups"]
@@ -101,27 +100,28 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in TensorFile(path).items()}
 
 
-def _optimizer_state(path: Path, moments: dict[str, Tensor], learner: Learner) -> dict[int, dict[str, Tensor]]:
-    """By parameter: all of AdamW's state, in the parameter's shape, or none for one that never had a gradient."""
+def _optimizer_state(
+    moments: Mapping[str, Tensor], learner: Learner, *, by_number: bool
+) -> dict[int, dict[str, Tensor]]:
+    """By number of a parameter: all of AdamW's state, in the parameter's shape, or none where it had no gradient yet.
+
+    Raises:
+        ModelError: a state that is not that of this model's parameters.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in moments.items():
-        index, _, name = key.partition(".")
-        found.setdefault(index, {})[name] = value
+        owner, _, moment = key.rpartition(".")
+        found.setdefault(owner, {})[moment] = value
     optimizer = {}
-    for number, parameter in enumerate(learner.policy.parameters()):
-        if state := found.pop(str(number), None):
+    for number, (name, parameter) in enumerate(learner.policy.trained_parameters().items()):
+        if state := found.pop(str(number) if by_number else name, None):
             if _shapes(state) != {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
-                raise CheckpointError(f"{path}: the optimizer's state of parameter {number} is not that of this model")
+                raise ModelError(f"the optimizer's state of {name} has other tensors")
             optimizer[number] = state
     if found:
-        raise CheckpointError(f"{path}: the optimizer has a state of {sorted(found)[:3]}, which this model has not")
+        raise ModelError(f"the optimizer has a state of {sorted(found)[:3]}, which this model has not")
     return optimizer
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _tied(model: nn.Module) -> set[str]:
-    """Names of the state that share memory with a parameter of another name; they are not saved."""
-    return set(model.state_dict()) - {name for name, _ in model.named_parameters()}

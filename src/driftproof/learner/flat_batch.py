@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from driftproof.errors import GroupError
-from driftproof.learner.policy import Scored
+from driftproof.logprobs import TokenValues
 from driftproof.objectives import Responses
 from driftproof.objectives.advantages import Baseline, group_advantages
 from driftproof.objectives.responses import count_nonzero_rewards, count_valid_responses
@@ -22,7 +22,7 @@ EVERYTHING = slice(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FrozenChannels:
+class FixedChannels:
     """What objectives may need of policies that this update does not train; all float32 [N]."""
 
     proximal_logprobs_N: Tensor | None = None
@@ -43,7 +43,7 @@ class FlatBatch:
     group_R: Tensor
     lengths_R: Tensor
     behavior_logprobs_N: Tensor | None
-    frozen: FrozenChannels
+    fixed: FixedChannels
     tokens: int
     """N."""
     valid_responses: int
@@ -55,7 +55,7 @@ class FlatBatch:
         groups: Sequence[Group],
         baseline: Baseline,
         device: torch.device,
-        frozen: FrozenChannels | None = None,
+        fixed: FixedChannels | None = None,
     ) -> FlatBatch:
         rewards_R = torch.cat([torch.from_numpy(group.rewards.copy()) for group in groups])
         group_R = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.size for group in groups]))
@@ -70,7 +70,7 @@ class FlatBatch:
             group_R=group_R.to(device),
             lengths_R=lengths_R.to(device),
             behavior_logprobs_N=torch.cat(logprobs).to(device) if logprobs else None,
-            frozen=frozen or FrozenChannels(),
+            fixed=fixed or FixedChannels(),
             tokens=int(lengths_R.sum()),
             valid_responses=count_valid_responses(advantages_R, group_R),
             nonzero_rewards=count_nonzero_rewards(rewards_R),
@@ -81,15 +81,17 @@ class FlatBatch:
         return len(self.lengths_R)
 
     def part(
-        self, scored: Scored, responses: Tensor | slice = EVERYTHING, tokens: Tensor | slice = EVERYTHING
+        self, scored: TokenValues, responses: Tensor | slice = EVERYTHING, tokens: Tensor | slice = EVERYTHING
     ) -> Responses:
         """The chosen responses with what was scored of their tokens, and the counts of the whole update."""
         logprobs_N = scored.logprobs_N
-        proximal_N = _pick(self.frozen.proximal_logprobs_N, tokens)
+        proximal_N = _pick(self.fixed.proximal_logprobs_N, tokens)
         lengths_R = self.lengths_R[responses]
         return Responses(
             logprobs_N=logprobs_N,
-            segment_N=torch.arange(len(lengths_R), device=logprobs_N.device).repeat_interleave(lengths_R),
+            segment_N=torch.arange(len(lengths_R), device=logprobs_N.device).repeat_interleave(
+                lengths_R, output_size=len(logprobs_N)
+            ),
             lengths_R=lengths_R,
             advantages_R=self.advantages_R[responses],
             group_R=self.group_R[responses],
@@ -100,10 +102,10 @@ class FlatBatch:
             total_nonzero_rewards=self.nonzero_rewards,
             behavior_logprobs_N=_pick(self.behavior_logprobs_N, tokens),
             proximal_logprobs_N=logprobs_N.detach() if proximal_N is None else proximal_N,
-            reference_logprobs_N=_pick(self.frozen.reference_logprobs_N, tokens),
+            reference_logprobs_N=_pick(self.fixed.reference_logprobs_N, tokens),
             entropy_N=scored.entropy_N,
             values_N=scored.values_N,
-            old_values_N=_pick(self.frozen.old_values_N, tokens),
+            old_values_N=_pick(self.fixed.old_values_N, tokens),
         )
 
 

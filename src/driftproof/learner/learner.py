@@ -14,17 +14,18 @@ from typing import Literal
 import torch
 
 from driftproof.errors import ObjectiveError
-from driftproof.learner.flat_batch import FlatBatch, FrozenChannels
-from driftproof.learner.gradients import backward, score
+from driftproof.learner.flat_batch import FixedChannels, FlatBatch
 from driftproof.learner.packing import MicroBatch, pack
-from driftproof.learner.policy import Policy, Scored
+from driftproof.learner.policy import Policy
 from driftproof.learner.skipped import Skipped
-from driftproof.metrics.health import step_health
+from driftproof.learner.update import backward, score
+from driftproof.logprobs import TokenValues
+from driftproof.metrics import names
+from driftproof.metrics.health import read_figures, step_health
 from driftproof.metrics.rewards import reward_metrics
 from driftproof.objectives import Objective
 from driftproof.objectives.advantages import Baseline
 from driftproof.types import Batch, Channel, Group
-from driftproof.weights.models import checkpoint_activations
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -79,8 +80,9 @@ class Learner:
         baseline: Baseline = "mean",
         want_entropy: bool = True,
         reference: Policy | None = None,
+        fused: bool = True,
     ) -> None:
-        """`reference` is the policy that a KL term pulls to.
+        """`reference` is the policy that a KL term pulls to; `fused` chooses between the two paths of `backward`.
 
         Raises:
             ObjectiveError: the objective needs a reference policy or a value head, and there is none.
@@ -96,18 +98,19 @@ class Learner:
         self.baseline = baseline
         self.want_entropy = want_entropy or Channel.ENTROPY in objective.needs
         self.reference = reference
+        self.fused = fused
         self.step = 0
         self.skipped: tuple[Skipped, ...] = ()
         """The updates of the last step that were not made."""
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(),
+            policy.trained_parameters().values(),
             lr=optimization.lr,
             betas=optimization.betas,
             weight_decay=optimization.weight_decay,
             fused=True,
         )
         if memory.gradient_checkpointing:
-            checkpoint_activations(policy.model)
+            policy.recompute_activations()
 
     def train(self, batch: Batch) -> dict[str, float]:
         """One step; its metrics, which are means where a step has several updates.
@@ -118,21 +121,28 @@ class Learner:
         lr = self.optimization.lr_at(batch.step)
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = lr
-        updates = _deal(batch.groups, self.optimization.updates_per_step)
-        flats = [FlatBatch.of(groups, self.baseline, self.policy.device, self._freeze(groups)) for groups in updates]
+        updates = split_updates(batch.groups, self.optimization.updates_per_step)
+        flats = [
+            FlatBatch.of(groups, self.baseline, self.policy.device, self._fixed_channels(groups)) for groups in updates
+        ]
         self.skipped = ()
         metrics, first = [], 0
         for groups, flat in zip(updates, flats, strict=True):
             metrics.append(self._update(groups, flat, first))
             first += len(groups)
         self.step = batch.step
-        return {**_means(metrics), "lr": lr, **reward_metrics(batch)}
+        return {**_means(metrics), names.LR: lr, **reward_metrics(batch)}
 
     def _update(self, groups: Sequence[Group], flat: FlatBatch, first: int) -> dict[str, float]:
         """One update with the groups of a step from the `first` on."""
-        update = backward(self.policy, self.objective, self.pack(groups), flat, want_entropy=self.want_entropy)
-        loss = update.metrics["loss"]
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.optimization.max_grad_norm))
+        update = backward(
+            self.policy, self.objective, self.pack(groups), flat, want_entropy=self.want_entropy, fused=self.fused
+        )
+        parameters = self.policy.trained_parameters().values()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimization.max_grad_norm)
+        # Everything that the host wants to know, in one wait for the device.
+        metrics = read_figures({**update.figures(self.policy.temperature), names.GRAD_NORM: norm})
+        loss, grad_norm = metrics[names.LOSS], metrics[names.GRAD_NORM]
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite:
             self.optimizer.step()
@@ -140,16 +150,17 @@ class Learner:
             found = Skipped.of(groups, update.not_finite_R.tolist(), first=first, loss=loss, grad_norm=grad_norm)
             self.skipped += (found,)
         self.optimizer.zero_grad()
-        return {**update.metrics, "grad_norm": grad_norm, "skipped": float(not finite)}
+        return {**metrics, names.SKIPPED: float(not finite)}
 
     @property
     def finite(self) -> bool:
         """Whether every weight is a finite number."""
-        return all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters())
+        parameters = [parameter.detach() for parameter in self.policy.trained_parameters().values()]
+        return math.isfinite(torch.nn.utils.get_total_norm(parameters, norm_type=math.inf))
 
-    def _freeze(self, groups: Sequence[Group]) -> FrozenChannels:
+    def _fixed_channels(self, groups: Sequence[Group]) -> FixedChannels:
         """What the objective needs of the policy before the step, and of the reference policy."""
-        needs, channels = self.objective.needs, FrozenChannels()
+        needs, channels = self.objective.needs, FixedChannels()
         several = self.optimization.updates_per_step > 1
         # Before its only update the policy is the proximal one.
         if several and needs & {Channel.PROXIMAL_LOGPROBS, Channel.VALUES}:
@@ -161,7 +172,7 @@ class Learner:
             channels = replace(channels, reference_logprobs_N=reference.logprobs_N)
         return channels
 
-    def score(self, groups: Sequence[Group]) -> Scored:
+    def score(self, groups: Sequence[Group]) -> TokenValues:
         """What the policy says of the response tokens of `groups`, in their order, without gradient."""
         return score(self.policy, self.pack(groups), sum(len(group.response_tokens) for group in groups))
 
@@ -185,7 +196,7 @@ class Learner:
         return [micro_batch.to(self.policy.device) for micro_batch in packed]
 
 
-def _deal(groups: Sequence[Group], updates: int) -> list[Sequence[Group]]:
+def split_updates(groups: Sequence[Group], updates: int) -> list[Sequence[Group]]:
     """Consecutive groups for each update, as equal in number as can be."""
     cuts = [round(len(groups) * update / updates) for update in range(updates + 1)]
     return [groups[start:end] for start, end in pairwise(cuts) if start < end]

@@ -85,7 +85,7 @@ def learn(
         if not learner.finite:
             raise DivergenceError(_diverged(learner, checkpoints))
         if learner.step % cadence.publish_every == 0 or learner.step == steps:
-            publisher.publish(learner.step, learner.policy.model.state_dict())
+            publisher.publish(learner.step, learner.policy.state())
         now = time.monotonic()
         metrics |= {
             names.RECORD_SECONDS: recorded - end_of_step - checkpoint_seconds,

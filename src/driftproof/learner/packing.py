@@ -8,7 +8,7 @@ the loss is the same as with one response a row. Every response is in exactly on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,8 @@ class MicroBatch:
     """int64 [N]: index into the flattened [B * T] positions of the one that predicts each response token."""
     targets_N: Tensor
     """int64 [N]: the response tokens."""
-    lengths_R: Tensor
-    """int64 [R]."""
+    lengths: list[int]
+    """Tokens of each response; R numbers, on the host."""
     responses_R: Tensor
     """int64 [R]: position of each response in the batch, counted group by group."""
     tokens_N: Tensor
@@ -50,11 +50,11 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on another device."""
-        moved: dict[str, Any] = {}
-        for name in MicroBatch.__dataclass_fields__:
-            value = getattr(self, name)
-            moved[name] = None if value is None else value.to(device)
-        return MicroBatch(**moved)
+        fields = {name: getattr(self, name) for name in MicroBatch.__dataclass_fields__}
+        moved: dict[str, Any] = {
+            name: tensor.to(device) for name, tensor in fields.items() if isinstance(tensor, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ def _to_micro_batch(rows: list[_Row]) -> MicroBatch:
         attention_mask=_attention_mask(torch.from_numpy(owner)) if shared else None,
         predict_N=_concatenate(predict),
         targets_N=_concatenate(targets),
-        lengths_R=torch.tensor(lengths),
+        lengths=lengths,
         responses_R=torch.tensor(numbers),
         tokens_N=_concatenate(token_positions),
     )

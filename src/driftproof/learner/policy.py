@@ -6,9 +6,8 @@ is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,10 @@ from torch import Tensor, nn
 
 from driftproof.errors import ModelError
 from driftproof.learner.packing import MicroBatch, pack
-from driftproof.logprobs import Head, LogprobGradients, TokenLogprobs, finish_responses, token_logprobs
+from driftproof.logprobs import Head, TokenGradients, TokenValues, head_gradients, token_logprobs
 from driftproof.types import FinishReason, Group, Response, Verdict
 from driftproof.weights.files import read_shapes
-from driftproof.weights.models import UNTRUSTED, inspect_model, readable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scored:
-    """What a policy says of N response tokens; also the gradient of a loss by it, field by field."""
-
-    logprobs_N: Tensor
-    """float32 [N], nats."""
-    entropy_N: Tensor | None = None
-    """float32 [N], nats; None unless asked for."""
-    values_N: Tensor | None = None
-    """float32 [N], the value before each token; None without a value head."""
-
-
-Finish = Callable[[Scored, slice, slice], Scored]
-"""Called with what was scored of some whole responses of a micro-batch, and which responses and tokens of it they are;
-returns the gradient of the loss by each field (None: none)."""
+from driftproof.weights.models import UNTRUSTED, checkpoint_activations, inspect_model, readable
 
 
 class Policy:
@@ -109,42 +91,68 @@ class Policy:
         device: torch.device = next(self.model.parameters()).device
         return device
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All that is trained: the model's, then the value head's."""
-        yield from self.model.parameters()
-        if self.value_head is not None:
-            yield from self.value_head.parameters()
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """All that is trained by its name: the model's, then the value head's."""
+        head = {} if self.value_head is None else dict(self.value_head.named_parameters(prefix="value_head"))
+        return dict(self.model.named_parameters()) | head
 
-    def score(self, micro_batch: MicroBatch, *, want_entropy: bool = False) -> Scored:
+    def state(self) -> dict[str, Tensor]:
+        """The model's weights by their Hugging Face names, as snapshots and checkpoints hold them; not copied.
+
+        Tied weights have several names; the value head's are not among them.
+        """
+        state: dict[str, Tensor] = self.model.state_dict()
+        return state
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights that `state` gave; of tied weights one name is enough.
+
+        Raises:
+            ModelError: names or shapes that are not this model's; the weights are as they were.
+        """
+        own, trained = self.state(), self.trained_parameters()
+        shapes = {name: tensor.shape for name, tensor in own.items() if name in state or name in trained}
+        found = {name: tensor.shape for name, tensor in state.items()}
+        if different := sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
+            raise ModelError(f"{different[:3]} are missing, not known, or of another shape")
+        self.model.load_state_dict(state, strict=False)
+
+    def recompute_activations(self) -> None:
+        """Keep the inputs of each layer alone, and compute the rest again for its gradients."""
+        checkpoint_activations(self.model)
+
+    def score(self, micro_batch: MicroBatch, *, want_entropy: bool = False) -> TokenValues:
         """Log-probs of the response tokens of a micro-batch at the sampling temperature, differentiable."""
         hidden_NH = self._hidden_states(micro_batch)
-        found = token_logprobs(hidden_NH, self._output_layer(), micro_batch.targets_N, want_entropy=want_entropy)
-        return Scored(logprobs_N=found.logprobs_N, entropy_N=found.entropy_N, values_N=self._values(hidden_NH))
+        scored = token_logprobs(hidden_NH, self._output_layer(), micro_batch.targets_N, want_entropy=want_entropy)
+        return replace(scored, values_N=self._values(hidden_NH))
 
-    def backward(self, micro_batch: MicroBatch, finish: Finish, *, want_entropy: bool = False) -> None:
+    def backward(self, micro_batch: MicroBatch, token_gradients: TokenGradients, *, want_entropy: bool = False) -> None:
         """Add the gradient of a loss that is a function of what `score` would return.
 
-        `finish` is called for some whole responses at a time, each once, and says how the loss depends on them; the
-        logits are made once for score and gradient, and never all at a time.
+        `token_gradients` is called for some whole responses at a time, each once, and says how the loss depends on what
+        was scored of their tokens; the logits are made once for score and gradient, and never all at a time.
         """
         hidden_NH = self._hidden_states(micro_batch)
         values_N = self._values(hidden_NH)
         value_gradients_N = None if values_N is None else torch.zeros_like(values_N)
-        lengths = micro_batch.lengths_R.tolist()
-        ends = [0, *accumulate(lengths)]
 
-        def finish_chunk(found: TokenLogprobs, first: int, last: int) -> LogprobGradients:
-            tokens = slice(ends[first], ends[last])
-            values = None if values_N is None else values_N[tokens].detach()
-            scored = Scored(logprobs_N=found.logprobs_N, entropy_N=found.entropy_N, values_N=values)
-            gradients = finish(scored, slice(first, last), tokens)
+        def with_values(scored: TokenValues, responses: slice, tokens: slice) -> TokenValues:
+            if values_N is not None:
+                scored = replace(scored, values_N=values_N[tokens].detach())
+            gradients = token_gradients(scored, responses, tokens)
             if value_gradients_N is not None and gradients.values_N is not None:
                 value_gradients_N[tokens] = gradients.values_N
-            return LogprobGradients(logprobs_N=gradients.logprobs_N, entropy_N=gradients.entropy_N)
+            return gradients
 
         head = self._output_layer()
-        found = finish_responses(
-            hidden_NH.detach(), head, micro_batch.targets_N, lengths, finish_chunk, want_entropy=want_entropy
+        found = head_gradients(
+            hidden_NH.detach(),
+            head,
+            micro_batch.targets_N,
+            micro_batch.lengths,
+            with_values,
+            want_entropy=want_entropy,
         )
         gradients = [
             (hidden_NH, found.hidden_NH),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Protocol, cast
 
 import torch
@@ -16,8 +17,9 @@ import torch.distributed
 from torch import Tensor
 
 from driftproof.logprobs import rows as torch_rows
-from driftproof.logprobs.head import Head, LogprobGradients, VocabShard
+from driftproof.logprobs.head import Head, VocabShard
 from driftproof.logprobs.rows import RowStatistics
+from driftproof.logprobs.values import TokenValues
 
 _ROWS = torch.contiguous_format
 # Bytes of one piece of the weight's gradient, where it is accumulated in another dtype than the product's.
@@ -86,7 +88,7 @@ class Blocks:
         last: int,
         lse_N: Tensor,
         mean_N: Tensor | None,
-        gradients: LogprobGradients,
+        gradients: TokenValues,
         *,
         into: GradientSum,
     ) -> None:
@@ -98,10 +100,7 @@ class Blocks:
                 self._logits(tokens),
                 self.columns_N[tokens],
                 lse_N[here],
-                LogprobGradients(
-                    logprobs_N=gradients.logprobs_N[here],
-                    entropy_N=None if gradients.entropy_N is None else gradients.entropy_N[here],
-                ),
+                gradients.map(itemgetter(here)),
                 None if mean_N is None else mean_N[here],
                 temperature=self.head.temperature,
                 softcap=self.head.softcap,

@@ -1,4 +1,4 @@
-"""What every variant of the log-prob operation takes and returns.
+"""The output layer, as every variant of the log-prob operation takes it.
 
 A `Head` that exists is well-formed: its shapes agree, its temperature and soft-cap are positive numbers.
 """
@@ -62,26 +62,6 @@ class Head:
             raise ValueError(f"temperature is {self.temperature}; it must be a positive number")
         if self.softcap is not None and not (math.isfinite(self.softcap) and self.softcap > 0):
             raise ValueError(f"softcap is {self.softcap}; it must be a positive number, or None for no cap")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TokenLogprobs:
-    """What the operation returns for N tokens; float64 throughout where the hidden states are."""
-
-    logprobs_N: Tensor
-    """float32 [N], nats, at most 0."""
-    entropy_N: Tensor | None = None
-    """float32 [N], nats, of the whole distribution; None unless asked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LogprobGradients:
-    """What each token weighs: the loss differentiated by what the operation returned."""
-
-    logprobs_N: Tensor
-    """dL / d logprobs_N, [N]."""
-    entropy_N: Tensor | None = None
-    """dL / d entropy_N, [N]; None where the loss does not look at the entropy."""
 
 
 def product_dtype(hidden_NH: Tensor) -> torch.dtype:

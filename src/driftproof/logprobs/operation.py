@@ -15,8 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from driftproof.logprobs import reference
 from driftproof.logprobs.blocks import Blocks, GradientSum
-from driftproof.logprobs.head import Head, LogprobGradients, TokenLogprobs, product_dtype
+from driftproof.logprobs.head import Head, product_dtype
 from driftproof.logprobs.rows import RowStatistics
+from driftproof.logprobs.values import TokenValues
 from driftproof.logprobs.variants import DEFAULT_BUDGET_BYTES, Variant, check_inputs, choose
 
 
@@ -28,7 +29,7 @@ def token_logprobs(
     want_entropy: bool = False,
     variant: Variant = "auto",
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
-) -> TokenLogprobs:
+) -> TokenValues:
     """Log-probs of `targets_N` and, if asked for, the entropy of the whole distribution, both differentiable.
 
     The logits are computed in the dtype of the hidden states, or autocast's where it is on; everything after them in
@@ -52,12 +53,12 @@ def token_logprobs(
     logprobs_N, entropy_N = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden_NH, head.weight_VH, head.bias_V, targets_N, head, want_entropy, variant == "triton", budget_bytes
     )
-    return TokenLogprobs(logprobs_N=logprobs_N, entropy_N=entropy_N)
+    return TokenValues(logprobs_N=logprobs_N, entropy_N=entropy_N)
 
 
-def from_statistics(statistics: RowStatistics) -> TokenLogprobs:
+def from_statistics(statistics: RowStatistics) -> TokenValues:
     """Log-probs and entropy of tokens whose rows are known; rounding makes neither positive nor negative."""
-    return TokenLogprobs(
+    return TokenValues(
         logprobs_N=(statistics.target_N - statistics.lse_N).clamp_max_(0),
         entropy_N=None if statistics.mean_N is None else (statistics.lse_N - statistics.mean_N).clamp_min_(0),
     )
@@ -94,7 +95,7 @@ class _TokenLogprobs(torch.autograd.Function):
         head = replace(ctx.head, weight_VH=weight_VH, bias_V=bias_V)
         blocks = Blocks(hidden_NH, head, targets_N, dtype=ctx.dtype, triton=ctx.triton, budget_bytes=ctx.budget_bytes)
         total = GradientSum(blocks, weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
-        weights = LogprobGradients(
+        weights = TokenValues(
             logprobs_N=torch.zeros_like(lse_N) if logprobs_N is None else logprobs_N, entropy_N=entropy_N
         )
         blocks.add_gradients(0, len(hidden_NH), lse_N, mean_N, weights, into=total)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from driftproof.logprobs.head import Head, TokenLogprobs, product_dtype
+from driftproof.logprobs.head import Head, product_dtype
+from driftproof.logprobs.values import TokenValues
 
 
-def token_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, *, want_entropy: bool = False) -> TokenLogprobs:
+def token_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, *, want_entropy: bool = False) -> TokenValues:
     """log softmax(z) at the targets, and the entropy of softmax(z) if asked for, both with gradient.
 
     Raises:
@@ -36,7 +37,7 @@ def token_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, *, want_ent
         # exp(-1e6) is 0: an impossible token has neither entropy nor gradient, and 0 * -inf would be NaN.
         possible_NV = distribution_NV.clamp_min(-1e6)
         entropy_N = -(distribution_NV.exp() * possible_NV).sum(-1)
-    return TokenLogprobs(
+    return TokenValues(
         logprobs_N=distribution_NV.gather(-1, targets_N[:, None]).squeeze(-1),
         entropy_N=entropy_N,
     )

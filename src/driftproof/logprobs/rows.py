@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from driftproof.logprobs.head import LogprobGradients
+from driftproof.logprobs.values import TokenValues
 
 # So far below the mean of z a token's probability is 0, in float64 too; a distance of infinity would make 0 * inf.
 _FARTHEST = 1e6
@@ -70,7 +70,7 @@ def logit_gradients_(
     logits_NV: Tensor,
     targets_N: Tensor,
     lse_N: Tensor,
-    gradients: LogprobGradients,
+    gradients: TokenValues,
     mean_N: Tensor | None,
     *,
     temperature: float,

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from driftproof.logprobs.head import LogprobGradients
 from driftproof.logprobs.rows import RowStatistics
+from driftproof.logprobs.values import TokenValues
 
 _BLOCK = 4096
 _COLUMNS_PER_WARP = 512
@@ -68,7 +68,7 @@ def logit_gradients_(
     logits_NV: Tensor,
     targets_N: Tensor,
     lse_N: Tensor,
-    gradients: LogprobGradients,
+    gradients: TokenValues,
     mean_N: Tensor | None,
     *,
     temperature: float,

@@ -15,6 +15,7 @@ Source: arXiv 2606.03070, Eq. 3 and Theorems 3-4.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -27,11 +28,29 @@ SMALLEST_NLL = 1e-12
 """Nats; a response of smaller mean NLL counts as this in 1/S, so that it is finite."""
 
 
-@torch.no_grad()
 def step_health(
     batch: Responses, token_gradients_N: Tensor | None = None, *, temperature: float = 1.0
 ) -> dict[str, float]:
-    """The health metrics of the responses of a step; what is computed on a device is fetched at once.
+    """The health metrics of the responses of a step; see `health_figures`."""
+    return read_figures(health_figures(batch, token_gradients_N, temperature=temperature))
+
+
+def read_figures(figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Figures as numbers, fetched from their device at once; those of `health/` that have no data are left out."""
+    values = torch.stack([figure.double() for figure in figures.values()]).tolist() if figures else []
+    # What has no data is 0 / 0, or the extreme of nothing.
+    return {
+        name: value
+        for name, value in zip(figures, values, strict=True)
+        if math.isfinite(value) or not name.startswith("health/")
+    }
+
+
+@torch.no_grad()
+def health_figures(
+    batch: Responses, token_gradients_N: Tensor | None = None, *, temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """The health metrics of the responses of a step, as scalars on their device; not finite where there is no data.
 
     Args:
         batch: whole responses, of the whole step; `entropy_N` and `behavior_logprobs_N` are used where they are there.
@@ -52,9 +71,7 @@ def step_health(
         figures |= _gradient_masses(batch, token_gradients_N, temperature)
     if batch.behavior_logprobs_N is not None and len(batch.logprobs_N):
         figures |= _drift(batch, batch.behavior_logprobs_N)
-    values = torch.stack(list(figures.values())).tolist()
-    # What has no data is 0 / 0, or the extreme of nothing.
-    return {name: value for name, value in zip(figures, values, strict=True) if math.isfinite(value)}
+    return figures
 
 
 def _scales(batch: Responses) -> dict[str, Tensor]:

@@ -131,7 +131,7 @@ def _learn(config: Config, directory: RunDirectory, worker_name: str | None) -> 
         if ledger.step:
             load_checkpoint(list_checkpoints(directory.checkpoints)[-1], learner)
         publisher = Publisher(directory.snapshots, config.model.path, keep=config.learner.keep_snapshots)
-        publisher.publish(learner.step, learner.policy.model.state_dict())
+        publisher.publish(learner.step, learner.policy.state())
         # Asked to stop while the model was loaded: that much sooner.
         if learner.step == 0 and ledger.state == RUNNING:
             _evaluate_heldout(config, directory, ledger, learner)

@@ -13,8 +13,8 @@ from driftproof.errors import CheckpointError, DamageError
 from driftproof.run import step_directories, step_of
 from driftproof.weights.files import WEIGHTS, read_header, read_shapes
 
-FORMAT_VERSION = 1
-READABLE_VERSIONS = (1,)
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 VALUE_HEAD = "value_head.safetensors"
@@ -35,7 +35,7 @@ def checkpoint_problems(checkpoint: Path) -> list[str]:
     names = [WEIGHTS, OPTIMIZER, *([VALUE_HEAD] if (checkpoint / VALUE_HEAD).exists() else [])]
     problems = [problem for name in names if (problem := weights_problem(checkpoint / name))]
     try:
-        step = read_state(checkpoint)["step"]
+        _, step = read_state(checkpoint)
     except CheckpointError as error:
         return [*problems, str(error)]
     if step != step_of(checkpoint):
@@ -54,7 +54,7 @@ def weights_problem(path: Path) -> str:
     return ""
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
+def read_state(checkpoint: Path) -> tuple[int, int]:
     """The format version and the step of a checkpoint, from its `state.json`.
 
     Raises:
@@ -72,7 +72,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     step = state.get("step")
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{path} cannot be read: it has the step {step!r}")
-    return {"format_version": version, "step": step}
+    return version, step
 
 
 def check_checkpoint(checkpoint: Path, model: Path) -> None:

@@ -72,7 +72,7 @@ def test_weights_arrive_exactly_and_a_foreign_snapshot_changes_nothing(
     for step in range(3):
         torch.manual_seed(step)
         with torch.no_grad():
-            for parameter in policy.parameters():
+            for parameter in policy.trained_parameters().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
         snapshot = publisher.publish(step, policy.state_dict()).path
         updater.update(server.url, snapshot)

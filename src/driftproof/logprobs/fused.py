@@ -1,4 +1,4 @@
-"""Whole responses finished chunk by chunk: logits once, then what each token weighs, then both gradients from them.
+"""The output layer's gradients, chunk by chunk of whole responses: logits, what each token weighs, both gradients.
 
 That is three matrix products, where an operation of autograd needs all logits at a time or a fourth product. It serves
 losses that are separable by response. A response whose logits do not fit the byte budget is a chunk of its own, and its
@@ -15,21 +15,19 @@ from torch import Tensor
 
 from driftproof.logprobs import reference
 from driftproof.logprobs.blocks import Blocks, GradientSum, HeadGradients
-from driftproof.logprobs.head import Head, LogprobGradients, TokenLogprobs, product_dtype
+from driftproof.logprobs.head import Head, product_dtype
 from driftproof.logprobs.operation import from_statistics
+from driftproof.logprobs.values import TokenGradients, TokenValues
 from driftproof.logprobs.variants import DEFAULT_BUDGET_BYTES, Variant, check_inputs, choose
-
-Finish = Callable[[TokenLogprobs, int, int], LogprobGradients]
-"""finish(scored, first, last): the loss of responses first..last-1, differentiated by the log-probs of their tokens."""
 
 
 @torch.no_grad()
-def finish_responses(
+def head_gradients(
     hidden_NH: Tensor,
     head: Head,
     targets_N: Tensor,
     lengths: Sequence[int],
-    finish: Finish,
+    token_gradients: TokenGradients,
     *,
     want_entropy: bool = False,
     variant: Variant = "auto",
@@ -37,8 +35,8 @@ def finish_responses(
 ) -> HeadGradients:
     """The gradients of a loss that is a sum over responses.
 
-    `finish` is called with each response once, in order, those without tokens too, and runs without autograd. Nothing
-    is differentiated through: the caller hands the gradients on, with
+    `token_gradients` is called with each response once, in order, those without tokens too, and runs without autograd.
+    Nothing is differentiated through: the caller hands the gradients on, with
     `torch.autograd.backward([hidden_NH, head.weight_VH], [gradients.hidden_NH, gradients.weight_VH])`.
 
     Args:
@@ -46,24 +44,36 @@ def finish_responses(
         head: the output layer; its weight and bias get a gradient where they require one.
         targets_N: token ids, int64 [N].
         lengths: tokens of each response; their sum is N.
-        finish: gets the log-probs (and the entropy) of the tokens of some responses, and says what each token weighs.
-        want_entropy: whether `finish` wants the entropy.
+        token_gradients: gets the log-probs (and the entropy) of the tokens of some responses, and returns the loss's
+            derivative by each.
+        want_entropy: whether `token_gradients` wants the entropy.
         variant: see `Variant`; `reference` is one chunk.
         budget_bytes: most bytes of logits at a time, but at least one token's.
 
     Raises:
-        ValueError: lengths that do not fit; `finish` returned another shape, or gradients of an entropy that it did not
-            ask for; see also `token_logprobs`.
+        ValueError: lengths that do not fit; `token_gradients` returned another shape, or gradients of an entropy that
+            it did not ask for; see also `token_logprobs`.
     """
     check_inputs(hidden_NH, head, targets_N, variant, budget_bytes)
     if min(lengths, default=0) < 0 or sum(lengths) != len(hidden_NH):
         raise ValueError(
-            f"lengths sum to {sum(lengths)} (the least is {min(lengths, default=0)}); they must be the tokens of each "
-            f"response and sum to {len(hidden_NH)}, the number of hidden states"
+            f"lengths sum to {sum(lengths)}, the least {min(lengths, default=0)}, of {len(hidden_NH)} tokens"
         )
     variant = choose(variant, hidden_NH, head)
+    starts = [0, *accumulate(lengths)]
+
+    def weigh(scored: TokenValues, first: int, last: int) -> TokenValues:
+        gradients = token_gradients(scored, slice(first, last), slice(starts[first], starts[last]))
+        if gradients.entropy_N is not None and scored.entropy_N is None:
+            raise ValueError("token_gradients returned gradients of the entropy; ask for it with want_entropy=True")
+        for gradient_N in (gradients.logprobs_N, gradients.entropy_N):
+            if gradient_N is not None and gradient_N.shape != scored.logprobs_N.shape:
+                shapes = f"{list(gradient_N.shape)} for log-probs of shape {list(scored.logprobs_N.shape)}"
+                raise ValueError(f"token_gradients returned gradients of shape {shapes}")
+        return gradients
+
     if variant == "reference" and lengths:
-        return _finish_at_once(hidden_NH, head, targets_N, len(lengths), finish, want_entropy)
+        return _through_all_logits(hidden_NH, head, targets_N, len(lengths), weigh, want_entropy)
     blocks = Blocks(
         hidden_NH,
         head,
@@ -75,17 +85,16 @@ def finish_responses(
     bias_V = head.bias_V
     weight, bias = head.weight_VH.requires_grad, bias_V is not None and bias_V.requires_grad
     total = GradientSum(blocks, weight=weight, bias=bias)
-    starts = [0, *accumulate(lengths)]
     for first, last in _chunks(lengths, blocks.size):
         tokens = starts[first], starts[last]
         statistics = blocks.statistics(*tokens, want_mean=want_entropy)
-        gradients = _weigh(finish, from_statistics(statistics), first, last)
+        gradients = weigh(from_statistics(statistics), first, last)
         blocks.add_gradients(*tokens, statistics.lse_N, statistics.mean_N, gradients, into=total)
     return total.result()
 
 
 def _chunks(lengths: Sequence[int], size: int) -> list[tuple[int, int]]:
-    """(first, last + 1) of neighbouring responses with at most `size` tokens together, or one with more."""
+    """(first, last + 1) of neighboring responses with at most `size` tokens together, or one with more."""
     chunks: list[tuple[int, int]] = []
     first, tokens = 0, 0
     for response, length in enumerate(lengths):
@@ -96,39 +105,26 @@ def _chunks(lengths: Sequence[int], size: int) -> list[tuple[int, int]]:
     return [*chunks, (first, len(lengths))] if lengths else []
 
 
-def _weigh(finish: Finish, scored: TokenLogprobs, first: int, last: int) -> LogprobGradients:
-    gradients = finish(scored, first, last)
-    if gradients.entropy_N is not None and scored.entropy_N is None:
-        raise ValueError("finish returned gradients of the entropy; ask for it with want_entropy=True")
-    for gradient_N in (gradients.logprobs_N, gradients.entropy_N):
-        if gradient_N is not None and gradient_N.shape != scored.logprobs_N.shape:
-            raise ValueError(
-                f"finish returned gradients of shape {list(gradient_N.shape)} for responses {first} to {last - 1}; it "
-                f"must be {list(scored.logprobs_N.shape)}, one number a token"
-            )
-    return gradients
-
-
-def _finish_at_once(
-    hidden_NH: Tensor, head: Head, targets_N: Tensor, responses: int, finish: Finish, want_entropy: bool
+def _through_all_logits(
+    hidden_NH: Tensor,
+    head: Head,
+    targets_N: Tensor,
+    responses: int,
+    weigh: Callable[[TokenValues, int, int], TokenValues],
+    want_entropy: bool,
 ) -> HeadGradients:
-    """By autograd, through all logits."""
+    """One chunk, by autograd."""
     hidden_NH = hidden_NH.detach().requires_grad_()
     with torch.enable_grad():
         scored = reference.token_logprobs(hidden_NH, head, targets_N, want_entropy=want_entropy)
-    logprobs_N, entropy_N = scored.logprobs_N, scored.entropy_N
-    detached = TokenLogprobs(
-        logprobs_N=logprobs_N.detach(), entropy_N=None if entropy_N is None else entropy_N.detach()
-    )
-    weights = _weigh(finish, detached, 0, responses)
-    weighed = [(logprobs_N, weights.logprobs_N), (entropy_N, weights.entropy_N)]
-    known = [(output_N, weight_N) for output_N, weight_N in weighed if output_N is not None and weight_N is not None]
+    weights = weigh(scored.map(Tensor.detach), 0, responses).fields
+    outputs = {name: output_N for name, output_N in scored.fields.items() if name in weights}
     parameters = {"weight_VH": head.weight_VH, "bias_V": head.bias_V}
     wanted = {name: tensor for name, tensor in parameters.items() if tensor is not None and tensor.requires_grad}
     hidden_gradient_NH, *others = torch.autograd.grad(
-        [output_N for output_N, _ in known],
+        list(outputs.values()),
         [hidden_NH, *wanted.values()],
-        [weight_N.to(output_N.dtype) for output_N, weight_N in known],
+        [weights[name].to(output_N.dtype) for name, output_N in outputs.items()],
     )
     found = dict(zip(wanted, others, strict=True))
     return HeadGradients(hidden_NH=hidden_gradient_NH, weight_VH=found.get("weight_VH"), bias_V=found.get("bias_V"))

@@ -1,0 +1,179 @@
+"""The gradient of one optimizer update. The plain path is the text:
+
+```python
+for micro_batch in micro_batches:
+    scored = policy.score(micro_batch)
+    output = objective(flat.part(scored, micro_batch.responses_R, micro_batch.tokens_N))
+    output.loss.backward()
+```
+
+The fused path gives the same gradient to rounding: it computes the output layer's logits once, not twice, and runs
+unless `fused` is false. Guarantees: whatever the cut into micro-batches, and whether or not the objective is separable,
+the gradient is that of the objective on the whole update; only for one that is not separable every micro-batch is
+scored twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from driftproof.learner.flat_batch import FlatBatch
+from driftproof.learner.packing import MicroBatch
+from driftproof.learner.policy import Policy
+from driftproof.logprobs import TokenValues
+from driftproof.metrics import names
+from driftproof.metrics.health import health_figures
+from driftproof.objectives import Objective, Responses
+
+Places = Tensor | slice
+"""Indices, or a range, of the responses or tokens of an update."""
+Loss = Callable[[TokenValues, Places, Places], Tensor]
+"""loss(scored, responses, tokens): the loss of some whole responses, from what was scored of their tokens."""
+
+
+@dataclass(slots=True)
+class Update:
+    """An update as it is made: its loss, and what it said and weighed of each token."""
+
+    objective: Objective
+    flat: FlatBatch
+    scored: TokenBuffer
+    gradients: TokenBuffer
+    """Derivatives of the loss by what was scored."""
+    total_loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """The objective's, of the whole update."""
+
+    def loss(self, scored: TokenValues, responses: Places, tokens: Places) -> Tensor:
+        """The objective's loss of some whole responses; it is counted, and so are the objective's metrics."""
+        output = self.objective(self.flat.part(scored, responses, tokens))
+        self.total_loss = self.total_loss + output.loss.detach()
+        self.metrics = {name: self.metrics.get(name, 0) + value for name, value in output.metrics.items()}
+        return output.loss
+
+    def figures(self, temperature: float) -> dict[str, Tensor]:
+        """Its loss, the objective's metrics and its health, as scalars on the device; `temperature`: the policy's."""
+        health = health_figures(self.responses, self.gradients.all().logprobs_N, temperature=temperature)
+        metrics = {f"objective/{name}": value for name, value in self.metrics.items()}
+        return {names.LOSS: self.total_loss, **metrics, **health}
+
+    @property
+    def responses(self) -> Responses:
+        """All responses of the update with what was scored of them."""
+        return self.flat.part(self.scored.all())
+
+    @property
+    def not_finite_R(self) -> Tensor:
+        """bool [R]: the responses of which a log-prob, or the loss's derivative by one, is not finite."""
+        responses = self.responses
+        finite_N = responses.logprobs_N.isfinite() & self.gradients.all().logprobs_N.isfinite()
+        not_finite_R = torch.zeros(self.flat.responses, dtype=torch.bool, device=finite_N.device)
+        not_finite_R[responses.segment_N[~finite_N]] = True
+        return not_finite_R
+
+
+def backward(
+    policy: Policy,
+    objective: Objective,
+    micro_batches: Sequence[MicroBatch],
+    flat: FlatBatch,
+    *,
+    want_entropy: bool = False,
+    fused: bool = True,
+) -> Update:
+    """Add the update's gradient to that of the policy's parameters."""
+    backward_of_micro_batch = fused_backward if fused else plain_backward
+    scores, gradients = (TokenBuffer(flat.tokens, policy.device) for _ in range(2))
+    update = Update(objective, flat, scores, gradients, total_loss=torch.zeros((), device=policy.device))
+    loss: Loss = update.loss
+    if not objective.separable:
+        scored = score(policy, micro_batches, flat.tokens, want_entropy=want_entropy)
+        update.scored.put(slice(None), scored)
+        update.gradients.put(slice(None), _differentiate(update.loss, scored, slice(None), slice(None)))
+        loss = _linear(update.gradients.all())
+    for micro_batch in micro_batches:
+        scored, weighed = backward_of_micro_batch(policy, micro_batch, loss, want_entropy=want_entropy)
+        if objective.separable:
+            update.scored.put(micro_batch.tokens_N, scored)
+            update.gradients.put(micro_batch.tokens_N, weighed)
+    return update
+
+
+def plain_backward(
+    policy: Policy, micro_batch: MicroBatch, loss: Loss, *, want_entropy: bool = False
+) -> tuple[TokenValues, TokenValues]:
+    """Add the gradient of a micro-batch's loss; what was scored of its tokens, and the derivative by each of it."""
+    scored = policy.score(micro_batch, want_entropy=want_entropy)
+    for values_N in scored.fields.values():
+        values_N.retain_grad()
+    loss(scored, micro_batch.responses_R, micro_batch.tokens_N).backward()
+    gradients = {name: values_N.grad for name, values_N in scored.fields.items() if values_N.grad is not None}
+    return scored.map(Tensor.detach), TokenValues(**gradients)
+
+
+def fused_backward(
+    policy: Policy, micro_batch: MicroBatch, loss: Loss, *, want_entropy: bool = False
+) -> tuple[TokenValues, TokenValues]:
+    """`plain_backward`, which computes the logits once: the loss is differentiated while they are still there."""
+    scored_N, gradients_N = (TokenBuffer(len(micro_batch.targets_N), policy.device) for _ in range(2))
+
+    def token_gradients(scored: TokenValues, responses: slice, tokens: slice) -> TokenValues:
+        gradients = _differentiate(loss, scored, micro_batch.responses_R[responses], micro_batch.tokens_N[tokens])
+        scored_N.put(tokens, scored)
+        gradients_N.put(tokens, gradients)
+        return gradients
+
+    policy.backward(micro_batch, token_gradients, want_entropy=want_entropy)
+    return scored_N.all(), gradients_N.all()
+
+
+@torch.no_grad()
+def score(
+    policy: Policy, micro_batches: Sequence[MicroBatch], tokens: int, *, want_entropy: bool = False
+) -> TokenValues:
+    """What the policy says of all tokens of an update, without gradient, in the order of the groups."""
+    scored = TokenBuffer(tokens, policy.device)
+    for micro_batch in micro_batches:
+        scored.put(micro_batch.tokens_N, policy.score(micro_batch, want_entropy=want_entropy))
+    return scored.all()
+
+
+def _differentiate(loss: Loss, scored: TokenValues, responses: Places, tokens: Places) -> TokenValues:
+    """The loss's derivatives by what was scored; a field that it does not look at has none."""
+    leaves = scored.map(lambda values_N: values_N.detach().requires_grad_())
+    with torch.enable_grad():
+        found = torch.autograd.grad(loss(leaves, responses, tokens), list(leaves.fields.values()), allow_unused=True)
+    known = zip(leaves.fields, found, strict=True)
+    return TokenValues(**{name: gradient_N for name, gradient_N in known if gradient_N is not None})
+
+
+def _linear(gradients: TokenValues) -> Loss:
+    """The loss that has these derivatives, whatever is scored."""
+
+    def loss(scored: TokenValues, responses: Places, tokens: Places) -> Tensor:
+        values = scored.fields
+        terms = [(gradient_N[tokens] * values[name]).sum() for name, gradient_N in gradients.fields.items()]
+        return torch.stack(terms).sum()
+
+    return loss
+
+
+class TokenBuffer:
+    """Values of the N tokens of an update, filled in part by part; 0 where nothing is known."""
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self._tokens = tokens
+        self._fields = {"logprobs_N": torch.zeros(tokens, device=device)}
+
+    def put(self, tokens: Tensor | slice, values: TokenValues) -> None:
+        for name, values_N in values.fields.items():
+            if name not in self._fields:
+                self._fields[name] = values_N.new_zeros(self._tokens)
+            self._fields[name][tokens] = values_N.detach()
+
+    def all(self) -> TokenValues:
+        return TokenValues(**self._fields)

@@ -1,0 +1,38 @@
+"""Values per token: what a policy says of each, and what each weighs in a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenValues:
+    """What a policy says of N tokens, or the derivatives of a loss by these numbers, field by field.
+
+    float32, or float64 where the hidden states are.
+    """
+
+    logprobs_N: Tensor
+    """Nats, at most 0."""
+    entropy_N: Tensor | None = None
+    """Nats, of the whole distribution; None unless asked for, or where the loss does not look at it."""
+    values_N: Tensor | None = None
+    """The critic's value before each token; None without a value head, or where the loss does not look at it."""
+
+    @property
+    def fields(self) -> dict[str, Tensor]:
+        """The fields that are there, by name."""
+        found = {name: getattr(self, name) for name in TokenValues.__dataclass_fields__}
+        return {name: values_N for name, values_N in found.items() if values_N is not None}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TokenValues:
+        """`function` of each field that is there."""
+        return TokenValues(**{name: function(values_N) for name, values_N in self.fields.items()})
+
+
+TokenGradients = Callable[[TokenValues, slice, slice], TokenValues]
+"""token_gradients(scored, responses, tokens): the loss of some neighbouring whole responses, differentiated by what was
+`scored` of their tokens. Which responses and tokens they are is counted in what is differentiated as a whole."""
