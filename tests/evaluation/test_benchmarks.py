@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,13 +17,15 @@ from hypothesis import strategies as st
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Completed, Engine
 from driftproof.errors import ConfigError
-from driftproof.evaluation.benchmarks import Problem, Score, pass_at_k, read_record, run_benchmark, score
+from driftproof.evaluation.benchmarks import read_record, run_benchmark
+from driftproof.evaluation.score import Problem, Score, pass_at_k, score
 from driftproof.tasks import build
 from driftproof.tasks.codec import Codec
 from driftproof.types import Request, Sampling
 from driftproof.verify import build as build_verifier
 
-PROMPTS = build("arithmetic", digits=2).heldout[:7]
+ARITHMETIC = build("arithmetic", digits=2)
+TASK = replace(ARITHMETIC, name="sums", heldout=ARITHMETIC.heldout[:7])
 SETTINGS = {"model": "abc"}
 
 
@@ -62,7 +65,7 @@ def parts(tiny_model_dir: Path) -> tuple[EmbeddedEngine, Codec]:
 def run(engine: Engine, codec: Codec, record: Path, settings: Any = SETTINGS, samples: int = 4) -> Score:
     sampling = Sampling(max_tokens=5, stop_ids=codec.stop_ids, seed=3)
     verifier = build_verifier("exact")
-    return run_benchmark("sums", engine, PROMPTS, codec, verifier, sampling, samples, record, settings)
+    return run_benchmark(TASK, engine, codec, verifier, sampling, samples, record, settings)
 
 
 def test_every_problem_is_answered_and_kept(parts: tuple[EmbeddedEngine, Codec], tmp_path: Path) -> None:

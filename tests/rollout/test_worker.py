@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Capabilities, Completed
 from driftproof.errors import EngineError
-from driftproof.evaluation.heldout import evaluate
 from driftproof.ledger.store import STOPPING, Ledger, Plan
 from driftproof.rollout.worker import ATTEMPTS, FAILED_GROUPS, RolloutSettings, RolloutWorker
 from driftproof.tasks import arithmetic
@@ -221,13 +220,3 @@ def test_it_stops_when_the_run_stops(ledger: Ledger, engine: EmbeddedEngine, tin
     rollouts = worker(ledger, engine, tiny_model_dir)
     rollouts.run()
     assert ledger.status().dispatched == 0
-
-
-def test_evaluation_counts_and_repeats(engine: EmbeddedEngine, tiny_model_dir: Path) -> None:
-    codec = Codec(tiny_model_dir)
-    sampling = Sampling(max_tokens=4, stop_ids=codec.stop_ids, seed=3)
-    one, two = (evaluate(engine, TASK.heldout, codec, build("exact"), sampling, samples=3) for _ in range(2))
-    assert one == two
-    assert (one.prompts, one.samples, one.unverified) == (10, 3, 0)
-    assert 0 <= one.sampled <= 1
-    assert 0 <= one.greedy <= 1

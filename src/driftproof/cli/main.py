@@ -410,8 +410,9 @@ def _ledger_prune(known: argparse.Namespace, _: list[str]) -> int:
 
 def _verify(known: argparse.Namespace, _: list[str]) -> int:
     import json
+    from contextlib import closing
 
-    from driftproof.evaluation.agreement import agreement, labelled_responses
+    from driftproof.evaluation.agreement import agreement
     from driftproof.tasks import read_recorded
     from driftproof.verify import build
 
@@ -420,7 +421,8 @@ def _verify(known: argparse.Namespace, _: list[str]) -> int:
         raise ConfigError(
             f"{known.file}: {len(blank)} of {len(groups)} prompts have no answer to verify with, like {blank[0][:60]!r}"
         )
-    found = agreement(labelled_responses(groups), build(known.task, timeout_seconds=20))
+    with closing(build(known.task, timeout_seconds=20)) as verifier:
+        found = agreement(groups, verifier)
     print(json.dumps(found.to_json(), indent=2))
     return 0
 

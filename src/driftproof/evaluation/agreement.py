@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from driftproof.types import Verdict
-from driftproof.verify.protocol import Item, Verifier
-
-if TYPE_CHECKING:
-    from driftproof.tasks.protocol import RecordedGroup
+from driftproof.tasks.protocol import RecordedGroup
+from driftproof.verify import Item, Verifier
 
 _MOST_CHARACTERS = 200
-"""Of the end of a response that is shown."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled:
-    """One recorded response and what its file says that it is worth."""
-
-    line: int
-    """Of its group in the file, 1-based."""
-    response: int
-    """Position in the group, 0-based."""
-    item: Item
-    label: float
+"""Characters shown of the end of a response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """A response that verifier and file judge differently; `reward` is None where the verifier gave none."""
+    """A recorded response that verifier and file judge differently."""
 
     line: int
+    """Line of its group in the file, 1-based."""
     response: int
+    """Position in the group, 0-based."""
     reward: float | None
+    """The verifier's, or None where it gave none."""
     label: float
+    """The file's."""
     answer: str
     text: str
     """The end of the response."""
@@ -56,44 +44,29 @@ class Agreement:
         return asdict(self)
 
 
-def agreement(labelled: Sequence[Labelled], verifier: Verifier) -> Agreement:
-    """Score the responses and compare; a response without a reward disagrees with every label.
+def agreement(groups: Sequence[RecordedGroup], verifier: Verifier) -> Agreement:
+    """Score recorded groups, which lie one a line in their file; a response without a reward disagrees.
 
     Raises:
         VerifierError: the verifier can no longer be started.
     """
-    with contextlib.closing(verifier):
-        return compare(labelled, verifier.score([one.item for one in labelled]))
-
-
-def compare(labelled: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Agreement:
-    """Verdicts against labels, in order; at least one of each."""
+    labelled = [
+        (line, position, Item(response=text, answer=group.prompt.answer, prompt=group.prompt.text), label)
+        for line, group in enumerate(groups, start=1)
+        for position, (text, label) in enumerate(zip(group.texts, group.rewards, strict=True))
+    ]
+    verdicts = verifier.score([item for _, _, item, _ in labelled])
     disagreements = tuple(
         Disagreement(
-            line=one.line,
-            response=one.response,
-            reward=verdict.reward,
-            label=one.label,
-            answer=one.item.answer,
-            text=one.item.response[-_MOST_CHARACTERS:],
-            problem=verdict.problem,
-        )
-        for one, verdict in zip(labelled, verdicts, strict=True)
-        if verdict.reward != one.label
-    )
-    share = 1 - len(disagreements) / len(labelled)
-    return Agreement(agreement=share, n=len(labelled), disagreements=disagreements)
-
-
-def labelled_responses(groups: Iterable[RecordedGroup]) -> list[Labelled]:
-    """The responses of recorded groups, which lie one a line in their file (`driftproof.tasks.read_recorded`)."""
-    return [
-        Labelled(
             line=line,
             response=position,
-            item=Item(response=text, answer=group.prompt.answer, prompt=group.prompt.text),
-            label=reward,
+            reward=verdict.reward,
+            label=label,
+            answer=item.answer,
+            text=item.response[-_MOST_CHARACTERS:],
+            problem=verdict.problem,
         )
-        for line, group in enumerate(groups, start=1)
-        for position, (text, reward) in enumerate(zip(group.texts, group.rewards, strict=True))
-    ]
+        for (line, position, item, label), verdict in zip(labelled, verdicts, strict=True)
+        if verdict.reward != label
+    )
+    return Agreement(agreement=1 - len(disagreements) / len(labelled), n=len(labelled), disagreements=disagreements)

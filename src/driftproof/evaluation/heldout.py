@@ -1,7 +1,6 @@
 """How good a policy is on held-out prompts: sampled and greedy, with the number of samples.
 
-Guarantees: the same engine weights, prompts and seed give the same samples; responses whose verification failed count
-as reward 0 and are reported.
+Guarantees: responses whose verification failed count as reward 0 and are reported.
 """
 
 from __future__ import annotations
@@ -12,11 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from driftproof.engines.protocol import Completed, Engine, generate
+from driftproof.engines.protocol import Engine
+from driftproof.engines.recorded import RecordedEngine
+from driftproof.errors import EngineError
+from driftproof.evaluation.answer import answer
 from driftproof.tasks.codec import Codec
-from driftproof.types import Prompt, Request, Response, Sampling
+from driftproof.tasks.protocol import RecordedGroup
+from driftproof.types import Group, Prompt, Sampling
 from driftproof.verify import Verifier
+from driftproof.verify.exact import ExactVerifier
 from driftproof.verify.judge import judge
 
 
@@ -61,21 +66,19 @@ def evaluate(
     )
 
 
+def recorded_groups(recorded: Sequence[RecordedGroup], codec: Codec) -> list[Group]:
+    """Groups of recorded responses, tokenized, with the rewards that they have on record."""
+    engine = RecordedEngine(recorded, codec.encode_response)
+    prompts = {group.prompt.index: group.prompt for group in recorded}
+    return judge(codec, ExactVerifier(), list(answer(engine, prompts, codec, Sampling(max_tokens=1), samples=1)))
+
+
 def _rewards(
     engine: Engine, prompts: Sequence[Prompt], codec: Codec, verifier: Verifier, sampling: Sampling, samples: int
-) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], int]:
+) -> tuple[NDArray[np.float64], int]:
     """Rewards [prompts, samples], and how many responses had none."""
-    requests = [
-        Request(
-            key=position,
-            prompt=prompt,
-            prompt_tokens=codec.encode(prompt),
-            samples=samples,
-            sampling=replace(sampling, seed=sampling.seed + position),
-        )
-        for position, prompt in enumerate(prompts)
-    ]
-    answers: list[tuple[Response, ...]] = generate(engine, requests)
-    completed = [Completed(request=q, responses=a) for q, a in zip(requests, answers, strict=True)]
+    completed = sorted(answer(engine, dict(enumerate(prompts)), codec, sampling, samples), key=lambda c: c.request.key)
+    if failed := [one.error for one in completed if one.error]:
+        raise EngineError(failed[0])
     rewards_PK = np.stack([group.rewards for group in judge(codec, verifier, completed)])
     return np.nan_to_num(rewards_PK, nan=0.0), int(np.isnan(rewards_PK).sum())

@@ -18,7 +18,8 @@ from driftproof import tasks
 from driftproof.config import Config
 from driftproof.engines.protocol import Engine
 from driftproof.errors import ConfigError, EngineError
-from driftproof.evaluation.benchmarks import Score, run_benchmark
+from driftproof.evaluation.benchmarks import run_benchmark
+from driftproof.evaluation.score import Score
 from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_verifier
 from driftproof.tasks import Task
 from driftproof.tasks.codec import Codec
@@ -45,7 +46,7 @@ def score_benchmarks(
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
+            "first_seed": sampling.seed,
         }
         for task in benchmarks:
 
@@ -55,9 +56,8 @@ def score_benchmarks(
 
             with closing(make_verifier(config, task)) as verifier:
                 yield run_benchmark(
-                    task.name,
+                    task,
                     engine,
-                    task.heldout,
                     codec,
                     verifier,
                     sampling,

@@ -1,0 +1,41 @@
+"""An engine's answers to the prompts of an evaluation: held-out prompts, benchmarks and the lab all ask here.
+
+Guarantees: the same weights, prompts and sampling give the same responses, whatever else is asked beside them. There is
+one seed rule: that of a prompt is `sampling.seed` plus its position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from driftproof.engines.protocol import Completed, Engine
+from driftproof.tasks.codec import Codec
+from driftproof.types import Prompt, Request, Sampling
+
+
+def answer(
+    engine: Engine, prompts: Mapping[int, Prompt], codec: Codec, sampling: Sampling, samples: int
+) -> Iterator[Completed]:
+    """Have an idle engine answer each prompt `samples` times; the answers as they come, by `request.key`.
+
+    Args:
+        prompts: by their positions in the task.
+
+    Raises:
+        EngineError: a prompt can never be answered, or the engine can answer none any more.
+    """
+    for position, prompt in prompts.items():
+        request = Request(
+            key=position,
+            prompt=prompt,
+            prompt_tokens=codec.encode(prompt),
+            samples=samples,
+            sampling=replace(sampling, seed=sampling.seed + position),
+        )
+        engine.submit(request)
+    under_way = len(prompts)
+    while under_way:
+        for completed in engine.collect():
+            under_way -= 1
+            yield completed
