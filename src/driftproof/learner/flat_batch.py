@@ -23,7 +23,7 @@ EVERYTHING = slice(None)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FixedChannels:
-    """What objectives may need of policies that this update does not train; all float32 [N]."""
+    """Values of policies that this update does not train, as far as the objective needs them; all float32 [N]."""
 
     proximal_logprobs_N: Tensor | None = None
     """None where the proximal policy is the one that is trained, as it is before the update."""

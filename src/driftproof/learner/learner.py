@@ -159,7 +159,7 @@ class Learner:
         return math.isfinite(torch.nn.utils.get_total_norm(parameters, norm_type=math.inf))
 
     def _fixed_channels(self, groups: Sequence[Group]) -> FixedChannels:
-        """What the objective needs of the policy before the step, and of the reference policy."""
+        """The values that the objective needs of the policy before the step, and of the reference policy."""
         needs, channels = self.objective.needs, FixedChannels()
         several = self.optimization.updates_per_step > 1
         # Before its only update the policy is the proximal one.
@@ -173,7 +173,7 @@ class Learner:
         return channels
 
     def score(self, groups: Sequence[Group]) -> TokenValues:
-        """What the policy says of the response tokens of `groups`, in their order, without gradient."""
+        """The policy's values of the response tokens of `groups`, in their order, without gradient."""
         return score(self.policy, self.pack(groups), sum(len(group.response_tokens) for group in groups))
 
     @torch.no_grad()
@@ -203,7 +203,7 @@ def split_updates(groups: Sequence[Group], updates: int) -> list[Sequence[Group]
 
 
 def _means(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of each figure over the updates that have it."""
+    """Means of each figure over the updates that have it."""
     if len(updates) == 1:
         return updates[0]
     names = dict.fromkeys(name for metrics in updates for name in metrics)

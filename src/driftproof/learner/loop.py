@@ -168,7 +168,7 @@ def _checkpoint(ledger: Ledger, learner: Learner, checkpoints: Path, keep_groups
 
 
 class _RolloutMeter:
-    """What the rollout side did between two steps, from the counters its workers left in the ledger."""
+    """The rollout side's work between two steps, from the counters that its workers left in the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

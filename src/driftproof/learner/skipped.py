@@ -13,7 +13,9 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Self
 
-from driftproof.run import fsync
+import numpy as np
+
+from driftproof.run import step_directory, written_whole
 from driftproof.types import Batch, Group
 
 KEPT = 20
@@ -27,8 +29,8 @@ class Skipped:
     grad_norm: float
     """Before clipping."""
     offending: dict[int, tuple[int, ...]]
-    """By position in the step's batch, the groups at fault, and which of their responses are not finite. Where no
-    response could be singled out: all groups of the update, each with ()."""
+    """Groups at fault by their position in the step's batch, with their responses that are not finite. Where no one
+    response is to blame: all groups of the update, each with ()."""
 
     @classmethod
     def of(
@@ -49,12 +51,9 @@ def save_skipped(directory: Path, batch: Batch, skipped: Sequence[Skipped]) -> P
         OSError: no space, not writable.
     """
     directory.mkdir(exist_ok=True)
-    path = directory / f"step-{batch.step:08d}.jsonl"
-    partial = directory / f".partial-{path.name}"
-    with partial.open("w") as file:
+    path = step_directory(directory, batch.step).with_suffix(".jsonl")
+    with written_whole(path) as partial, partial.open("w") as file:
         file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in _lines(batch, skipped))
-    fsync(partial)
-    partial.replace(path)
     for old in sorted(directory.glob("step-*.jsonl"))[:-KEPT]:
         old.unlink()
     return path
@@ -64,8 +63,8 @@ def _lines(batch: Batch, skipped: Sequence[Skipped]) -> Iterator[dict[str, Any]]
     for update in skipped:
         for position, not_finite in update.offending.items():
             group = batch.groups[position]
-            ends = list(accumulate(group.response_lengths.tolist(), initial=0))
             logprobs = group.behavior_logprobs
+            ends = np.cumsum(group.response_lengths)[:-1]
             yield {
                 "step": batch.step,
                 "loss": _number(update.loss),
@@ -79,12 +78,10 @@ def _lines(batch: Batch, skipped: Sequence[Skipped]) -> Iterator[dict[str, Any]]
                 "problems": list(group.problems),
                 "prompt_tokens": group.prompt_tokens.tolist(),
                 "response_tokens": [response.tolist() for response in group.split()],
-                "behavior_logprobs": None
-                if logprobs is None
-                else [logprobs[start:end].tolist() for start, end in pairwise(ends)],
+                "behavior_logprobs": None if logprobs is None else [p.tolist() for p in np.split(logprobs, ends)],
             }
 
 
 def _number(value: float) -> float | str:
-    """What JSON has no number for, as a word: nan, inf, -inf."""
+    """A number, or the word for one that JSON has not: nan, inf, -inf."""
     return value if math.isfinite(value) else str(value)

@@ -37,7 +37,7 @@ Loss = Callable[[TokenValues, Places, Places], Tensor]
 
 @dataclass(slots=True)
 class Update:
-    """An update as it is made: its loss, and what it said and weighed of each token."""
+    """An update as it is made: its loss, the values of its tokens, and the derivatives by them."""
 
     objective: Objective
     flat: FlatBatch
@@ -46,7 +46,7 @@ class Update:
     """Derivatives of the loss by what was scored."""
     total_loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """The objective's, of the whole update."""
+    """Metrics of the objective for the whole update."""
 
     def loss(self, scored: TokenValues, responses: Places, tokens: Places) -> Tensor:
         """The objective's loss of some whole responses; it is counted, and so are the objective's metrics."""
@@ -56,7 +56,7 @@ class Update:
         return output.loss
 
     def figures(self, temperature: float) -> dict[str, Tensor]:
-        """Its loss, the objective's metrics and its health, as scalars on the device; `temperature`: the policy's."""
+        """Loss, metrics of the objective and health of the update, as scalars on the device."""
         health = health_figures(self.responses, self.gradients.all().logprobs_N, temperature=temperature)
         metrics = {f"objective/{name}": value for name, value in self.metrics.items()}
         return {names.LOSS: self.total_loss, **metrics, **health}
@@ -135,7 +135,7 @@ def fused_backward(
 def score(
     policy: Policy, micro_batches: Sequence[MicroBatch], tokens: int, *, want_entropy: bool = False
 ) -> TokenValues:
-    """What the policy says of all tokens of an update, without gradient, in the order of the groups."""
+    """The policy's values of all tokens of an update, without gradient, in the order of the groups."""
     scored = TokenBuffer(tokens, policy.device)
     for micro_batch in micro_batches:
         scored.put(micro_batch.tokens_N, policy.score(micro_batch, want_entropy=want_entropy))

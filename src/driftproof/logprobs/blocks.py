@@ -73,7 +73,7 @@ class Blocks:
         self._filled: slice | None = None
 
     def statistics(self, first: int, last: int, *, want_mean: bool) -> RowStatistics:
-        """Of tokens first..last-1 over the whole vocabulary."""
+        """Statistics of tokens first..last-1 over the whole vocabulary."""
         options = {"temperature": self.head.temperature, "softcap": self.head.softcap, "want_mean": want_mean}
         parts = [
             self.rows.row_statistics(self._logits(tokens), self.columns_N[tokens], **options)
@@ -92,7 +92,7 @@ class Blocks:
         *,
         into: GradientSum,
     ) -> None:
-        """Add what tokens first..last-1 give, from their statistics and what each of them weighs."""
+        """Add the gradients that tokens first..last-1 give, from statistics and derivatives of the loss by them."""
         # Backwards: the logits of the last block are those that `statistics` left in the buffer.
         for tokens in reversed(self._split(first, last)):
             here = slice(tokens.start - first, tokens.stop - first)
@@ -134,7 +134,7 @@ class GradientSum:
     """
 
     def __init__(self, blocks: Blocks, *, weight: bool, bias: bool) -> None:
-        """Which gradients are wanted beside that of the hidden states."""
+        """`weight`, `bias`: gradients that are wanted beside that of the hidden states."""
         self._blocks = blocks
         self._hidden_NH = torch.empty_like(blocks.hidden_NH)
         weight_VH, bias_V = blocks.head.weight_VH, blocks.head.bias_V
@@ -149,7 +149,7 @@ class GradientSum:
         self._started = False
 
     def add(self, tokens: slice, logit_gradients_NV: Tensor) -> None:
-        """What some tokens give, from dL / d logits of them."""
+        """Add the gradients that some tokens give, from dL / d logits of them."""
         torch.mm(logit_gradients_NV, self._blocks.weight_VH, out=self._hidden_NH[tokens])
         if self._weight is not None:
             self._add_weight(self._weight, logit_gradients_NV, self._blocks.hidden_NH[tokens])
@@ -217,7 +217,7 @@ def _triton_rows() -> Rows:
 
 
 def _columns(targets_N: Tensor, shard: VocabShard, vocabulary: int) -> Tensor:
-    """Where each target lies in this rank's shard; -1 where it does not."""
+    """The column of each target in this rank's shard; -1 where it lies in another."""
     columns_N = targets_N - shard.first
     return columns_N.where((columns_N >= 0) & (columns_N < vocabulary), -1)
 

@@ -1,4 +1,4 @@
-"""The output layer's gradients, chunk by chunk of whole responses: logits, what each token weighs, both gradients.
+"""The output layer's gradients, chunk by chunk of whole responses: logits, derivatives by token, both gradients.
 
 That is three matrix products, where an operation of autograd needs all logits at a time or a fourth product. It serves
 losses that are separable by response. A response whose logits do not fit the byte budget is a chunk of its own, and its

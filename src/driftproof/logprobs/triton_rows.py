@@ -107,14 +107,9 @@ def logit_gradients_(
 
 def _check(logits_NV: Tensor, *vectors: Tensor | None) -> None:
     if logits_NV.dim() != 2 or logits_NV.dtype not in _DTYPES:
-        raise ValueError(
-            f"the logits are {logits_NV.dtype} {list(logits_NV.shape)}; "
-            f"they must be [N, V] in one of {', '.join(str(dtype) for dtype in _DTYPES)}"
-        )
+        raise ValueError(f"the logits are {logits_NV.dtype} {list(logits_NV.shape)}; they must be [N, V] of {_DTYPES}")
     if logits_NV.stride(1) != 1 and logits_NV.shape[1] > 1:
-        raise ValueError(
-            f"the logits have strides {logits_NV.stride()}; each row must be contiguous (the last stride 1)"
-        )
+        raise ValueError(f"the logits have strides {logits_NV.stride()}; each row must be contiguous")
     if not (logits_NV.is_cuda or _INTERPRETED):
         raise ValueError(
             f"the logits are on {logits_NV.device}; the Triton kernels run on a GPU. Take variant='chunked' here, or "
@@ -122,10 +117,8 @@ def _check(logits_NV: Tensor, *vectors: Tensor | None) -> None:
         )
     for vector in vectors:
         if vector is not None and (vector.shape != logits_NV.shape[:1] or vector.device != logits_NV.device):
-            raise ValueError(
-                f"a vector of shape {list(vector.shape)} on {vector.device} beside logits of {list(logits_NV.shape)} "
-                f"on {logits_NV.device}; it must be [{logits_NV.shape[0]}], on the same device"
-            )
+            given = f"shape {list(vector.shape)} on {vector.device}"
+            raise ValueError(f"a vector of {given}; it must be [{len(logits_NV)}] on {logits_NV.device}")
 
 
 def _arguments(vocabulary: int, dtype: torch.dtype, temperature: float, softcap: float | None) -> dict[str, Any]:

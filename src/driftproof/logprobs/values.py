@@ -1,4 +1,4 @@
-"""Values per token: what a policy says of each, and what each weighs in a loss."""
+"""Values per token: what a policy says of each, or the derivatives of a loss by them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenValues:
-    """What a policy says of N tokens, or the derivatives of a loss by these numbers, field by field.
+    """A policy's numbers for N tokens, or the derivatives of a loss by these numbers, field by field.
 
     float32, or float64 where the hidden states are.
     """

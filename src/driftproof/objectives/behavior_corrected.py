@@ -1,4 +1,4 @@
-"""What objectives with behavior log-probs share: the ratio, and the correction between proximal and behavior policy.
+"""Shared by objectives with behavior log-probs: the ratio, and the correction between proximal and behavior policy.
 
 Notation of the rooms beside this one: mu the behavior policy, rho = pi / mu per token, A the advantage of a response.
 """

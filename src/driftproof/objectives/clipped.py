@@ -42,7 +42,7 @@ def clipped_losses(batch: Responses, ratio_N: Tensor, advantage_N: Tensor, low: 
 
 
 def cap_negatives(losses_N: Tensor, advantage_N: Tensor, dual_clip: float) -> Tensor:
-    """Where A < 0 a loss of at most -dual_clip A, and no gradient there. Source: arXiv 1912.09729, Eq. 5."""
+    """Losses that are at most -dual_clip A where A < 0, and there without gradient; arXiv 1912.09729, Eq. 5."""
     return torch.where(advantage_N < 0, losses_N.minimum(-dual_clip * advantage_N), losses_N)
 
 

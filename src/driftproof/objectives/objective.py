@@ -27,7 +27,7 @@ MAX_LOG_RATIO = 20.0
 
 
 class TokenLosses(NamedTuple):
-    """What an objective says about each token, before aggregation."""
+    """An objective's losses of each token, before aggregation."""
 
     losses_N: Tensor
     """[N], with gradient."""
@@ -36,7 +36,7 @@ class TokenLosses(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveOutput:
-    """What an objective returns for one `Responses`."""
+    """Loss and metrics of one `Responses`."""
 
     loss: Tensor
     """Scalar, to be minimised."""
@@ -61,7 +61,7 @@ class Objective(ABC):
 
     name: ClassVar[str]
     channels: ClassVar[frozenset[Channel]] = frozenset()
-    """What every instance needs; `needs` is what this one needs."""
+    """Needs of every instance; `needs` are those of this one."""
     separable: ClassVar[bool] = True
     """Whether the loss of whole responses can be had without the others, once the totals are known."""
     aggregation: Aggregation = "seq-mean-token-mean"

@@ -1,4 +1,4 @@
-"""What an objective sees: whole responses, packed flat, with the counts of the entire optimizer step.
+"""The input of an objective: whole responses, packed flat, with the counts of the entire optimizer step.
 
 A response is never split over micro-batches: all its tokens are in the same `Responses`. The totals count the whole
 step, so the losses of micro-batches or shards add up to the loss of the step, whatever the split. Only where ranks hold
@@ -60,8 +60,8 @@ class Responses:
     old_values_N: Tensor | None = None
     """[N]: the values at the start of the step; None where they are the current ones."""
     sum_over_ranks: Callable[[Tensor], Tensor] | None = None
-    """Where several ranks hold parts of these responses: adds a tensor [R] up over them. `lengths_R` are then those of
-    the whole responses, all [N] are of this rank's part, and the ranks' losses and gradients add up to the step's."""
+    """Adds a tensor [R] up over the ranks that hold parts of these responses. `lengths_R` are then those of the whole
+    responses, all [N] are of this rank's part, and the ranks' losses and gradients add up to the step's."""
 
     def __post_init__(self) -> None:
         if self.logprobs_N.dtype not in (torch.float32, torch.float64):
@@ -188,7 +188,7 @@ TOKEN_CHANNELS = (
 )
 """The optional inputs of one value per token, in the order of `from_padded`."""
 TRAINED_CHANNELS = ("entropy", "values")
-"""Those that may carry a gradient; `from_padded` detaches the others, which belong to policies that stand still."""
+"""Channels that may carry a gradient; `from_padded` detaches the others, which belong to policies that stand still."""
 
 
 def count_valid_responses(advantages_R: Tensor, group_R: Tensor) -> int:

@@ -23,7 +23,7 @@ UNTRUSTED: dict[str, bool] = {"trust_remote_code": False, "local_files_only": Tr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What can be known of a model directory without its weights."""
+    """Facts about a model directory that need no weights."""
 
     path: Path
     context: int
