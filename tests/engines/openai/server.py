@@ -32,7 +32,7 @@ VOCABULARY = 256
 BASE = "base"
 _BROKEN_CHOICES = ("nan", "null", "positive", "infinite", "foreign", "short", "prompt", "abort", "long", "nostop")
 FAULTS = ("429", "500", "503", "cut", "garbage", "fewer", "nothing", "close", "gzip", "endless", *_BROKEN_CHOICES)
-"""Besides `late`, which waits for `late_seconds`, and `one`, which spoils one of several samples."""
+"""Beside these there are `late`, an answer that comes only once the server is stopped, and `one` spoiled sample."""
 
 
 class ByteCodec:
@@ -85,7 +85,6 @@ class TableServer:
     key: str = ""
     public: bool = False
     """Lists its models without the key."""
-    late_seconds: float = 1.0
     reply_seconds: float = 0.0
     retry_seconds: int = 0
     retry_as_date: bool = False
@@ -109,6 +108,7 @@ class TableServer:
         self.lock = threading.Lock()
         self.gate = threading.Event()
         self.gate.set()
+        self.stopped = threading.Event()
         self._connections: set[socket.socket] = set()
         self._http: ThreadingHTTPServer | None = None
 
@@ -120,11 +120,13 @@ class TableServer:
         self._http = _Http(("127.0.0.1", self.port), _handler(self))
         self.port = self._http.server_address[1]
         self.started += 1
+        self.stopped.clear()
         self.weights = BASE
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> None:
         """As a killed process: the port refuses, open connections are reset."""
+        self.stopped.set()
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()
@@ -287,8 +289,10 @@ def _handler(server: TableServer) -> type[BaseHTTPRequestHandler]:
                 server.most_under_way = max(server.most_under_way, server.under_way)
             try:
                 reply, fault = server.complete(body)
-                server.gate.wait(60)
-                time.sleep(server.late_seconds if fault == "late" else server.reply_seconds)
+                server.gate.wait(300)
+                if fault == "late":
+                    server.stopped.wait(300)
+                time.sleep(server.reply_seconds)
                 self._reply(json.dumps(reply), fault)
             finally:
                 with server.lock:
@@ -347,7 +351,7 @@ class HttpUpdater:
 
     def update(self, server_url: str, snapshot: Path) -> None:
         request = urllib.request.Request(f"{server_url}/update", data=json.dumps({"weights": snapshot.name}).encode())
-        with urllib.request.urlopen(request, timeout=5):
+        with urllib.request.urlopen(request, timeout=300):
             pass
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +28,9 @@ class StandIn(ThreadingHTTPServer):
         self.queries: dict[str, dict[str, str]] = {}
         self.headers: list[str | None] = []
         self.trouble: dict[str, tuple[int, str]] = {}
-        self.slow: dict[str, float] = {}
+        self.before: dict[str, Callable[[], object]] = {}
+        """Functions that are called before a route is answered."""
+        self.closed = threading.Event()
         self.drops: list[str] = []
         """Routes that close the connection without an answer, once for each time they stand here."""
         self.paused = False
@@ -45,6 +48,7 @@ class StandIn(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed.set()
         self.shutdown()
         self.server_close()
 
@@ -105,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.queries[parts.path] = dict(parse_qsl(parts.query))
         self.server.headers.append(self.headers.get("Authorization"))
         status, value = self.server.answer(parts.path, body or {})
-        time.sleep(self.server.slow.get(parts.path, 0.0))
+        self.server.before.get(parts.path, bool)()
         content = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -15,7 +15,7 @@ from driftproof.engines.vllm.launch import Server, check_environment, free_port,
 from driftproof.errors import EngineError
 from tests.engines.vllm import stand_in
 
-LIMIT = 120.0
+LIMIT = 300.0
 """Seconds; a busy machine takes its time to start Python."""
 
 
@@ -33,7 +33,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def pids(directory: Path) -> list[int]:
-    """Of the server in `directory` and of its child."""
+    """Pids of the server in `directory` and of its child."""
     return [int(pid) for file in directory.glob("*.pids") for pid in file.read_text().split()]
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,9 +113,9 @@ def test_a_refused_key_is_named_without_the_key(server: StandIn, snapshot: Path)
 
 
 def test_a_server_that_hangs_meets_the_time_limit_and_is_resumed(server: StandIn, snapshot: Path) -> None:
-    server.slow["/update_weights"] = 1.0
+    server.before["/update_weights"] = server.closed.wait
     with pytest.raises(EngineError, match="/update_weights: no answer in time"):
-        VllmUpdater(timeout_seconds=0.2).update(server.url, snapshot)
+        VllmUpdater(timeout_seconds=2.0).update(server.url, snapshot)
     assert not server.paused
 
 
@@ -134,9 +133,7 @@ def test_a_snapshot_that_is_gone_is_not_the_servers_fault(server: StandIn, snaps
 
 def test_a_snapshot_that_is_removed_meanwhile(server: StandIn, snapshot: Path) -> None:
     server.trouble["/update_weights"] = (500, "no such file")
-    server.slow["/update_weights"] = 0.3
-    remover = threading.Timer(0.1, snapshot.rmdir)
-    remover.start()
+    server.before["/update_weights"] = snapshot.rmdir
     with pytest.raises(FileNotFoundError, match="was removed while"):
         VllmUpdater().update(server.url, snapshot)
     assert not server.paused
