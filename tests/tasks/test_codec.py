@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from driftproof.tasks import arithmetic, codec
-from driftproof.tasks.codec import Codec
+from driftproof.tasks.codec import Codec, encode_prompt
 from driftproof.types import Prompt
+from driftproof.weights.models import load_tokenizer
 
 PROMPT = Prompt(index=0, text="47+85=", answer="132")
 
@@ -55,3 +56,22 @@ def test_many_threads_may_use_it(tiny_model_dir: Path) -> None:
     with ThreadPoolExecutor(8) as executor:
         found = list(executor.map(lambda prompt: made.decode(made.encode(prompt)), prompts * 4))
     assert found == [prompt.text for prompt in prompts] * 4
+
+
+def test_a_prompt_without_chat_template_is_its_text(tiny_model_dir: Path):
+    tokenizer = load_tokenizer(tiny_model_dir)
+    tokens = encode_prompt(tokenizer, Prompt(index=0, text="12+34=", answer="46"))
+    assert tokenizer.decode(tokens) == "12+34="
+    with_system = encode_prompt(tokenizer, Prompt(index=0, text="12+34=", answer="46", system="Add."))
+    assert tokenizer.decode(with_system) == "Add.\n12+34="
+
+
+def test_a_chat_template_is_applied_up_to_the_assistants_turn(tiny_model_dir: Path):
+    tokenizer = load_tokenizer(tiny_model_dir)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    tokens = encode_prompt(tokenizer, Prompt(index=0, text="12+34=", answer="46", system="Add."))
+    assert tokenizer.decode(tokens) == "[system] Add.\n[user] 12+34=\n[assistant] "
+    assert all(isinstance(token, int) for token in tokens)

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from driftproof.errors import ModelError
-from driftproof.types import Prompt
-from driftproof.weights.models import encode_prompt, inspect_model, load_tokenizer, stop_ids
+from driftproof.weights.models import inspect_model, load_tokenizer, stop_ids
 
 Edit = Callable[[Path], object]
 
@@ -74,25 +73,6 @@ def test_a_directory_that_cannot_be_used_is_refused_with_a_sentence(model_copy: 
         inspect_model(model_copy)
     assert str(model_copy) in str(caught.value)
     assert message in str(caught.value)
-
-
-def test_a_prompt_without_chat_template_is_its_text(tiny_model_dir: Path):
-    tokenizer = load_tokenizer(tiny_model_dir)
-    tokens = encode_prompt(tokenizer, Prompt(index=0, text="12+34=", answer="46"))
-    assert tokenizer.decode(tokens) == "12+34="
-    with_system = encode_prompt(tokenizer, Prompt(index=0, text="12+34=", answer="46", system="Add."))
-    assert tokenizer.decode(with_system) == "Add.\n12+34="
-
-
-def test_a_chat_template_is_applied_up_to_the_assistants_turn(tiny_model_dir: Path):
-    tokenizer = load_tokenizer(tiny_model_dir)
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}[assistant] {% endif %}"
-    )
-    tokens = encode_prompt(tokenizer, Prompt(index=0, text="12+34=", answer="46", system="Add."))
-    assert tokenizer.decode(tokens) == "[system] Add.\n[user] 12+34=\n[assistant] "
-    assert all(isinstance(token, int) for token in tokens)
 
 
 @pytest.mark.parametrize(("configured", "expected"), [(None, (1,)), (5, (1, 5)), ([7, 1, 3], (1, 3, 7))])

@@ -110,7 +110,7 @@ class Learner:
             fused=True,
         )
         if memory.gradient_checkpointing:
-            policy.recompute_activations()
+            policy.checkpoint_activations()
 
     def train(self, batch: Batch) -> dict[str, float]:
         """One step; its metrics, which are means where a step has several updates.

@@ -117,7 +117,7 @@ class Policy:
             raise ModelError(f"{different[:3]} are missing, not known, or of another shape")
         self.model.load_state_dict(state, strict=False)
 
-    def recompute_activations(self) -> None:
+    def checkpoint_activations(self) -> None:
         """Keep the inputs of each layer alone, and compute the rest again for its gradients."""
         checkpoint_activations(self.model)
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from driftproof.errors import CodecError
 from driftproof.types import Prompt, Tokens
-from driftproof.weights.models import encode_prompt, load_tokenizer, render_prompt, stop_ids
+from driftproof.weights.models import load_tokenizer, stop_ids
 
 REMEMBERED_TOKENS = 16 * 2**20
 """Tokens of prompts that a codec keeps, 64 MiB of them; prompts beyond are tokenized whenever they are asked for."""
@@ -84,3 +84,28 @@ def _readable(text: str) -> Iterator[None]:
             f"the tokenizer cannot read {text[:60]!r}: {error}; use a model whose tokenizer covers this text "
             "(`driftproof tiny-model DIR --tokenizer bytes` reads any)"
         ) from error
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt: through the chat template where the tokenizer has one, else the text as it is."""
+    if tokenizer.chat_template is None:
+        return list(tokenizer.encode(_plain_text(prompt)))
+    encoded = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
+    """The text that `encode_prompt` reads, without the token that every text begins with."""
+    if tokenizer.chat_template is None:
+        return _plain_text(prompt)
+    text = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=False)
+    return str(text).removeprefix(tokenizer.bos_token or "")
+
+
+def _plain_text(prompt: Prompt) -> str:
+    return f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": prompt.text}]

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from driftproof.errors import ModelError
-from driftproof.types import Prompt
 
 UNTRUSTED: dict[str, bool] = {"trust_remote_code": False, "local_files_only": True}
-"""How everything of a model directory is opened. Left out, transformers asks the terminal whether to run its code."""
+"""Options of everything that opens a model directory; without them transformers asks the terminal to run its code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +66,9 @@ def inspect_model(path: Path) -> ModelInfo:
 
 @contextmanager
 def readable(problem: str) -> Iterator[None]:
-    """Whatever the block raises is a `ModelError` that begins with `problem`.
+    """Turn any error of the block into a `ModelError` that begins with `problem`.
 
-    What transformers and its tokenizers raise for files that are not in order is of no narrower class than Exception.
+    Transformers and its tokenizers raise nothing narrower than Exception for files that are not in order.
     """
     try:
         yield
@@ -93,31 +92,6 @@ def load_tokenizer(path: Path) -> Any:
     if eos_id is None:
         raise ModelError(f"{path}: the tokenizer has no end-of-sequence token, so no response could ever stop")
     return tokenizer
-
-
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: through the chat template where the tokenizer has one, else the text as it is."""
-    if tokenizer.chat_template is None:
-        return list(tokenizer.encode(_plain_text(prompt)))
-    encoded = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, return_dict=True)
-    return list(encoded["input_ids"])
-
-
-def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
-    """The text that `encode_prompt` reads, without the token that every text begins with."""
-    if tokenizer.chat_template is None:
-        return _plain_text(prompt)
-    text = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=False)
-    return str(text).removeprefix(tokenizer.bos_token or "")
-
-
-def _plain_text(prompt: Prompt) -> str:
-    return f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
-
-
-def _messages(prompt: Prompt) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    return [*system, {"role": "user", "content": prompt.text}]
 
 
 def stop_ids(tokenizer: Any, model_path: Path) -> tuple[int, ...]:

@@ -68,6 +68,14 @@ class Publisher:
                 remove_at_once(old.path)
         return Snapshot(step=step, path=path)
 
+    def published(self) -> int | None:
+        """The newest step whose weights a worker can load; None before the first."""
+        newest = latest(self.directory)
+        return newest.step if newest else None
+
+    def wait(self) -> None:
+        """Return once all that `publish` was given can be loaded: at once, as `publish` writes before it returns."""
+
     def _write(self, path: Path, state: Mapping[str, Tensor]) -> None:
         partial = partial_name(path)
         shutil.rmtree(partial, ignore_errors=True)
