@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from driftproof.config import LabConfig, LabObjective
-from driftproof.lab.experiment import SIGNALS, Course, ExactAccuracy
+from driftproof.lab.experiment import SIGNALS, RunHistory, exact_accuracy
 from driftproof.lab.grid import Cell, cell_config
 from driftproof.lab.runner import _experiment
 from driftproof.runtime.build import make_learner, make_task
@@ -30,7 +30,7 @@ def make_config(model: Path, **lab: Any) -> LabConfig:
     )
 
 
-def run(config: LabConfig, staleness: int, objective: str = "asympo", seed: int = 0, **fields: float) -> Course:
+def run(config: LabConfig, staleness: int, objective: str = "asympo", seed: int = 0, **fields: float) -> RunHistory:
     chosen = LabObjective(name=objective, **fields)
     cell = Cell(view="given", objective=chosen, staleness=staleness, lr=1e-3, seed=seed)
     return _experiment(cell_config(config, cell), config, cell)
@@ -46,11 +46,11 @@ def run(config: LabConfig, staleness: int, objective: str = "asympo", seed: int 
     ],
 )
 def test_the_data_has_the_age_that_was_asked_for(schedule: str, staleness: int, ages: list[int], tiny_model_dir: Path):
-    course = run(make_config(tiny_model_dir, schedule=schedule), staleness)
-    assert [row["age_mean"] for row in course.rows[1:]] == ages
-    assert [row["step"] for row in course.rows] == list(range(7))
-    assert set(course.signals) == set(SIGNALS)
-    assert course.signals["grad_norm"] == [row["grad_norm"] for row in course.rows[1:]]
+    history = run(make_config(tiny_model_dir, schedule=schedule), staleness)
+    assert [row["age_mean"] for row in history.rows[1:]] == ages
+    assert [row["step"] for row in history.rows] == list(range(7))
+    assert set(history.signals) == set(SIGNALS)
+    assert history.signals["grad_norm"] == [row["grad_norm"] for row in history.rows[1:]]
 
 
 def test_stale_data_is_written_by_old_weights(tiny_model_dir: Path):
@@ -74,7 +74,7 @@ def test_accuracy_is_the_probability_of_exactly_the_answer(tiny_model_dir: Path)
     config = make_config(tiny_model_dir)
     prompts = make_task(config).heldout[:16]
     learner = make_learner(config)
-    accuracy = ExactAccuracy.of(prompts, Codec(tiny_model_dir))(learner)
+    accuracy = exact_accuracy(prompts, Codec(tiny_model_dir))(learner)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     expected = score_answers(model, AutoTokenizer.from_pretrained(tiny_model_dir), prompts).probability.double().mean()
     assert accuracy == pytest.approx(expected.item(), rel=1e-4)

@@ -44,7 +44,7 @@ def write_grid(directory: Path, model: Path) -> Path:
 
 def rows(directory: Path) -> dict[str, Any]:
     """The rows of the runs that are done, by their keys."""
-    return {path.stem: json.loads(path.read_text())["rows"] for path in (directory / "runs").glob("*.json")}
+    return {path.stem: json.loads(path.read_text())["rows"] for path in (directory / "runs").glob("given-*.json")}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -119,11 +119,11 @@ def test_a_grid_ends_with_its_report(grid: Path) -> None:
 def test_a_grid_that_was_cut_off_goes_on(how: signal.Signals, grid: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe, directory = write_grid(tmp_path, tiny_model_dir), tmp_path / "grid"
     process = launch(recipe, directory)
-    wait_until(lambda: list((directory / "runs").glob("*.json")) or process.poll() is not None)
+    wait_until(lambda: list((directory / "runs").glob("given-*.json")) or process.poll() is not None)
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
     wait_until(lambda: not parents(process.pid), 20)
-    [done] = (directory / "runs").glob("*.json")
+    [done] = (directory / "runs").glob("given-*.json")
     changed = done.stat().st_mtime_ns
     if how == signal.SIGINT:
         assert process.returncode == 130
@@ -286,7 +286,7 @@ def test_a_directory_that_cannot_be_written(
 def test_a_process_that_is_killed_ends_the_grid_in_words(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe, directory = write_grid(tmp_path, tiny_model_dir), tmp_path / "grid"
     process = launch(recipe, directory)
-    wait_until(lambda: list((directory / "runs").glob("*.json")) or process.poll() is not None)
+    wait_until(lambda: list((directory / "runs").glob("given-*.json")) or process.poll() is not None)
     # The fork server's child: the one whose parent has a parent in the session.
     family = parents(process.pid)
     [worker] = [pid for pid, parent in family.items() if family.get(parent) in family]

@@ -291,8 +291,8 @@ def _eval_benchmarks(config: Config, known: argparse.Namespace) -> int:
 def _lab(known: argparse.Namespace, settings: list[str]) -> int:
     from driftproof.lab.grid import planned_cells
     from driftproof.lab.progress import GridProgress
+    from driftproof.lab.report import check_store
     from driftproof.lab.runner import check_grid, read_results, run_grid
-    from driftproof.lab.store import check_store
 
     if known.recipe == Path("report"):
         return _lab_report(known.directory, settings)
@@ -323,7 +323,7 @@ def _lab(known: argparse.Namespace, settings: list[str]) -> int:
 
 
 def _lab_report(directory: Path | None, settings: list[str]) -> int:
-    from driftproof.lab.store import check_store
+    from driftproof.lab.report import check_store
 
     if directory is None or settings:
         raise ConfigError("give the directory of a grid and nothing else: driftproof lab report DIRECTORY")

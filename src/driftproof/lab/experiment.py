@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from driftproof.lab.staleness import Staleness
 from driftproof.learner.learner import Learner
 from driftproof.ledger.order import PromptOrder
 from driftproof.metrics import names
+from driftproof.metrics.steps import mean_metrics
 from driftproof.rollout.requests import make_request
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
@@ -31,6 +32,8 @@ from driftproof.verify.judge import judge
 
 State = dict[str, Tensor]
 Row = dict[str, float]
+Accuracy = Callable[[Learner], float]
+"""A measure of how good a learner's policy is now."""
 
 SIGNALS = (
     names.REWARD,
@@ -45,25 +48,19 @@ SIGNALS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Course:
-    """How a run went."""
+class RunHistory:
+    """A run of the lab, step by step."""
 
     rows: list[Row]
-    """For step 0, every so many steps, and the last: `step`, `accuracy`, and the means of the learner's metrics since
-    the row before."""
+    """An evaluation at step 0, every so many steps, and at the last: `step`, `accuracy`, and the means of the learner's
+    metrics since the row before."""
     signals: dict[str, list[float | None]]
     """Each of `SIGNALS` at every step; None where a step does not have it."""
 
 
-class Accuracy(Protocol):
-    """How good the policy is now."""
-
-    def __call__(self, learner: Learner) -> float: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sampler:
-    """What writes and scores the groups."""
+    """The rollout side: it writes groups and has them scored."""
 
     engine: EmbeddedEngine
     task: Task
@@ -104,7 +101,7 @@ def run(
     groups_per_step: int,
     evaluate_every: int,
     progress: Callable[[int], object] = lambda step: None,
-) -> Course:
+) -> RunHistory:
     """Train `steps` steps, with an evaluation at step 0, every `evaluate_every` steps, and at the last."""
     rows: list[Row] = [{"step": 0, "accuracy": accuracy(learner)}]
     history = {0: _copy(learner)}
@@ -129,49 +126,37 @@ def run(
         for old in [update for update in history if update < step - staleness.oldest]:
             del history[old]
         if step % evaluate_every == 0 or step == steps:
-            rows.append({**_means(since), "step": step, "accuracy": accuracy(learner)})
+            rows.append({**mean_metrics(since), "step": step, "accuracy": accuracy(learner)})
             since = []
         progress(step)
-    return Course(rows=rows, signals=signals)
+    return RunHistory(rows=rows, signals=signals)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ExactAccuracy:
+def exact_accuracy(prompts: Sequence[Prompt], codec: Codec) -> Accuracy:
     """Mean probability, over prompts, of sampling exactly the answer and the end of the response: no sampling noise.
 
     The accuracy of tasks whose verifier is "exact".
     """
+    groups = [answer_group(prompt, codec) for prompt in prompts]
+    lengths_R = torch.tensor([len(group.response_tokens) for group in groups])
+    response_N = torch.arange(len(lengths_R)).repeat_interleave(lengths_R)
 
-    groups: tuple[Group, ...]
-    """One response each: the answer."""
-
-    @classmethod
-    def of(cls, prompts: Sequence[Prompt], codec: Codec) -> ExactAccuracy:
-        return cls(groups=tuple(answer_group(prompt, codec) for prompt in prompts))
-
-    def __call__(self, learner: Learner) -> float:
-        logprobs_N = learner.score(self.groups).logprobs_N.double()
-        lengths_R = torch.tensor([len(group.response_tokens) for group in self.groups])
-        response_N = torch.arange(len(lengths_R)).repeat_interleave(lengths_R)
+    def accuracy(learner: Learner) -> float:
+        logprobs_N = learner.score(groups).logprobs_N.double()
         totals_R = torch.zeros(len(lengths_R), dtype=torch.float64).index_add(0, response_N, logprobs_N.cpu())
         return float(totals_R.exp().mean())
 
+    return accuracy
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SampledAccuracy:
-    """Mean reward of sampled responses to some prompts."""
 
-    engine: EmbeddedEngine
-    prompts: Sequence[Prompt]
-    codec: Codec
-    verifier: Verifier
-    sampling: Sampling
-    samples: int
+def sampled_accuracy(prompts: Sequence[Prompt], sampler: Sampler, samples: int) -> Accuracy:
+    """Mean reward of so many sampled responses to each prompt."""
 
-    def __call__(self, learner: Learner) -> float:
-        self.engine.load_state(learner.policy.state())
-        found = evaluate(self.engine, self.prompts, self.codec, self.verifier, self.sampling, self.samples)
-        return found.sampled
+    def accuracy(learner: Learner) -> float:
+        sampler.engine.load_state(learner.policy.state())
+        return evaluate(sampler.engine, prompts, sampler.codec, sampler.verifier, sampler.sampling, samples).sampled
+
+    return accuracy
 
 
 def answer_group(prompt: Prompt, codec: Codec) -> Group:
@@ -184,9 +169,3 @@ def answer_group(prompt: Prompt, codec: Codec) -> Group:
 
 def _copy(learner: Learner) -> State:
     return {name: tensor.detach().clone() for name, tensor in learner.policy.state().items()}
-
-
-def _means(metrics: Sequence[dict[str, Any]]) -> Row:
-    names = dict.fromkeys(name for step in metrics for name in step)
-    found = {name: [float(step[name]) for step in metrics if name in step] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}

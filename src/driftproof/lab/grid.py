@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from driftproof.config import AdvantagesSection, Config, LabConfig, LabObjective, ObjectiveSection
-from driftproof.lab.collapse import number_or_zero
+from driftproof.metrics.collapse import number_or_zero
 
 View = Literal["tuning", "given", "tuned", "matched"]
 

@@ -28,7 +28,7 @@ MARKERS = "osD^vPX"
 STYLES = ("-", "--", ":")
 GREY = "#707070"
 WIDTH = 12.0
-"""Of every picture, in inches of 100 pixels."""
+"""Inches of 100 pixels."""
 COLUMNS = 4
 """Panels beside each other, at most."""
 

@@ -17,18 +17,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from driftproof.config import Config, EngineSection, LabConfig
 from driftproof.errors import ConfigError, LedgerError, RunError
-from driftproof.lab.experiment import Accuracy, Course, ExactAccuracy, Row, SampledAccuracy, Sampler, run
+from driftproof.lab.experiment import Row, RunHistory, Sampler, exact_accuracy, run, sampled_accuracy
 from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, planned_cells, tuning_cells
 from driftproof.lab.staleness import ExactLag, Periodic, Replay, Staleness
 from driftproof.ledger.order import PromptOrder
 from driftproof.ledger.store import Ledger
-from driftproof.run import fsync
+from driftproof.run import RunDirectory, written_whole
 from driftproof.runtime.build import (
     limit_threads,
     make_learner,
@@ -78,9 +79,9 @@ class Result:
 
     cell: Cell
     rows: tuple[Row, ...]
-    """See `experiment.Course`."""
+    """See `experiment.RunHistory`."""
     signals: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
-    """See `experiment.Course`."""
+    """See `experiment.RunHistory`."""
     seconds: float
 
     @property
@@ -214,53 +215,41 @@ def run_cell(recipe: str, cell: Cell, directory: Path) -> None:
     limit_threads(1)
     config = LabConfig.from_toml(recipe)
     started = time.monotonic()
-    course = _experiment(cell_config(config, cell), config, cell)
+    history = _experiment(cell_config(config, cell), config, cell)
     content = {
         "settings": _settings(config, cell),
         "seconds": time.monotonic() - started,
-        "rows": course.rows,
-        "signals": course.signals,
+        "rows": history.rows,
+        "signals": history.signals,
     }
-    path = directory / "runs" / f"{cell.key}.json"
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    partial.write_text(json.dumps(content))
-    fsync(partial)
-    partial.replace(path)
+    with written_whole(directory / "runs" / f"{cell.key}.json") as partial:
+        partial.write_text(json.dumps(content))
 
 
-def _experiment(config: Config, lab: LabConfig, cell: Cell) -> Course:
+def _experiment(config: Config, lab: LabConfig, cell: Cell) -> RunHistory:
     learner, task, codec = make_learner(config), make_task(config), Codec(config.model.path)
     prompts = task.heldout[: config.evaluation.prompts]
-    engine = open_engine(config, config.model.path)
-    verifier = make_verifier(config, task)
-    sampling = make_sampling(config, codec)
-    accuracy: Accuracy
-    if task.verifier == "exact":
-        accuracy = ExactAccuracy.of(prompts, codec)
-    else:
-        accuracy = SampledAccuracy(engine, prompts, codec, verifier, sampling, config.evaluation.samples)
-    try:
+    sampler = Sampler(
+        engine=open_engine(config, config.model.path),
+        task=task,
+        codec=codec,
+        verifier=make_verifier(config, task),
+        sampling=make_sampling(config, codec),
+        group_size=config.rollouts.group_size,
+        order=PromptOrder(config.run.seed, len(task.train)),
+        want_logprobs=Channel.BEHAVIOR_LOGPROBS in learner.objective.needs,
+    )
+    exact = task.verifier == "exact"
+    with closing(sampler.verifier), closing(sampler.engine):
         return run(
             learner,
-            Sampler(
-                engine=engine,
-                task=task,
-                codec=codec,
-                verifier=verifier,
-                sampling=sampling,
-                group_size=config.rollouts.group_size,
-                order=PromptOrder(config.run.seed, len(task.train)),
-                want_logprobs=Channel.BEHAVIOR_LOGPROBS in learner.objective.needs,
-            ),
+            sampler,
             make_staleness(lab, cell.staleness),
-            accuracy,
+            exact_accuracy(prompts, codec) if exact else sampled_accuracy(prompts, sampler, config.evaluation.samples),
             steps=config.run.steps,
             groups_per_step=config.learner.groups_per_step,
             evaluate_every=lab.lab.evaluate_every,
         )
-    finally:
-        verifier.close()
-        engine.close()
 
 
 def make_staleness(config: LabConfig, staleness: int) -> Staleness:
@@ -271,7 +260,7 @@ def make_staleness(config: LabConfig, staleness: int) -> Staleness:
     """
     if config.lab.replay is not None:
         try:
-            with Ledger(config.lab.replay / "ledger.sqlite") as ledger:
+            with Ledger(RunDirectory(path=config.lab.replay).ledger) as ledger:
                 ages = ledger.ages_by_step()
         except LedgerError as error:
             raise ConfigError(f"lab.replay: {error}") from error

@@ -1,4 +1,4 @@
-"""What a grid found, over its seeds.
+"""The findings of a grid, over its seeds.
 
 Guarantees: pure functions of results; a part of a grid is summarized as far as it goes.
 """
@@ -11,9 +11,9 @@ from statistics import fmean, median
 
 from driftproof.config import LabConfig
 from driftproof.evaluation.intervals import bootstrap, wilson
-from driftproof.lab.collapse import collapse_step, number_or_zero
 from driftproof.lab.grid import Cell, View, best_rates, planned_cells
 from driftproof.lab.runner import Result
+from driftproof.metrics.collapse import collapse_step, number_or_zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Summary:
     best: float
     """Mean over the seeds of the best accuracy of a run."""
     collapse_steps: tuple[int, ...]
-    """Of the runs that have collapsed, ascending."""
+    """Collapses of the runs that have collapsed, ascending."""
 
     @property
     def runs(self) -> int:
@@ -57,7 +57,7 @@ class Summary:
 
 
 def accuracies(result: Result) -> list[float]:
-    """Of every evaluation of a run; NaN counts as 0."""
+    """Accuracy at every evaluation of a run; NaN counts as 0."""
     return [number_or_zero(row["accuracy"]) for row in result.rows]
 
 

@@ -36,7 +36,7 @@ INTERVALS = (
 
 
 def age_name(config: LabConfig, staleness: int) -> str:
-    """What an age is called: "age 16", or what stands for it under another schedule."""
+    """The name of an age: "age 16", or its equivalent under another schedule."""
     if config.lab.schedule == "replay":
         return "replayed ages"
     if config.lab.schedule == "periodic" and staleness:
@@ -77,7 +77,7 @@ def markdown(
 
 
 def missing_lines(config: LabConfig, missing: Sequence[Cell]) -> list[str]:
-    """What a grid lacks, a line per view; [] when nothing is missing."""
+    """The runs that a grid lacks, a line per view; [] when nothing is missing."""
     planned = [cell.view for cell in planned_cells(config)]
     lacking = [cell.view for cell in missing]
     return [
@@ -142,7 +142,7 @@ def detail_rows(config: LabConfig, summaries: Sequence[Summary]) -> list[list[st
 
 
 def setting_text(config: LabConfig) -> str:
-    """What a grid ran, in a sentence."""
+    """The setting of a grid, in a sentence."""
     seeds = ", ".join(map(str, dict.fromkeys(config.lab.seeds)))
     fields = "".join(f", {name} {value}" for name, value in config.task.fields.items())
     return escaped(

@@ -22,7 +22,7 @@ from driftproof.learner.update import backward, score
 from driftproof.logprobs import TokenValues
 from driftproof.metrics import names
 from driftproof.metrics.health import read_figures, step_health
-from driftproof.metrics.rewards import reward_metrics
+from driftproof.metrics.steps import mean_metrics, reward_metrics
 from driftproof.objectives import Objective
 from driftproof.objectives.advantages import Baseline
 from driftproof.types import Batch, Channel, Group
@@ -131,7 +131,8 @@ class Learner:
             metrics.append(self._update(groups, flat, first))
             first += len(groups)
         self.step = batch.step
-        return {**_means(metrics), names.LR: lr, **reward_metrics(batch)}
+        of_updates = metrics[0] if len(metrics) == 1 else mean_metrics(metrics)
+        return {**of_updates, names.LR: lr, **reward_metrics(batch)}
 
     def _update(self, groups: Sequence[Group], flat: FlatBatch, first: int) -> dict[str, float]:
         """One update with the groups of a step from the `first` on."""
@@ -200,12 +201,3 @@ def split_updates(groups: Sequence[Group], updates: int) -> list[Sequence[Group]
     """Consecutive groups for each update, as equal in number as can be."""
     cuts = [round(len(groups) * update / updates) for update in range(updates + 1)]
     return [groups[start:end] for start, end in pairwise(cuts) if start < end]
-
-
-def _means(updates: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means of each figure over the updates that have it."""
-    if len(updates) == 1:
-        return updates[0]
-    names = dict.fromkeys(name for metrics in updates for name in metrics)
-    found = {name: [metrics[name] for metrics in updates if name in metrics] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}

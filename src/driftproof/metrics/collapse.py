@@ -1,17 +1,26 @@
-"""Warns of a collapse while there is still something to save.
+"""Collapses: their signs while there is still something to save, and their definition for a run that is over.
 
-A limit watches one metric, averaged over its last steps. The lab's report says of many limits how early they would have
-warned, and how often for nothing (docs/results.md); those that did best are `SIGNS_OF_COLLAPSE`.
+A limit watches one metric, averaged over its last steps. docs/results.md says of many limits how early they would have
+warned, and how often for nothing; those that did best are `SIGNS_OF_COLLAPSE`.
+
+A run has collapsed at step s if from s on its accuracy, averaged over the evaluations of the last 20 steps, is under
+half of the best such average that it had before, and under the base policy's. A run that dips and comes back has not
+collapsed; nor has one that stayed near the base policy.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from driftproof.metrics import names
+
+WINDOW = 20
+"""Steps over which accuracy is averaged: stale data lets it swing, and one low evaluation is not the end of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +44,8 @@ SIGNS_OF_COLLAPSE = (
     Limit(metric=names.POSITIVE_NLL, side="above", value=1.25, relative=True, window=10),
     Limit(metric=names.REWARD, side="below", value=0.75, relative=True, window=10),
 )
-"""What `driftproof train` warns of: right responses get improbable under the current policy, however old the data is;
-the rewards fall."""
+"""Warnings of `driftproof train`: right responses get improbable under the current policy, however old the data is; the
+rewards fall."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +54,11 @@ class Alarm:
 
     limit: Limit
     mean: float
-    """Of the metric over the last window."""
+    """Mean of the metric over the last window."""
     bound: float
-    """What it should not have crossed."""
+    """The value that the mean should not have crossed."""
 
     def __str__(self) -> str:
-        """What happened, in words."""
         return (
             f"{self.limit.metric} was {self.mean:.3g} on average over the last {self.limit.window} steps, "
             f"{self.limit.side} {self.bound:.3g}"
@@ -95,3 +103,33 @@ class _Watch:
             return None
         self._alarmed = True
         return Alarm(limit=self.limit, mean=mean, bound=self._bound)
+
+
+def collapse_step(steps: Sequence[int], accuracies: Sequence[float]) -> int | None:
+    """The step of the first evaluation from which the run stays collapsed; None if it has not collapsed.
+
+    Args:
+        steps: of the evaluations, ascending; the first is the base policy's, step 0.
+        accuracies: at these steps; NaN counts as `number_or_zero` says.
+    """
+    averages = recent_means(steps, accuracies)
+    base, collapsed = averages[0], None
+    best = base
+    for step, average in zip(steps, averages, strict=True):
+        best = max(best, average)
+        if average >= best / 2 or average >= base:
+            collapsed = None
+        elif collapsed is None:
+            collapsed = step
+    return collapsed
+
+
+def recent_means(steps: Sequence[int], accuracies: Sequence[float]) -> list[float]:
+    """At each evaluation the mean over those of the last `WINDOW` steps: later than `WINDOW` steps before it."""
+    found = [(step, number_or_zero(accuracy)) for step, accuracy in zip(steps, accuracies, strict=True)]
+    return [fmean(value for earlier, value in found if step - WINDOW < earlier <= step) for step, _ in found]
+
+
+def number_or_zero(accuracy: float) -> float:
+    """A policy whose probabilities are no numbers answers nothing: its accuracy is 0."""
+    return 0.0 if math.isnan(accuracy) else accuracy

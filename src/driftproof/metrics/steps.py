@@ -1,7 +1,8 @@
-"""A step's batch in numbers: rewards, ages, lengths, and the groups that teach nothing."""
+"""Steps in numbers: rewards, ages and lengths of a batch, and means over several steps or updates."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,3 +29,10 @@ def reward_metrics(batch: Batch) -> dict[str, Any]:
         names.RESPONSE_LENGTH: batch.tokens / max(batch.responses, 1),
         names.TRUNCATED_SHARE: truncated / max(batch.responses, 1),
     }
+
+
+def mean_metrics(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the steps, or updates of a step, that have it."""
+    known = dict.fromkeys(name for step in steps for name in step)
+    values = {name: [float(step[name]) for step in steps if name in step] for name in known}
+    return {name: sum(found) / len(found) for name, found in values.items()}

@@ -9,7 +9,7 @@ import pytest
 pq = pytest.importorskip("pyarrow.parquet")
 
 from driftproof.lab.grid import planned_cells  # noqa: E402
-from driftproof.lab.store import write_results  # noqa: E402
+from driftproof.lab.report import write_results  # noqa: E402
 from tests.lab.grids import make_config, make_result, make_results  # noqa: E402
 
 
