@@ -1,4 +1,4 @@
-r"""Where a response states its final answer: its last `\boxed{}`, what follows its last `####`, or its last number.
+r"""The final answer of a text: its last `\boxed{}`, the rest after its last `####`, or its last number.
 
 Pure functions of the text; their time grows with its length alone, whatever it holds.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 _TAIL_CHARACTERS = 2_000
-"""How far from its end a response is searched for a number."""
+"""Characters at the end of a response in which a number is looked for."""
 # Escaped characters are matched so that their braces do not count.
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 # A minus behind a digit, a letter or a bracket subtracts.
@@ -18,7 +18,7 @@ _NUMBER = re.compile(
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands inside the last `\boxed{...}` whose braces are closed; None where there is none."""
+    r"""The content of the last `\boxed{...}` whose braces are closed; None where there is none."""
     opened: list[int | None] = []
     last = slice(-1, -1)
     for brace in _BRACES.finditer(text):
@@ -34,7 +34,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def after_hashes(text: str) -> str | None:
-    """What follows the last `####` on its line, or on the next one that is not empty; None where there is no `####`."""
+    """The text after the last `####`, up to the end of its line or of the next that is not empty; None without it."""
     _, marker, rest = text.rpartition("####")
     return rest.strip().partition("\n")[0] if marker else None
 

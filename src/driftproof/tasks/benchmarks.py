@@ -21,10 +21,10 @@ TEMPLATE = "{problem}\nPlease reason step by step, and put your final answer wit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """Where a benchmark is found and what its columns are called."""
+    """The source of a benchmark and the names of its columns."""
 
     dataset: str
-    """As `driftproof.tasks.rows` names it."""
+    """A source that `driftproof.tasks.rows` can read."""
     problem: tuple[str, ...] = ("problem", "question")
     """The first of these columns that a row has."""
     answer: tuple[str, ...] = ("answer", "solution")

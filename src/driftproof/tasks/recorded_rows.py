@@ -29,7 +29,7 @@ class RecordedResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRow:
-    """What one row holds."""
+    """One row of a trace, read."""
 
     row: Row
     prompt: Prompt
@@ -53,9 +53,9 @@ class _Style:
 _MARKS = ("correct", "label")
 """Fields of rewards that are true or false; all others are numbers."""
 _REST = ("tool_calls", "function_call", "audio", "reasoning", "reasoning_content", "thinking")
-"""What a chat message may hold beside its content."""
+"""Fields that a chat message may have beside its content."""
 _CONTEXT = ("tools", "functions", "chat_template_kwargs")
-"""What changes the text of a prompt beside its messages."""
+"""Fields of a row that would change the text of its prompt."""
 
 
 def read_recorded_rows(path: str | Path) -> Iterator[RecordedRow]:
@@ -156,7 +156,7 @@ STYLES = (
         whole=False,
     ),
 )
-"""Where a row has the fields of several styles, the first of these is meant."""
+"""The styles, the first of which is meant where a row has the fields of several."""
 
 
 def _prompt(row: Row, field: str) -> Prompt:
@@ -210,7 +210,7 @@ def _choice(row: Row, what: str, choice: Any) -> tuple[str, bool]:
 
 
 def _choice_rewards(row: Row, choices: Sequence[dict[str, Any]]) -> list[float]:
-    """What each choice is worth: by a list in the row, by itself, or, where it is the only one, by the row."""
+    """The reward of each choice: from a list in the row, from itself, or, for the only one, from the row."""
     names = ("reward", "correct")
     by_row = _given(row.fields, ("rewards", *names))
     by_choice = [i for i, choice in enumerate(choices) if _given(choice, names)]

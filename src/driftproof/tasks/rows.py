@@ -35,7 +35,7 @@ class Row:
         return TaskError(f"{self.path}:{self.line}: {problem}; a line is a JSON object like {self.example}")
 
     def value(self, field: str) -> Any:
-        """What a field holds.
+        """The value of a field.
 
         Raises:
             TaskError: it is missing.

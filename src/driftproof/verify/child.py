@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 _MOST_CHARACTERS = 300
-"""Of a foreign message that is passed on."""
+"""Characters of a foreign message that are passed on."""
 
 
 def main() -> None:

@@ -54,19 +54,19 @@ def math(text: str, answer: str) -> float:
 
 
 def boxed(text: str, answer: str) -> float:
-    r"""As `math`, but an answer outside `\boxed{}` is none."""
+    r"""Like `math`, but an answer outside `\boxed{}` does not count."""
     found = last_boxed(text)
     return 0.0 if found is None else _equal(found, answer)
 
 
 def hashes(text: str, answer: str) -> float:
-    """As `math`, but an answer that does not follow `####` is none."""
+    """Like `math`, but an answer that does not follow `####` does not count."""
     found = after_hashes(text)
     return 0.0 if found is None else _equal_prose(found, answer)
 
 
 def number(text: str, answer: str) -> float:
-    """As `math`, but the answer is the last number, wherever it stands."""
+    """Like `math`, but the answer is the last number, wherever it stands."""
     found = last_number(text)
     return 0.0 if found is None else _equal(found.replace("$", ""), answer)
 
@@ -92,7 +92,7 @@ def _compare(gold: list[Any], found: list[Any]) -> float:
 
 
 def _scale(gold: Any) -> int:
-    """What brings a small number to at least 1: Math-Verify compares six places behind the point, whatever is there."""
+    """The factor that brings a small number to at least 1: Math-Verify always compares six decimal places."""
     value = gold.doit().evalf() if getattr(gold, "is_number", False) else None
     if value is not None and value.is_Float and 0 < (size := abs(float(value))) < _SMALL:
         return int(10 ** -floor(log10(size)))

@@ -1,4 +1,4 @@
-"""The scorers of reasoning-gym. Only to be used through the process pool, like every foreign code.
+"""The scorers of reasoning-gym. Used through the process pool only, like all foreign code.
 
 The answer of such a prompt is JSON, `{"dataset": name, "options": {...}, "index": i, "answer": text}`: the entry is
 made anew from it, because scorers look at more of an entry than its answer.
@@ -20,7 +20,7 @@ except ImportError as error:
 
 
 def score(text: str, answer: str) -> float:
-    """What the dataset's own scorer gives to the text in the last `<answer>` tags, without tags to the whole text.
+    """The dataset's own score of the text in the last `<answer>` tags, or of the whole text where there are none.
 
     Raises:
         ValueError: the dataset made another entry than the task's, as another version of it may.
