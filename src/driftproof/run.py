@@ -97,6 +97,11 @@ class RunDirectory:
         """The token that the inbox asks for where none is given."""
         return self.path / "inbox.token"
 
+    @property
+    def inbox_lock(self) -> Path:
+        """The file that the run's inbox holds a lock on."""
+        return self.path / "inbox.lock"
+
     def log(self, process: str) -> Path:
         """What a process of the run writes to its terminal."""
         return self.logs / f"{process}.log"

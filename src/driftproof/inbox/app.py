@@ -202,7 +202,7 @@ class _Gate:
             await self._app(scope, self._limited(receive), send)
 
     def _limited(self, receive: Receive) -> Receive:
-        """Of a body whose length was not announced, no more is taken than the limit."""
+        """Takes no more than the limit of a body whose length was not announced."""
         read = 0
 
         async def limited() -> Message:
@@ -230,7 +230,7 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _place(problem: Any) -> str:
-    """Where in a request; the position of broken JSON is a character's."""
+    """The place in a request; of broken JSON, the character."""
     if problem["type"] == "json_invalid":
         return f"the body is not JSON, character {problem['loc'][-1]}"
     source, *place = problem["loc"]

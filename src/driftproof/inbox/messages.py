@@ -1,4 +1,4 @@
-"""What travels between a rollout worker and the inbox, as JSON.
+"""The messages between a rollout worker and the inbox, as JSON.
 
 Guarantees: a message that exists is well-formed by itself: no unknown field, no text for a number, finite numbers,
 log-probs as long as their tokens. A bad group does not take the others of its request down: it becomes a `Refusal`.
@@ -64,7 +64,7 @@ class PromptMessage(Message):
 
 
 class Prompts(Message):
-    """What is to be written now; no prompts where no group is admitted, until the learner has done a step."""
+    """The groups to be written now; none where no group is admitted, until the learner has done a step."""
 
     state: State = Field(description="a worker may go home when it is not `running`")
     step: Count | None = Field(description="of the newest weights; null before the first are published")
@@ -126,7 +126,7 @@ class Groups(Message):
 
 
 class Outcome(Message):
-    """What became of one group of a request."""
+    """The outcome of one group of a request."""
 
     dispatch: int | None = Field(description="null where the group has none that can be read")
     outcome: Literal["accepted", "duplicate", "refused"] = Field(
@@ -136,7 +136,7 @@ class Outcome(Message):
 
 
 class Outcomes(Message):
-    """What became of the groups, in their order."""
+    """The outcomes of the groups, in their order."""
 
     groups: list[Outcome]
 
@@ -148,7 +148,7 @@ class Problem(Message):
 
 
 class SomeRefused(Problem):
-    """What became of the groups, in their order; none where the request as a whole cannot be read."""
+    """The outcomes of the groups, in their order; none where the request as a whole cannot be read."""
 
     groups: list[Outcome] = []
 

@@ -18,12 +18,12 @@ import uvicorn
 from driftproof.errors import ConfigError
 from driftproof.inbox.app import make_app
 from driftproof.inbox.service import Inbox
+from driftproof.run import RunDirectory, written_whole
 
-TOKEN_FILE = "inbox.token"
-ADDRESS_FILE = "inbox.json"
 SHORTEST_TOKEN = 16
+"""Characters."""
 STOP_SECONDS = 10
-"""How long requests under way may take to end when the inbox is stopped."""
+"""Time that requests under way have to end when the inbox is stopped."""
 
 
 def serve(
@@ -39,21 +39,22 @@ def serve(
     """Answer requests until SIGINT or SIGTERM; must be called in the main thread.
 
     Args:
-        run: the run directory; the address is written to `inbox.json` there while the inbox runs.
+        run: the run directory; the address stands in a file there while the inbox runs.
         port: 0 takes a free one.
-        token_environment: name of the environment variable with the token; where empty, `inbox.token` in `run` holds
-            it, and is made when it is not there.
+        token_environment: name of the environment variable with the token; where empty, a file of the run holds it,
+            and is made when it is not there.
         max_megabytes: of a request's body.
         say: is given the lines for the user; they never hold the token.
 
     Raises:
         ConfigError: the run has an inbox already, the address cannot be bound, or the token is of no use.
     """
-    with _only_one(run):
-        token, source = _token(run, token_environment)
+    directory = RunDirectory(path=run)
+    with _only_one(directory):
+        token, source = _token(directory, token_environment)
         with _bound(host, port) as listening:
             url = _url(host, listening.getsockname()[1])
-            with _announced(run, url):
+            with _announced(directory.inbox, url):
                 say(f"inbox of {run} at {url} (its description: {url}/openapi.json)")
                 say(f"token in {source}")
                 if not _is_loopback(host):
@@ -75,14 +76,14 @@ def serve(
 
 
 @contextmanager
-def _only_one(run: Path) -> Iterator[None]:
-    descriptor = os.open(run / "inbox.lock", os.O_RDWR | os.O_CREAT, 0o644)
+def _only_one(run: RunDirectory) -> Iterator[None]:
+    descriptor = os.open(run.inbox_lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise ConfigError(
-            f"{run} has an inbox already (its address: {run / ADDRESS_FILE}); one serves any number of workers"
+            f"{run.path} has an inbox already (its address: {run.inbox}); one serves any number of workers"
         ) from None
     try:
         yield
@@ -90,13 +91,12 @@ def _only_one(run: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _token(run: Path, environment: str) -> tuple[str, str]:
+def _token(run: RunDirectory, environment: str) -> tuple[str, str]:
     """The token, and where it comes from, for the user."""
     if environment:
         token, source = os.environ.get(environment, ""), f"the environment variable {environment}"
     else:
-        path = run / TOKEN_FILE
-        token, source = _file_token(path), str(path)
+        token, source = _file_token(run.inbox_token), str(run.inbox_token)
     if len(token) < SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
         raise ConfigError(
             f"{source} holds no token of {SHORTEST_TOKEN} or more ASCII characters without spaces; "
@@ -132,12 +132,10 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _announced(run: Path, url: str) -> Iterator[None]:
-    """The address in a file, whole or not there, as long as it is good."""
-    path = run / ADDRESS_FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
-    partial.replace(path)
+def _announced(path: Path, url: str) -> Iterator[None]:
+    """The address in a file, as long as it is good."""
+    with written_whole(path, durable=False) as partial:
+        partial.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n")
     try:
         yield
     finally:
