@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
-from driftproof.config import LabConfig
 from driftproof.evaluation.intervals import bootstrap, wilson
 from driftproof.lab.grid import View
 from driftproof.lab.runner import Result
+from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import accuracies, collapsed_at, summarize
 from driftproof.metrics import names
 

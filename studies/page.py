@@ -24,11 +24,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from driftproof.config import LabConfig, load_config
+from driftproof.config import load_config
 from driftproof.errors import ConfigError, DriftproofError
 from driftproof.lab.grid import View
 from driftproof.lab.pictures import draw_accuracy, draw_imbalance, draw_staleness
 from driftproof.lab.runner import Result, read_results
+from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import missing_cells, summarize
 from driftproof.lab.tables import (
     age_name,
@@ -84,7 +85,7 @@ def read_studies(labs: Path) -> dict[str, Study]:
     """
     studies = {}
     for recipe in sorted(labs.glob("*/config.toml")):
-        config = load_config(recipe, [], LabConfig)
+        config = load_config(recipe, [], LabConfig, written=True)
         studies[config.run.name] = Study(config=config, results=read_results(config, recipe.parent))
     return studies
 

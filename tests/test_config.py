@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.config import Config, LabConfig, load_config, parse_overrides
+from driftproof.config import Config, load_config, parse_overrides
 from driftproof.errors import ConfigError
+from driftproof.lab.settings import LabConfig
 from driftproof.objectives import build
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -68,7 +71,7 @@ def test_values_of_overrides_are_toml_where_they_can_be(arguments: list[str], ex
         (["--learner.", "1"], "unexpected argument '--learner.'"),
         (["--.lr", "1"], "unexpected argument '--.lr'"),
         (["--learner.lr"], "--learner.lr needs a value: --learner.lr VALUE"),
-        (["--learner.entropy", "--run.steps", "3"], "--learner.entropy needs a value: --learner.entropy VALUE"),
+        (["--engine.launch", "--run.steps", "3"], "--engine.launch needs a value: --engine.launch VALUE"),
         (["--run.steps", "3", "4"], "unexpected argument '4'"),
     ],
 )
@@ -92,7 +95,7 @@ def test_arguments_of_another_form_are_refused(recipe: Path, arguments: list[str
             ["--learner.schedule", "cosin"],
             "learner.schedule = 'cosin': input should be 'constant', 'cosine' or 'linear'",
         ),
-        (["--learner.entropy", "maybe"], "learner.entropy = 'maybe': input should be a valid boolean"),
+        (["--engine.launch", "maybe"], "engine.launch = 'maybe': input should be a valid boolean"),
         (["--run.name", "12"], "run.name = 12: input should be a valid string"),
         (
             ["--engine.name", "recorded", "--rollouts.path", "t.jsonl"],
@@ -181,8 +184,51 @@ def test_a_recipe_that_cannot_be_read_is_refused(tmp_path: Path):
 
 
 def test_without_overlap_there_is_no_staleness(recipe: Path):
-    assert load_config(recipe, ["--rollouts.max_staleness", "7"]).max_staleness == 7
-    assert load_config(recipe, ["--rollouts.max_staleness", "7", "--runtime.mode", "sync"]).max_staleness == 0
+    assert load_config(recipe, ["--rollouts.max_staleness", "7"]).rollouts.max_staleness == 7
+    settings = ["--rollouts.max_staleness", "7", "--learner.publish_every", "3"]
+    config = load_config(recipe, [*settings, "--runtime.mode", "sync"])
+    assert (config.rollouts.max_staleness, config.learner.publish_every) == (0, 1)
+    assert load_config(recipe, settings).learner.publish_every == 3
+    assert load_config(recipe, [*settings, "--rollouts.max_staleness", "0"]).learner.publish_every == 1
+
+
+def test_a_setting_that_is_no_more_says_what_serves_instead(recipe: Path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, ["--engine.start_seconds", "60", "--learner.entropy", "true"])
+    assert str(caught.value).splitlines() == [
+        "setting 'engine.start_seconds' is no more: a launched server has runtime.start_seconds to answer; "
+        "leave it out",
+        "setting 'learner.entropy' is no more: the entropy is always measured; leave it out",
+    ]
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_settings_that_are_no_more(recipe: Path, tmp_path: Path):
+    config = load_config(recipe)
+    old = config.to_toml().replace("[learner]\n", "[learner]\nrow_tokens = 512\nentropy = true\n")
+    (tmp_path / "config.toml").write_text(old)
+    assert Config.from_toml(old) == load_config(tmp_path / "config.toml", written=True) == config
+    with pytest.raises(ConfigError, match=r"setting 'learner\.row_tokens' is no more"):
+        load_config(tmp_path / "config.toml")
+
+
+def test_settings_are_checked_without_torch():
+    done = "import sys, driftproof.config, driftproof.lab.settings; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", done], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("0", "learner.threads = 0: input should be greater than or equal to 1 or 'auto'"),
+        ("many", "learner.threads = 'many': input should be a valid integer, unable to parse string as an integer or"),
+    ],
+)
+def test_a_number_that_may_be_auto_is_explained_once(recipe: Path, value: str, message: str):
+    assert load_config(recipe, ["--learner.threads", "auto"]).learner.threads == "auto"
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, ["--learner.threads", value])
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 toml_scalars = st.one_of(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ from driftproof.errors import GroupError
 
 Tokens = NDArray[np.int32]
 """Token ids, int32."""
+
+Baseline = Literal["mean", "mean-std", "leave-one-out"]
+"""`mean`: r - mean(r), the default (arXiv 2606.03070, Eq. 1). `mean-std`: that over (std + 1e-6), with the unbiased
+standard deviation (arXiv 2402.03300; verl). `leave-one-out`: r - mean of the others (arXiv 2402.14740)."""
 
 
 class Channel(StrEnum):

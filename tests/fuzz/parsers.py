@@ -21,10 +21,11 @@ import tomli_w
 from hypothesis import strategies as st
 
 from driftproof import tasks
-from driftproof.config import Config, LabConfig, load_config
+from driftproof.config import Config, load_config
 from driftproof.engines.http import ReplyError
 from driftproof.engines.openai.wire import Call, Dialect, read_reply
 from driftproof.errors import CheckpointError, ConfigError, EngineError, ModelError, TaskError
+from driftproof.lab.settings import LabConfig
 from driftproof.types import Prompt, Request, Sampling
 from tests.fuzz.inputs import changed_bytes, changed_tree, words
 
@@ -340,18 +341,17 @@ def _weight_index(content: bytes, directory: Path) -> None:
 def _checkpoint() -> tuple[Any, Path]:
     """A learner, and the checkpoint that it wrote after a step."""
     from driftproof.learner.checkpoint import save_checkpoint
-    from driftproof.learner.learner import Learner, Memory, Optimization
+    from driftproof.learner.learner import Learner
     from driftproof.learner.policy import Policy
+    from driftproof.learner.settings import LearnerSettings
     from driftproof.objectives import build
     from tests.groups import make_batch, random_groups
 
     learner = Learner(
         Policy.open(model_directory(), device="cpu"),
         build("asympo"),
-        Optimization(lr=1e-3, schedule="constant", warmup_steps=0, steps=10, weight_decay=0.0, max_grad_norm=1.0),
-        Memory(token_budget=1 << 12, row_tokens=0),
-        baseline="mean",
-        want_entropy=False,
+        LearnerSettings(lr=1e-3),
+        steps=10,
     )
     learner.train(make_batch(*random_groups(0)))
     return learner, save_checkpoint(model_directory().parent / "checkpoints", learner)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from driftproof.config import LabConfig
 from driftproof.lab.grid import Cell, planned_cells
 from driftproof.lab.runner import Result
+from driftproof.lab.settings import LabConfig
 
 
 def make_config(*names: str, **lab: Any) -> LabConfig:

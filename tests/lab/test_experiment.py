@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from driftproof.config import LabConfig, LabObjective
 from driftproof.lab.experiment import SIGNALS, RunHistory, exact_accuracy
 from driftproof.lab.grid import Cell, cell_config
 from driftproof.lab.runner import _experiment
+from driftproof.lab.settings import LabConfig, LabObjective
 from driftproof.runtime.build import make_learner, make_task
 from driftproof.tasks.codec import Codec
 from driftproof.tiny.supervised import score_answers

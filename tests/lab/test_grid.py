@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.config import LabObjective
 from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, planned_cells, tuning_cells
+from driftproof.lab.settings import LabObjective
 from tests.lab.grids import make_config
 
 NAME = st.text(st.sampled_from("ab/%_-2F "), min_size=1, max_size=4)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from driftproof.config import LabConfig
 from driftproof.lab.grid import planned_cells
 from driftproof.lab.pictures import draw_imbalance, draw_pictures
 from driftproof.lab.runner import Result
+from driftproof.lab.settings import LabConfig
 from tests.lab.grids import make_config, make_result, make_results
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from driftproof.cli.main import main
-from driftproof.config import LabConfig, load_config
+from driftproof.config import load_config
 from driftproof.errors import ConfigError
-from driftproof.lab.runner import read_results, run_grid
+from driftproof.lab.grid import planned_cells
+from driftproof.lab.runner import read_results, run_grid, settings_hash
+from driftproof.lab.settings import LabConfig
 from driftproof.metrics.names import ROWS
 from tests.runtime.runs import write_recipe
 
@@ -255,6 +257,22 @@ def test_an_objective_of_ones_own_is_found_in_the_working_directory(
     other = rows(tmp_path / "grid")
     assert len(other) == 2
     assert other["given-asympo-age0-lr0.001-seed3"] == rows(grid)["given-asympo-age0-lr0.001-seed3"]
+
+
+def test_results_of_earlier_versions_count() -> None:
+    """Settings that came or went since, and that change no number, leave the hash of a run's settings alone."""
+    tree = {
+        "run": {"name": "smoke", "steps": 40},
+        "model": {"path": "models/tiny-qwen3"},
+        "task": {"name": "arithmetic", "digits": 2},
+        "sampling": {"max_tokens": 5},
+        "learner": {"lr": 2e-4},
+        "evaluation": {"prompts": 256},
+        "lab": {"seeds": [0], "staleness": [0], "objectives": [{"name": "asympo"}]},
+    }
+    config = LabConfig.model_validate(tree)
+    (cell,) = planned_cells(config)
+    assert settings_hash(config, cell) == "fb76c466346c84b0"
 
 
 def test_results_of_other_settings_stay_as_they_are(grid: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from driftproof.config import LabConfig
 from driftproof.lab.grid import planned_cells
 from driftproof.lab.runner import Result
+from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import missing_cells, summarize
 from driftproof.lab.tables import age_name, markdown, missing_lines, result_table, result_text, views_of
 from tests.lab.grids import make_config, make_result, make_results

@@ -7,8 +7,9 @@ from safetensors.torch import load_file, save_file
 
 from driftproof.errors import CheckpointError
 from driftproof.learner.checkpoint import load_checkpoint, save_checkpoint
-from driftproof.learner.learner import Learner, Memory, Optimization
+from driftproof.learner.learner import Learner
 from driftproof.learner.policy import Policy
+from driftproof.learner.settings import LearnerSettings
 from driftproof.objectives import build
 from driftproof.types import Batch, Group
 from driftproof.weights.checkpoints import check_checkpoint, is_whole, list_checkpoints
@@ -136,7 +137,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
         CheckpointError, match=r"is of another model: \['lm_head.weight', .* are missing, not known, or of"
     ):
         load_checkpoint(path, tiny_learner(architecture="llama"))
-    wider = Learner(Policy(tiny_model(intermediate_size=64)), build("naive"), Optimization(lr=1.0, steps=1), Memory())
+    wider = Learner(Policy(tiny_model(intermediate_size=64)), build("naive"), LearnerSettings(), steps=1)
     with pytest.raises(CheckpointError, match=r"is of another model: \['model.layers.0.mlp.down_proj.weight', "):
         load_checkpoint(path, wider)
 
@@ -184,7 +185,7 @@ def test_a_file_that_is_cut_off_is_found_by_its_header(name: str, left: float, m
 
 
 def test_a_checkpoint_of_another_model_or_step_is_found(model: Path, tmp_path: Path):
-    wider = Learner(Policy(tiny_model(intermediate_size=64)), build("naive"), Optimization(lr=1.0, steps=1), Memory())
+    wider = Learner(Policy(tiny_model(intermediate_size=64)), build("naive"), LearnerSettings(), steps=1)
     with pytest.raises(CheckpointError, match=r"is not of the model .*model: \['model.layers.0.mlp.down_proj.w"):
         check_checkpoint(save_checkpoint(tmp_path / "wider", wider), model)
     path = save_checkpoint(tmp_path, tiny_learner())

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from driftproof.errors import GroupError, ObjectiveError
-from driftproof.learner.learner import Learner, Memory, Optimization
+from driftproof.learner.learner import Learner
 from driftproof.learner.policy import Policy
+from driftproof.learner.settings import LearnerSettings
 from driftproof.learner.update import score
 from driftproof.objectives import OBJECTIVES, build
 from driftproof.types import Batch, Channel, FinishReason, Group
@@ -15,30 +16,29 @@ from tests.groups import make_batch, make_group, random_groups
 
 from .tiny import own_logprobs, tiny_learner, tiny_model
 
-CUTS = [
-    Memory(token_budget=1),
-    Memory(row_tokens=0),
-    Memory(token_budget=25, row_tokens=9),
-    Memory(gradient_checkpointing=True),
+CUTS: list[dict[str, Any]] = [
+    {"token_budget": 1},
+    {"token_budget": 31},
+    {"token_budget": 9 * 32},
+    {"gradient_checkpointing": True},
 ]
+"""Every response alone; small micro-batches of unshared prompts; rows of 9 tokens; activations computed again."""
 
 
 def weights(learner: Learner) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in learner.policy.model.named_parameters()}
 
 
-def plain_learner(objective: str, memory: Memory | None = None, **settings: Any) -> Learner:
+def plain_learner(objective: str, **settings: Any) -> Learner:
     """A learner whose result is linear in the gradient."""
-    learner = tiny_learner(objective, memory=memory, max_grad_norm=math.inf, lr=1.0, **settings)
+    learner = tiny_learner(objective, max_grad_norm=math.inf, lr=1.0, **settings)
     learner.optimizer = torch.optim.SGD(learner.policy.trained_parameters().values())
     return learner
 
 
-def train_plainly(
-    batch: Batch, objective: str, memory: Memory | None = None, **settings: Any
-) -> tuple[Learner, dict[str, float]]:
+def train_plainly(batch: Batch, objective: str, **settings: Any) -> tuple[Learner, dict[str, float]]:
     """One step of plain gradient descent."""
-    learner = plain_learner(objective, memory, **settings)
+    learner = plain_learner(objective, **settings)
     return learner, learner.train(batch)
 
 
@@ -53,16 +53,16 @@ def settings_of(objective: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("memory", CUTS, ids=["rows", "unshared", "small", "checkpointing"])
-def test_the_cut_into_micro_batches_does_not_change_the_step(objective: str, memory: Memory):
+@pytest.mark.parametrize("cut_as", CUTS, ids=["alone", "unshared", "short", "checkpointing"])
+def test_the_cut_into_micro_batches_does_not_change_the_step(objective: str, cut_as: dict[str, Any]):
     needs = Channel.BEHAVIOR_LOGPROBS in OBJECTIVES[objective].channels
     long = make_group([1, 2], [[3] * 12, []], [1.0, 0.0], behavior_logprobs=[-1.0] * 12 if needs else None)
     batch = make_batch(*random_groups(3, behavior_logprobs=needs), long)
     fields = settings_of(objective)
     whole, expected = train_plainly(batch, objective, fields=fields)
-    cut, found = train_plainly(batch, objective, memory, fields=fields)
+    cut, found = train_plainly(batch, objective, fields=fields, **cut_as)
     assert len(whole.pack(batch.groups)) == 1
-    if not memory.gradient_checkpointing:
+    if "gradient_checkpointing" not in cut_as:
         assert cut.pack(batch.groups)[0].positions != whole.pack(batch.groups)[0].positions
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert expected["grad_norm"] > 0.01
@@ -72,7 +72,7 @@ def test_the_cut_into_micro_batches_does_not_change_the_step(objective: str, mem
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_gradient_checkpointing_computes_each_layer_again(gradient_checkpointing: bool):
-    learner = tiny_learner(memory=Memory(gradient_checkpointing=gradient_checkpointing))
+    learner = tiny_learner(gradient_checkpointing=gradient_checkpointing)
     calls: list[bool] = []
     learner.policy.model.model.layers[0].mlp.register_forward_pre_hook(lambda module, _: calls.append(module.training))
     learner.train(make_batch(*random_groups(1)))
@@ -176,7 +176,7 @@ def test_a_critic_learns_the_rewards():
 )
 def test_a_learner_without_what_its_objective_needs_is_refused(objective: str, fields: dict[str, float], message: str):
     with pytest.raises(ObjectiveError, match=message):
-        Learner(Policy(tiny_model()), build(objective, **fields), Optimization(lr=1.0, steps=1), Memory())
+        Learner(Policy(tiny_model()), build(objective, **fields), LearnerSettings(), steps=1)
 
 
 def test_training_learns_what_is_rewarded():
@@ -363,5 +363,5 @@ def test_heldout_groups_are_measured_without_training():
     ],
 )
 def test_learning_rates_at_the_ends_of_their_schedules(fields: dict[str, Any], expected: dict[int, float]):
-    optimization = Optimization(lr=1.0, steps=10, **fields)
-    assert {step: optimization.lr_at(step) for step in expected} == pytest.approx(expected)
+    settings = LearnerSettings(lr=1.0, **fields)
+    assert {step: settings.lr_at(step, steps=10) for step in expected} == pytest.approx(expected)

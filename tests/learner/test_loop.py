@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.learner import Learner
-from driftproof.learner.loop import Cadence, OnCollapse, learn
+from driftproof.learner.loop import learn
 from driftproof.ledger.store import STOPPING, Ledger, Plan
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE
 from driftproof.weights.checkpoints import list_checkpoints
@@ -60,9 +61,10 @@ class Run:
         self,
         learner: Learner,
         while_waiting: Callable[[], object] | None = None,
-        on_collapse: OnCollapse = "warn",
-        **cadence: Any,
+        stall_seconds: float = 600.0,
+        **settings: Any,
     ) -> None:
+        learner.settings = replace(learner.settings, **settings)
         self.publisher.publish(learner.step, learner.policy.state())
         learn(
             self.ledger,
@@ -71,9 +73,8 @@ class Run:
             self.checkpoints,
             self.skipped,
             [self.tracker],
-            Cadence(**cadence),
             while_waiting or self.write,
-            on_collapse,
+            stall_seconds=stall_seconds,
         )
 
 
@@ -224,8 +225,8 @@ def long_run(tmp_path: Path) -> Iterator[Run]:
 
 
 @pytest.mark.parametrize(("on_collapse", "steps", "events"), [("warn", 6, 1), ("stop", 3, 1), ("off", 6, 0)])
-def test_a_sign_of_collapse_is_answered_as_asked(long_run: Run, on_collapse: OnCollapse, steps: int, events: int):
-    long_run.learn(tiny_learner(), worse_and_worse(long_run), on_collapse)
+def test_a_sign_of_collapse_is_answered_as_asked(long_run: Run, on_collapse: str, steps: int, events: int):
+    long_run.learn(tiny_learner(), worse_and_worse(long_run), on_collapse=on_collapse)
     assert long_run.ledger.step == FALL + steps
     count, message = long_run.ledger.events().get("sign of collapse", (0, ""))
     assert count == events
@@ -235,9 +236,9 @@ def test_a_sign_of_collapse_is_answered_as_asked(long_run: Run, on_collapse: OnC
 
 def test_a_run_goes_on_after_a_stop_for_a_sign_of_collapse(long_run: Run):
     learner = tiny_learner()
-    long_run.learn(learner, worse_and_worse(long_run), "stop")
+    long_run.learn(learner, worse_and_worse(long_run), on_collapse="stop")
     assert [path.name for path in list_checkpoints(long_run.checkpoints)] == [f"step-{FALL + 3:08}"]
     long_run.ledger.rewind(FALL + 3)
-    long_run.learn(learner, worse_and_worse(long_run), "stop")
+    long_run.learn(learner, worse_and_worse(long_run), on_collapse="stop")
     assert long_run.ledger.step == FALL + 6
     assert long_run.ledger.events()["sign of collapse"][0] == 1

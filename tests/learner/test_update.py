@@ -35,9 +35,7 @@ def gradients_of(learner: Learner, groups: list[Group], *, fused: bool) -> tuple
         tokens = sum(len(group.response_tokens) for group in groups)
         reference_N = score(learner.reference, learner.pack(groups), tokens).logprobs_N
     flat = FlatBatch.of(groups, "mean", CPU, FixedChannels(reference_logprobs_N=reference_N))
-    update = backward(
-        learner.policy, learner.objective, learner.pack(groups), flat, want_entropy=learner.want_entropy, fused=fused
-    )
+    update = backward(learner.policy, learner.objective, learner.pack(groups), flat, want_entropy=True, fused=fused)
     named = learner.policy.trained_parameters().items()
     return update, {name: p.grad.clone() for name, p in named if p.grad is not None}
 
@@ -53,8 +51,7 @@ def test_the_fused_path_is_the_plain_one(
         monkeypatch.setattr(variants, "_SMALL_BYTES", 0)
     groups, found = groups_for(objective), {}
     for fused in (True, False):
-        learner = tiny_learner(objective, fields=settings_of(objective))
-        learner.memory = type(learner.memory)(token_budget=token_budget)
+        learner = tiny_learner(objective, fields=settings_of(objective), token_budget=token_budget)
         if learner.policy.value_head is not None:
             torch.manual_seed(1)
             torch.nn.init.normal_(learner.policy.value_head.weight)
@@ -133,7 +130,7 @@ def test_the_host_does_not_wait_for_each_parameter():
     for layers in (1, 5):
         policy = Policy(tiny_model(num_hidden_layers=layers))
         other = tiny_learner()
-        learner = Learner(policy, other.objective, other.optimization, other.memory)
+        learner = Learner(policy, other.objective, other.settings, steps=10)
         with HostReads() as reads:
             learner.train(make_batch(*random_groups(1)))
             assert learner.finite

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedModel, Qwen3Config
 
-from driftproof.learner.learner import Learner, Memory, Optimization
+from driftproof.learner.learner import Learner
 from driftproof.learner.policy import Policy
+from driftproof.learner.settings import LearnerSettings
 from driftproof.objectives import build
 from driftproof.types import Channel
 
@@ -58,18 +59,18 @@ def tiny_learner(
     *,
     architecture: str = "qwen3",
     seed: int = 0,
-    memory: Memory | None = None,
     bfloat16: bool = False,
     fields: dict[str, Any] | None = None,
-    **optimization: Any,
+    steps: int = 10,
+    **settings: Any,
 ) -> Learner:
     """`fields` are the objective's; its reference policy, where it needs one, is another random model."""
     chosen = build(objective, **(fields or {}))
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     policy = Policy(tiny_model(architecture, seed), dtype=dtype, value_head=Channel.VALUES in chosen.needs)
     reference = Policy(tiny_model(seed=77)) if Channel.REFERENCE_LOGPROBS in chosen.needs else None
-    settings = {"lr": 1e-2, "steps": 10} | optimization
-    return Learner(policy, chosen, Optimization(**settings), memory or Memory(), reference=reference)
+    learner = LearnerSettings(**{"lr": 1e-2} | settings)
+    return Learner(policy, chosen, learner, steps=steps, reference=reference)
 
 
 def own_logprobs(model: PreTrainedModel, prompt: list[int], response: list[int]) -> torch.Tensor:

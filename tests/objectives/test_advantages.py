@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.objectives.advantages import Baseline, group_advantages, token_advantages
+from driftproof.objectives.advantages import group_advantages, token_advantages
+from driftproof.types import Baseline
 
 BASELINES: tuple[Baseline, ...] = ("mean", "mean-std", "leave-one-out")
 rewards = st.one_of(st.just(math.nan), st.floats(-100, 100), st.sampled_from([0.0, 1.0]))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Capabilities, Completed
 from driftproof.errors import EngineError
 from driftproof.ledger.store import STOPPING, Ledger, Plan
-from driftproof.rollout.worker import ATTEMPTS, FAILED_GROUPS, RolloutSettings, RolloutWorker
+from driftproof.rollout.settings import RolloutSettings
+from driftproof.rollout.worker import ATTEMPTS, FAILED_GROUPS, RolloutWorker
 from driftproof.tasks import arithmetic
 from driftproof.tasks.codec import Codec
 from driftproof.types import Channel, Request, Sampling
@@ -77,13 +79,8 @@ def engine(tiny_model_dir: Path) -> EmbeddedEngine:
     return EmbeddedEngine.from_directory(tiny_model_dir, slots=16)
 
 
-def worker(ledger: Ledger, engine: EmbeddedEngine | Failing, model: Path, **changes: object) -> RolloutWorker:
+def worker(ledger: Ledger, engine: EmbeddedEngine | Failing, model: Path, **settings: Any) -> RolloutWorker:
     codec = Codec(model)
-    settings = RolloutSettings(
-        group_size=4,
-        sampling=Sampling(max_tokens=4, stop_ids=codec.stop_ids),
-        want_logprobs=Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels,
-    )
     snapshots = ledger.path.parent / "snapshots"
     return RolloutWorker(
         "worker",
@@ -93,7 +90,8 @@ def worker(ledger: Ledger, engine: EmbeddedEngine | Failing, model: Path, **chan
         codec,
         build("exact"),
         snapshots,
-        replace(settings, **changes),  # type: ignore[arg-type]
+        RolloutSettings(group_size=4, **settings),
+        Sampling(max_tokens=4, stop_ids=codec.stop_ids),
     )
 
 

@@ -1,5 +1,6 @@
 """What a recipe needs, beside what this machine has."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,11 @@ PAPER = sorted((ROOT / "recipes" / "paper").glob("*.toml"))
 
 def test_learner_and_worker_are_estimated_from_the_recipe(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_dir)
-    settings = ["--learner.token_budget", "4096", "--learner.row_tokens", "256", "--engine.slots", "7"]
+    settings = ["--learner.token_budget", "4096", "--engine.slots", "7"]
     learner, worker = requirements(load_config(recipe, settings))
     config = read_config(tiny_model_dir)
-    assert learner.needed == learner_memory(config, rows=16, row_tokens=256).total
-    assert worker.needed == engine_memory(config, slots=7, tokens=256).total
+    assert learner.needed == learner_memory(config, rows=32, row_tokens=128).total
+    assert worker.needed == engine_memory(config, slots=7, tokens=128).total
     assert (learner.process, worker.process) == ("learner", "each worker")
     assert learner.available == worker.available == memory_of("cpu") > 2**30
     assert learner.fits
@@ -30,7 +31,7 @@ def test_a_recipe_that_can_be_run_here(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     assert main(["check", str(write_recipe(tmp_path, tiny_model_dir))]) == 0
     assert "this recipe can be run here" in capsys.readouterr().out
 

@@ -192,7 +192,7 @@ def test_a_worker_that_is_silent_is_replaced(tiny_model_dir: Path, tmp_path: Pat
     run = tmp_path / "run"
     process = launch(
         write_recipe(tmp_path, tiny_model_dir), "--run.directory", run, "--run.steps", 150, "--evaluation.prompts", 0,
-        "--rollouts.workers", 2, "--rollouts.lease_seconds", 3, "--runtime.silent_seconds", 4,
+        "--rollouts.workers", 2, "--rollouts.lease_seconds", 2,
     )  # fmt: skip
     wait_for_step(run, 3, process)
     stop(run, "worker-0")

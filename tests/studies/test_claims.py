@@ -1,6 +1,7 @@
 """Claims against grids whose outcome is known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -17,7 +18,7 @@ def make_study(name: str, *labels: str, final: Callable[[Cell], float], signal: 
     """Runs of 100 steps that learn up to step 40, and end at `final`; `signal` is how much the scales grow."""
     objectives = [{"name": label.split()[0], "label": label} for label in labels]
     config = make_config(staleness=[0, age], seeds=[0, 1, 2, 3, 4], objectives=objectives)
-    config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    config = config.model_copy(update={"run": replace(config.run, name=name)})
     results = []
     for cell in planned_cells(config):
         accuracies = [BASE, 0.4, 0.5, *[final(cell)] * 3]

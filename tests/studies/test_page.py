@@ -1,6 +1,7 @@
 """A page's figures come from its grids, and the rest of it stays as it is."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.lab.grids import make_config, make_results
 @pytest.fixture
 def studies() -> dict[str, Study]:
     config = make_config("naive", "asympo", staleness=[0, 16])
-    config = config.model_copy(update={"run": config.run.model_copy(update={"name": "collapse"})})
+    config = config.model_copy(update={"run": replace(config.run, name="collapse")})
     return {"collapse": Study(config=config, results=make_results(config))}
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.config import LabConfig, load_config
+from driftproof.config import load_config
+from driftproof.lab.settings import LabConfig
 from driftproof.objectives import find
 
 ROOT = Path(__file__).parents[2]

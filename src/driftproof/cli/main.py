@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.config import Config, LabConfig, load_config, parse_overrides
+from driftproof.config import Config, load_config, parse_overrides
 from driftproof.errors import ConfigError, DriftproofError
+from driftproof.lab.settings import LabConfig
 
 if TYPE_CHECKING:
     from driftproof.lab.runner import Result
@@ -183,7 +184,7 @@ def _resumed_config(run: Path, overrides: list[str]) -> Config:
     recipe = run / "config.toml"
     if not recipe.is_file():
         raise ConfigError(f"{run} is not a run: it has no config.toml")
-    return load_config(recipe, overrides)
+    return load_config(recipe, overrides, written=True)
 
 
 def _show_result(console: Console, directory: RunDirectory) -> None:
@@ -331,7 +332,7 @@ def _lab_report(directory: Path | None, settings: list[str]) -> int:
     if not recipe.is_file():
         raise ConfigError(f"{directory} is not a grid: it has no config.toml")
     check_store()
-    _show_lab(Console(), load_config(recipe, [], LabConfig), directory)
+    _show_lab(Console(), load_config(recipe, [], LabConfig, written=True), directory)
     return 0
 
 

@@ -36,10 +36,10 @@ from driftproof.inbox.messages import (
 from driftproof.inbox.workers import Workers
 from driftproof.ledger.store import Ledger
 from driftproof.rollout.requests import make_request
-from driftproof.rollout.worker import RolloutSettings
+from driftproof.rollout.settings import RolloutSettings
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
-from driftproof.types import FinishReason, Group, Request, Verdict
+from driftproof.types import Channel, FinishReason, Group, Request, Sampling, Verdict
 from driftproof.verify import Item, Verifier
 from driftproof.verify.judge import judge
 from driftproof.weights.snapshots import Snapshot, latest, list_snapshots
@@ -68,6 +68,7 @@ class Inbox:
         vocabulary: int,
         open_verifier: Callable[[], Verifier],
         settings: RolloutSettings,
+        sampling: Sampling,
         up_to_date: Callable[[], bool] = lambda: True,
     ) -> None:
         """
@@ -76,7 +77,7 @@ class Inbox:
             snapshots: the directory that the learner publishes to.
             vocabulary: token ids of the model are below it.
             open_verifier: called at the first response without a reward, and again when the verifier has failed.
-            settings: as for a built-in worker.
+            settings: as for a built-in worker; `sampling`, too.
             up_to_date: whether the other arguments still are what the run was configured with.
         """
         self.ledger = ledger
@@ -85,6 +86,9 @@ class Inbox:
         self.codec = codec
         self.vocabulary = vocabulary
         self.settings = settings
+        self.sampling = sampling
+        with Ledger(ledger) as opened:
+            self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in opened.plan.channels
         self._verifier = _OpenedOnDemand(open_verifier)
         self._up_to_date = up_to_date
         self._workers = Workers()
@@ -110,7 +114,7 @@ class Inbox:
             state = ledger.state
             leases = ledger.lease(name, min(count, MAX_PROMPTS), seconds)
             dispatches = [lease.dispatch for lease in leases]
-            self._workers.leased(ledger, name, dispatches, seconds, self.settings.want_logprobs)
+            self._workers.leased(ledger, name, dispatches, seconds, self.want_logprobs)
         snapshot = latest(self.snapshots)
         return Prompts(
             state=cast(State, state),
@@ -176,8 +180,8 @@ class Inbox:
             prompt,
             self.codec.encode(prompt),
             samples=self.settings.group_size,
-            sampling=self.settings.sampling,
-            want_logprobs=self.settings.want_logprobs,
+            sampling=self.sampling,
+            want_logprobs=self.want_logprobs,
         )
 
     def _read(self, where: str, group: GroupMessage | Refusal, ledger: Ledger, dispatched: int) -> _Written | Outcome:
@@ -205,21 +209,21 @@ class Inbox:
 
     def _response(self, where: str, response: ResponseMessage) -> types.Response:
         tokens = self._tokens(where, response)
-        if len(tokens) > self.settings.sampling.max_tokens:
+        if len(tokens) > self.sampling.max_tokens:
             raise _Refused(
                 f"{where}.{_content(response)}: {len(tokens)} tokens, the stop token included; max_tokens is "
-                f"{self.settings.sampling.max_tokens}"
+                f"{self.sampling.max_tokens}"
             )
-        stop_ids = self.settings.sampling.stop_ids
+        stop_ids = self.sampling.stop_ids
         if response.finish_reason == "stop" and tokens[-1] not in stop_ids:
             raise _Refused(
                 f"{where}.tokens[{len(tokens) - 1}]: {tokens[-1]} is none of the stop_ids {list(stop_ids)}; after "
                 "finish_reason 'stop' the stop token is the last"
             )
-        if self.settings.want_logprobs != (response.logprobs is not None):
+        if self.want_logprobs != (response.logprobs is not None):
             raise _Refused(
                 f"{where}.logprobs: the objective needs them, one per token; text cannot have any"
-                if self.settings.want_logprobs
+                if self.want_logprobs
                 else f"{where}.logprobs: the objective does not need them (want_logprobs is false); leave them out"
             )
         return types.Response(

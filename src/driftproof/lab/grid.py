@@ -6,10 +6,12 @@ Guarantees: a run is known by what determines it; two recipes that share a run h
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from driftproof.config import AdvantagesSection, Config, LabConfig, LabObjective, ObjectiveSection
+from driftproof.config import Config, ObjectiveSection
+from driftproof.lab.settings import LabConfig, LabObjective
+from driftproof.learner.settings import AdvantagesSettings
 from driftproof.metrics.collapse import number_or_zero
 
 View = Literal["tuning", "given", "tuned", "matched"]
@@ -70,15 +72,15 @@ def planned_cells(config: LabConfig, tuned: Mapping[str, float] | None = None) -
 
 def cell_config(config: LabConfig, cell: Cell) -> Config:
     """The configuration of one run: what `driftproof train` would be given."""
-    learner = config.learner.model_copy(update={"lr": cell.lr})
+    learner = replace(config.learner, lr=cell.lr)
     if cell.view == "matched":
-        learner = learner.model_copy(update={"max_grad_norm": config.lab.matched_grad_norm})
+        learner = replace(learner, max_grad_norm=config.lab.matched_grad_norm)
     return Config(
         **{name: getattr(config, name) for name in Config.model_fields}
         | {
-            "run": config.run.model_copy(update={"seed": cell.seed}),
+            "run": replace(config.run, seed=cell.seed),
             "objective": ObjectiveSection(name=cell.objective.name, **cell.objective.fields),
-            "advantages": AdvantagesSection(baseline=cell.objective.baseline),
+            "advantages": AdvantagesSettings(baseline=cell.objective.baseline),
             "learner": learner,
         }
     )

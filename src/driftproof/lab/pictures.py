@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driftproof.config import LabConfig
 from driftproof.lab.grid import View
 from driftproof.lab.runner import Result
+from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import Summary, accuracies, collapsed_at, summarize
 from driftproof.lab.tables import VIEWS, age_name
 from driftproof.metrics import names

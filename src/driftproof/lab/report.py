@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from driftproof.config import LabConfig
 from driftproof.errors import ConfigError
 from driftproof.lab.pictures import draw_pictures
 from driftproof.lab.runner import Result
+from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import collapsed_at, missing_cells, summarize
 from driftproof.lab.tables import markdown
 from driftproof.run import written_whole

@@ -18,14 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from driftproof.config import Config, EngineSection, LabConfig
+from driftproof.config import Config
+from driftproof.engines.settings import EngineSettings
 from driftproof.errors import ConfigError, LedgerError, RunError
 from driftproof.lab.experiment import Row, RunHistory, Sampler, exact_accuracy, run, sampled_accuracy
 from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, planned_cells, tuning_cells
+from driftproof.lab.settings import LabConfig
 from driftproof.lab.staleness import ExactLag, Periodic, Replay, Staleness
 from driftproof.ledger.order import PromptOrder
 from driftproof.ledger.store import Ledger
@@ -57,7 +59,7 @@ NOT_DETERMINING: dict[str, bool | set[str]] = {
     "runtime": True,
     "verify": True,
     "run": {"name", "directory"},
-    "engine": set(EngineSection.model_fields) - {"name", "slots", "device"},
+    "engine": {setting.name for setting in fields(EngineSettings)} - {"name", "slots", "device"},
     "evaluation": {"every"},
     "rollouts": {"recorded_share"},
     "learner": {
@@ -217,7 +219,7 @@ def run_cell(recipe: str, cell: Cell, directory: Path) -> None:
     started = time.monotonic()
     history = _experiment(cell_config(config, cell), config, cell)
     content = {
-        "settings": _settings(config, cell),
+        "settings": settings_hash(config, cell),
         "seconds": time.monotonic() - started,
         "rows": history.rows,
         "signals": history.signals,
@@ -277,16 +279,19 @@ def _read(config: LabConfig, cell: Cell, directory: Path) -> Result | None:
     if not path.is_file():
         return None
     content: dict[str, Any] = json.loads(path.read_text())
-    if content["settings"] != _settings(config, cell):
+    if content["settings"] != settings_hash(config, cell):
         raise ConfigError(
             f"{path} is the result of other settings than these; choose another --lab.directory, or remove it"
         )
     return Result(cell=cell, rows=tuple(content["rows"]), signals=content["signals"], seconds=content["seconds"])
 
 
-def _settings(config: LabConfig, cell: Cell) -> str:
-    """Hash of all that determines a run's numbers."""
+def settings_hash(config: LabConfig, cell: Cell) -> str:
+    """A hash of all that determines a run's numbers."""
     resolved = cell_config(config, cell).model_dump(mode="json", exclude=NOT_DETERMINING)
+    learner = config.learner
+    # Settings that were, with the values that they have now: results of earlier versions stay valid.
+    resolved["learner"] |= {"token_budget": learner.positions, "row_tokens": learner.row_tokens, "entropy": True}
     lab = {name: str(getattr(config.lab, name)) for name in ("schedule", "replay", "evaluate_every")}
     text = json.dumps([resolved, lab, cell.staleness], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

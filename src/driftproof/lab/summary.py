@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from driftproof.config import LabConfig
 from driftproof.evaluation.intervals import bootstrap, wilson
 from driftproof.lab.grid import Cell, View, best_rates, planned_cells
 from driftproof.lab.runner import Result
+from driftproof.lab.settings import LabConfig
 from driftproof.metrics.collapse import collapse_step, number_or_zero
 
 

@@ -12,8 +12,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.config import LabConfig
 from driftproof.lab.grid import Cell, View, planned_cells
+from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import Summary
 from driftproof.report.text import printable
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from driftproof.errors import GroupError
 from driftproof.logprobs import TokenValues
 from driftproof.objectives import Responses
-from driftproof.objectives.advantages import Baseline, group_advantages
+from driftproof.objectives.advantages import group_advantages
 from driftproof.objectives.responses import count_nonzero_rewards, count_valid_responses
-from driftproof.types import Group
+from driftproof.types import Baseline, Group
 
 EVERYTHING = slice(None)
 

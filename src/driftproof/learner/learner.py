@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
 
 import torch
 
@@ -17,6 +16,7 @@ from driftproof.errors import ObjectiveError
 from driftproof.learner.flat_batch import FixedChannels, FlatBatch
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy
+from driftproof.learner.settings import LearnerSettings
 from driftproof.learner.skipped import Skipped
 from driftproof.learner.update import backward, score
 from driftproof.logprobs import TokenValues
@@ -24,48 +24,7 @@ from driftproof.metrics import names
 from driftproof.metrics.health import read_figures, step_health
 from driftproof.metrics.steps import mean_metrics, reward_metrics
 from driftproof.objectives import Objective
-from driftproof.objectives.advantages import Baseline
-from driftproof.types import Batch, Channel, Group
-
-Schedule = Literal["constant", "cosine", "linear"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Optimization:
-    """How the weights move: AdamW, clipped gradients, a learning rate that follows a schedule."""
-
-    lr: float
-    """Peak learning rate."""
-    schedule: Schedule = "constant"
-    """After the warm-up: stay, or fall along a cosine or a line, which reach 0 one step after `steps`."""
-    warmup_steps: int = 0
-    steps: int
-    """Steps of the whole run."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    updates_per_step: int = 1
-    """Optimizer updates of a step: its groups are dealt out to so many, one after the other."""
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of `step`, 1-based."""
-        if step <= self.warmup_steps:
-            return self.lr * step / self.warmup_steps
-        if self.schedule == "constant":
-            return self.lr
-        progress = min((step - 1 - self.warmup_steps) / max(self.steps - self.warmup_steps, 1), 1.0)
-        return self.lr * (0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """How a batch is cut to fit."""
-
-    token_budget: int = 16384
-    """Positions of a micro-batch, padding included."""
-    row_tokens: int = 512
-    """Responses of a group share one copy of their prompt while a row stays within so many tokens."""
-    gradient_checkpointing: bool = False
+from driftproof.types import Baseline, Batch, Channel, Group
 
 
 class Learner:
@@ -75,14 +34,19 @@ class Learner:
         self,
         policy: Policy,
         objective: Objective,
-        optimization: Optimization,
-        memory: Memory,
+        settings: LearnerSettings,
+        *,
+        steps: int,
         baseline: Baseline = "mean",
-        want_entropy: bool = True,
         reference: Policy | None = None,
         fused: bool = True,
     ) -> None:
-        """`reference` is the policy that a KL term pulls to; `fused` chooses between the two paths of `backward`.
+        """
+        Args:
+            steps: steps of the whole run, along which the learning rate falls.
+            baseline: see `types.Baseline`.
+            reference: the policy that a KL term pulls to.
+            fused: chooses between the two paths of `backward`.
 
         Raises:
             ObjectiveError: the objective needs a reference policy or a value head, and there is none.
@@ -93,10 +57,9 @@ class Learner:
             raise ObjectiveError(f"objective {objective.name!r} needs a policy with a value head")
         self.policy = policy
         self.objective = objective
-        self.optimization = optimization
-        self.memory = memory
+        self.settings = settings
+        self.steps = steps
         self.baseline = baseline
-        self.want_entropy = want_entropy or Channel.ENTROPY in objective.needs
         self.reference = reference
         self.fused = fused
         self.step = 0
@@ -104,12 +67,12 @@ class Learner:
         """The updates of the last step that were not made."""
         self.optimizer = torch.optim.AdamW(
             policy.trained_parameters().values(),
-            lr=optimization.lr,
-            betas=optimization.betas,
-            weight_decay=optimization.weight_decay,
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
             fused=True,
         )
-        if memory.gradient_checkpointing:
+        if settings.gradient_checkpointing:
             policy.checkpoint_activations()
 
     def train(self, batch: Batch) -> dict[str, float]:
@@ -118,10 +81,10 @@ class Learner:
         An update whose loss or gradient is not finite leaves weights and optimizer as they are, bit for bit; `skipped`
         is the share of such updates, and the attribute of that name says which groups they were made of.
         """
-        lr = self.optimization.lr_at(batch.step)
+        lr = self.settings.lr_at(batch.step, self.steps)
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = lr
-        updates = split_updates(batch.groups, self.optimization.updates_per_step)
+        updates = split_updates(batch.groups, self.settings.updates_per_step)
         flats = [
             FlatBatch.of(groups, self.baseline, self.policy.device, self._fixed_channels(groups)) for groups in updates
         ]
@@ -136,11 +99,9 @@ class Learner:
 
     def _update(self, groups: Sequence[Group], flat: FlatBatch, first: int) -> dict[str, float]:
         """One update with the groups of a step from the `first` on."""
-        update = backward(
-            self.policy, self.objective, self.pack(groups), flat, want_entropy=self.want_entropy, fused=self.fused
-        )
+        update = backward(self.policy, self.objective, self.pack(groups), flat, want_entropy=True, fused=self.fused)
         parameters = self.policy.trained_parameters().values()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optimization.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         # Everything that the host wants to know, in one wait for the device.
         metrics = read_figures({**update.figures(self.policy.temperature), names.GRAD_NORM: norm})
         loss, grad_norm = metrics[names.LOSS], metrics[names.GRAD_NORM]
@@ -162,7 +123,7 @@ class Learner:
     def _fixed_channels(self, groups: Sequence[Group]) -> FixedChannels:
         """The values that the objective needs of the policy before the step, and of the reference policy."""
         needs, channels = self.objective.needs, FixedChannels()
-        several = self.optimization.updates_per_step > 1
+        several = self.settings.updates_per_step > 1
         # Before its only update the policy is the proximal one.
         if several and needs & {Channel.PROXIMAL_LOGPROBS, Channel.VALUES}:
             before = self.score(groups)
@@ -190,8 +151,8 @@ class Learner:
         """The micro-batches of groups, on the policy's device."""
         packed = pack(
             list(groups),
-            token_budget=self.memory.token_budget,
-            row_tokens=self.memory.row_tokens,
+            token_budget=self.settings.positions,
+            row_tokens=self.settings.row_tokens,
             share_prompts=self.policy.share_prompts,
         )
         return [micro_batch.to(self.policy.device) for micro_batch in packed]

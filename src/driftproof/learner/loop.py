@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.checkpoint import save_checkpoint
@@ -26,24 +24,6 @@ from driftproof.types import Batch
 from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.snapshots import Publisher
 
-OnCollapse = Literal["warn", "stop", "off"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cadence:
-    """How often the learner does what costs time."""
-
-    publish_every: int = 1
-    """Steps between snapshots; the last step is always published."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints; a stop and the last step are always checkpointed."""
-    stall_seconds: float = 600.0
-    """Longest wait without a new group before the run is stopped with a message."""
-    keep_groups: int = 0
-    """Steps whose groups keep their content, counted back from each checkpoint; 0 is all."""
-    max_skipped: int = 10
-    """Steps in a row without any update before the run is stopped with a message."""
-
 
 def learn(
     ledger: Ledger,
@@ -52,31 +32,30 @@ def learn(
     checkpoints: Path,
     skipped: Path,
     trackers: list[Tracker],
-    cadence: Cadence,
     while_waiting: Callable[[], object],
-    on_collapse: OnCollapse = "warn",
+    *,
+    stall_seconds: float,
 ) -> None:
     """Train until the plan's steps are done or somebody asks to stop.
 
     `while_waiting` is called again and again while too few groups are ready: it sleeps, or, without overlap, does the
-    rollout side's work. `on_collapse` says what a sign of collapse is answered with: an event, a stop besides, nothing.
-    The groups of updates whose loss or gradient is not finite are kept in `skipped`.
+    rollout side's work. The groups of updates whose loss or gradient is not finite are kept in `skipped`.
 
     Raises:
         StallError: no new group within `stall_seconds`.
         DivergenceError: `max_skipped` steps in a row without an update, after a checkpoint; or weights that are not
             finite.
     """
-    steps = ledger.plan.steps
+    settings, steps = learner.settings, ledger.plan.steps
     skipped_in_a_row = 0
     rollout = _RolloutMeter(ledger)
-    detector = CollapseDetector(SIGNS_OF_COLLAPSE if on_collapse != "off" else ())
+    detector = CollapseDetector(SIGNS_OF_COLLAPSE if settings.on_collapse != "off" else ())
     for earlier in ledger.steps():
         detector.observe(earlier)
     end_of_step, checkpoint_seconds = time.monotonic(), 0.0
     while learner.step < steps:
         recorded = time.monotonic()
-        batch = _wait_for_batch(ledger, cadence.stall_seconds, while_waiting)
+        batch = _wait_for_batch(ledger, stall_seconds, while_waiting)
         if batch is None:
             break
         taken = time.monotonic()
@@ -84,7 +63,7 @@ def learn(
         trained = time.monotonic()
         if not learner.finite:
             raise DivergenceError(_diverged(learner, checkpoints))
-        if learner.step % cadence.publish_every == 0 or learner.step == steps:
+        if learner.step % settings.publish_every == 0 or learner.step == steps:
             publisher.publish(learner.step, learner.policy.state())
         now = time.monotonic()
         metrics |= {
@@ -105,11 +84,11 @@ def learn(
             tracker.log(learner.step, metrics)
         for alarm in detector.observe(metrics):
             ledger.record_event("sign of collapse", f"step {learner.step}: {alarm}")
-            if on_collapse == "stop":
+            if settings.on_collapse == "stop":
                 ledger.set_state(STOPPING)
         skipped_in_a_row = skipped_in_a_row + 1 if metrics[names.SKIPPED] == 1 else 0
-        if skipped_in_a_row == cadence.max_skipped:
-            _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
+        if skipped_in_a_row == settings.max_skipped:
+            _checkpoint(ledger, learner, checkpoints, settings.keep_groups)
             ledger.set_state(STOPPING)
             raise DivergenceError(
                 f"{skipped_in_a_row} steps in a row had no finite loss and gradient (learner.max_skipped), the last of "
@@ -117,11 +96,11 @@ def learn(
                 "lower --learner.lr, another --objective.name or smaller rewards"
             )
         checkpoint_seconds = 0.0
-        if learner.step % cadence.checkpoint_every == 0 and learner.step < steps:
+        if learner.step % settings.checkpoint_every == 0 and learner.step < steps:
             before = time.monotonic()
-            _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
+            _checkpoint(ledger, learner, checkpoints, settings.keep_groups)
             checkpoint_seconds = time.monotonic() - before
-    _checkpoint(ledger, learner, checkpoints, cadence.keep_groups)
+    _checkpoint(ledger, learner, checkpoints, settings.keep_groups)
 
 
 def _wait_for_batch(ledger: Ledger, stall_seconds: float, while_waiting: Callable[[], object]) -> Batch | None:
@@ -146,8 +125,8 @@ def _what_was_skipped(batch: Batch, learner: Learner, path: Path) -> str:
     first = learner.skipped[0]
     groups = sum(len(update.offending) for update in learner.skipped)
     what = f"the loss was {first.loss:g}, the gradient {first.grad_norm:g}"
-    if learner.optimization.updates_per_step > 1:
-        what = f"{len(learner.skipped)} of {learner.optimization.updates_per_step} updates; in the first {what}"
+    if learner.settings.updates_per_step > 1:
+        what = f"{len(learner.skipped)} of {learner.settings.updates_per_step} updates; in the first {what}"
     return f"step {batch.step}: {what}; its {groups} groups are in {path}"
 
 

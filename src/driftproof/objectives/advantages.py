@@ -1,18 +1,14 @@
-"""Rewards to advantages: group by group, or token by token along a critic's values. Imports torch alone.
+"""Rewards to advantages: group by group, or token by token along a critic's values.
 
 In a group, a response without a reward (NaN: its verification failed) is left out of the baseline and gets advantage 0.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Baseline = Literal["mean", "mean-std", "leave-one-out"]
-"""`mean`: r - mean(r), the default (arXiv 2606.03070, Eq. 1). `mean-std`: that over (std + 1e-6), with the unbiased
-standard deviation (arXiv 2402.03300; verl). `leave-one-out`: r - mean of the others (arXiv 2402.14740)."""
+from driftproof.types import Baseline
 
 
 def group_advantages(rewards_R: Tensor, group_R: Tensor, baseline: Baseline = "mean") -> Tensor:
@@ -21,7 +17,7 @@ def group_advantages(rewards_R: Tensor, group_R: Tensor, baseline: Baseline = "m
     Args:
         rewards_R: [R] floating, NaN where a response has no reward.
         group_R: int64 [R], the group of each response, 0-based.
-        baseline: see `Baseline`.
+        baseline: see `types.Baseline`.
 
     A group of one reward, or of equal rewards, has advantages 0 throughout (a lone response under `leave-one-out` too).
     """

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ from driftproof.faults import ENGINE, fault_point
 from driftproof.ledger.store import RUNNING, Ledger
 from driftproof.rollout.renewals import Renewals
 from driftproof.rollout.requests import make_request
+from driftproof.rollout.settings import RolloutSettings
 from driftproof.rollout.weights import WeightFollower
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
-from driftproof.types import Group, Request, Sampling
+from driftproof.types import Channel, Group, Request, Sampling
 from driftproof.verify import Verifier
 from driftproof.verify.judge import judge
 
@@ -35,17 +35,6 @@ ATTEMPTS = 3
 """Attempts at generating a group before giving it up."""
 FAILED_GROUPS = 8
 """Groups in a row that an engine may fail to write before its worker ends."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutSettings:
-    """What a worker asks its engine for."""
-
-    group_size: int
-    sampling: Sampling
-    want_logprobs: bool
-    lease_seconds: float = 120.0
-    """A worker that is silent for so long has lost its leases."""
 
 
 class RolloutWorker:
@@ -65,6 +54,7 @@ class RolloutWorker:
         verifier: Verifier,
         snapshots: Path,
         settings: RolloutSettings,
+        sampling: Sampling,
         phase: Callable[[str], object] = lambda _: None,
     ) -> None:
         """`phase` is told, in a few words, whenever the worker turns to something else."""
@@ -75,6 +65,8 @@ class RolloutWorker:
         self.codec = codec
         self.verifier = verifier
         self.settings = settings
+        self.sampling = sampling
+        self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels
         self.weights = WeightFollower(engine, snapshots, phase=phase, refused=self._snapshot_refused)
         self._phase = phase
         self._under_way = 0
@@ -173,8 +165,8 @@ class RolloutWorker:
                 prompt,
                 self.codec.encode(prompt),
                 samples=self.settings.group_size,
-                sampling=self.settings.sampling,
-                want_logprobs=self.settings.want_logprobs,
+                sampling=self.sampling,
+                want_logprobs=self.want_logprobs,
             )
             for lease, prompt in zip(leases, prompts, strict=True)
         ]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -23,13 +23,12 @@ from driftproof.engines.protocol import Engine, generate
 from driftproof.engines.recorded import RecordedEngine
 from driftproof.errors import ConfigError, EngineError, TaskError
 from driftproof.evaluation.heldout import evaluate
-from driftproof.learner.learner import Learner, Memory, Optimization
-from driftproof.learner.loop import Cadence
+from driftproof.learner.learner import Learner
 from driftproof.learner.policy import Policy
 from driftproof.ledger.store import Ledger, Plan
 from driftproof.metrics.trackers import Tracker, check_trackers, open_trackers
 from driftproof.objectives import Objective, build, find
-from driftproof.rollout.worker import RolloutSettings, RolloutWorker
+from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
@@ -79,7 +78,7 @@ def preflight(config: Config) -> Plan:
         seed=config.run.seed,
         prompts=len(task.live),
         groups_per_step=config.learner.groups_per_step,
-        max_staleness=config.max_staleness,
+        max_staleness=config.rollouts.max_staleness,
         steps=config.run.steps,
         channels=objective.needs & GROUP_CHANNELS,
         model=model.fingerprint,
@@ -189,36 +188,10 @@ def make_learner(config: Config) -> Learner:
     return Learner(
         open_policy(config.model.path, value_head=Channel.VALUES in objective.needs),
         objective,
-        Optimization(
-            lr=config.learner.lr,
-            schedule=config.learner.schedule,
-            warmup_steps=config.learner.warmup_steps,
-            steps=config.run.steps,
-            betas=config.learner.betas,
-            weight_decay=config.learner.weight_decay,
-            max_grad_norm=config.learner.max_grad_norm,
-            updates_per_step=config.learner.updates_per_step,
-        ),
-        Memory(
-            token_budget=config.learner.token_budget,
-            row_tokens=config.learner.row_tokens,
-            gradient_checkpointing=config.learner.gradient_checkpointing,
-        ),
+        config.learner,
+        steps=config.run.steps,
         baseline=config.advantages.baseline,
-        want_entropy=config.learner.entropy,
         reference=reference,
-    )
-
-
-def make_cadence(config: Config) -> Cadence:
-    return Cadence(
-        # Without staleness every response is written by the newest weights.
-        publish_every=config.learner.publish_every if config.max_staleness else 1,
-        checkpoint_every=config.learner.checkpoint_every,
-        # The run's parent notices first: it sees all processes, and asks them for their stacks.
-        stall_seconds=config.runtime.start_seconds + config.runtime.stall_seconds,
-        max_skipped=config.learner.max_skipped,
-        keep_groups=config.learner.keep_groups,
     )
 
 
@@ -244,12 +217,8 @@ def make_worker(config: Config, directory: RunDirectory, ledger: Ledger, name: s
         # Recorded responses have their rewards, so nothing needs to be started for them.
         make_verifier(config, task) if config.rollouts.recorded_share != 1 else ExactVerifier(),
         directory.snapshots,
-        RolloutSettings(
-            group_size=config.rollouts.group_size,
-            sampling=make_sampling(config, codec),
-            want_logprobs=Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels,
-            lease_seconds=config.rollouts.lease_seconds,
-        ),
+        config.rollouts,
+        make_sampling(config, codec),
     )
 
 
@@ -425,8 +394,9 @@ def _check_recorded_lengths(
             )
 
 
-def limit_threads(threads: int) -> None:
-    """Threads of this process, for torch and for whatever it loads."""
+def limit_threads(threads: int | Literal["auto"]) -> None:
+    """Threads of this process, for torch and for whatever it loads; one where nobody has counted the cores."""
+    threads = 1 if threads == "auto" else threads
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 

@@ -8,12 +8,9 @@ from pathlib import Path
 from driftproof.config import Config
 from driftproof.errors import ConfigError
 from driftproof.inbox.service import Inbox
-from driftproof.ledger.store import Ledger
-from driftproof.rollout.worker import RolloutSettings
 from driftproof.run import RunDirectory
 from driftproof.runtime.build import make_sampling, make_task, make_verifier
 from driftproof.tasks.codec import Codec
-from driftproof.types import Channel
 from driftproof.weights.models import inspect_model
 
 SECTIONS = ("model", "task", "sampling", "rollouts", "verify")
@@ -41,8 +38,6 @@ def open_inbox(path: Path) -> Inbox:
         )
     model = inspect_model(config.model.path)
     codec = Codec(config.model.path)
-    with Ledger(directory.ledger) as ledger:
-        want_logprobs = Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels
     return Inbox(
         directory.ledger,
         directory.snapshots,
@@ -50,12 +45,8 @@ def open_inbox(path: Path) -> Inbox:
         codec,
         model.vocabulary,
         partial(make_verifier, config, task),
-        RolloutSettings(
-            group_size=config.rollouts.group_size,
-            sampling=make_sampling(config, codec),
-            want_logprobs=want_logprobs,
-            lease_seconds=config.rollouts.lease_seconds,
-        ),
+        config.rollouts,
+        make_sampling(config, codec),
         up_to_date=partial(_up_to_date, directory, config),
     )
 

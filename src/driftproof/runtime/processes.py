@@ -17,7 +17,6 @@ import sqlite3
 import sys
 import threading
 import time
-import tomllib
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -37,7 +36,6 @@ from driftproof.runtime.build import (
     evaluate_heldout,
     heldout_evaluation,
     limit_threads,
-    make_cadence,
     make_learner,
     make_trackers,
     make_worker,
@@ -145,9 +143,9 @@ def _learn(config: Config, directory: RunDirectory, worker_name: str | None) -> 
                 directory.checkpoints,
                 directory.skipped,
                 trackers,
-                make_cadence(config),
-                while_waiting=worker.work if worker else _pause,
-                on_collapse=config.learner.on_collapse,
+                worker.work if worker else _pause,
+                # The run's parent notices first: it sees all processes, and asks them for their stacks.
+                stall_seconds=config.runtime.start_seconds + config.runtime.stall_seconds,
             )
         if worker:
             worker.close()
@@ -180,7 +178,7 @@ def _entered(path: Path, name: str, parent: Connection) -> Iterator[tuple[Config
     _end_without_parent()
     threading.Thread(target=_watch_parent, args=(directory.ledger,), daemon=True).start()
     try:
-        yield Config.model_validate(tomllib.loads(directory.config.read_text())), directory
+        yield Config.from_toml(directory.config.read_text()), directory
     except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
         # The log may be on the disk that is full.
         with contextlib.suppress(OSError):

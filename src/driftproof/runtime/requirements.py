@@ -44,11 +44,11 @@ def requirements(config: Config) -> list[Requirement]:
     """
     model = read_config(config.model.path)
     longest = max(config.learner.row_tokens, config.sampling.max_tokens)
-    row_tokens = min(longest, config.learner.token_budget)
+    row_tokens = min(longest, config.learner.positions)
     device = resolve_device(config.learner.device)
     learner = learner_memory(
         model,
-        rows=max(config.learner.token_budget // row_tokens, 1),
+        rows=max(config.learner.positions // row_tokens, 1),
         row_tokens=row_tokens,
         bfloat16=config.learner.dtype == "bfloat16" or (config.learner.dtype == "auto" and device != "cpu"),
         gradient_checkpointing=config.learner.gradient_checkpointing,

@@ -218,12 +218,12 @@ def _launched(
         config.model.path,
         log=log,
         device=resolve_device(engine.device),
-        threads=engine.threads,
+        threads=1 if engine.threads == "auto" else engine.threads,
         slots=engine.slots,
         arguments=engine.arguments,
     )
     try:
-        if not server.wait_ready(engine.start_seconds, lambda: bool(signals)):
+        if not server.wait_ready(config.runtime.start_seconds, lambda: bool(signals)):
             raise RunError("stopped before vLLM was ready")
         directory.server_url.write_text(server.url)
         yield server
@@ -286,7 +286,7 @@ class _Crew:
             ledger.step, ledger.plan.steps, stall_seconds=runtime.stall_seconds, start_seconds=runtime.start_seconds
         )
         # A worker renews its leases, and reports, four times while they last.
-        self._silent_seconds = max(runtime.silent_seconds, config.rollouts.lease_seconds)
+        self._silent_seconds = config.rollouts.silent_seconds
         self._start_seconds = runtime.start_seconds
         self._reports = Reports()
         self._log_begins: dict[str, int] = {}

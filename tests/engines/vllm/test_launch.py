@@ -110,7 +110,7 @@ def test_a_server_that_ends_is_reported_with_its_last_words(tmp_path: Path) -> N
 
 def test_a_server_that_never_answers_is_stopped(tmp_path: Path) -> None:
     with start(tmp_path, "mute") as server:
-        with pytest.raises(EngineError, match=r"within 0\.3 s \(engine\.start_seconds\)"):
+        with pytest.raises(EngineError, match=r"within 0\.3 s \(runtime\.start_seconds\)"):
             server.wait_ready(0.3)
         assert not server.wait_ready(LIMIT, interrupted=lambda: bool(pids(tmp_path)))
     assert all_end(pids(tmp_path))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from driftproof.cli.main import main
 from driftproof.errors import LedgerError
-from driftproof.learner.loop import Cadence, learn
+from driftproof.learner.loop import learn
 from driftproof.ledger.maintenance.check import check_run
 from driftproof.ledger.maintenance.prune import prunable_step, prune
 from driftproof.ledger.store import Ledger, Plan
@@ -137,8 +137,9 @@ def test_the_learner_prunes_at_its_checkpoints(tmp_path: Path) -> None:
                 group = make_group([1], [[2, 3], [4]], [1.0, 0.0], prompt_index=lease.prompt_index)
                 ledger.commit("a", {lease.dispatch: group})
 
-        cadence = Cadence(checkpoint_every=2, keep_groups=2)
-        learn(ledger, tiny_learner(), publisher, tmp_path / "checkpoints", tmp_path / "skipped", [], cadence, write)
+        learner = tiny_learner(checkpoint_every=2, keep_groups=2)
+        checkpoints, skipped = tmp_path / "checkpoints", tmp_path / "skipped"
+        learn(ledger, learner, publisher, checkpoints, skipped, [], write, stall_seconds=600.0)
         assert ledger.pruned_step == 5
         assert [record.trained_step for record in ledger.records()] == [6, 6, 7, 7]
     findings = check_run(tmp_path).findings

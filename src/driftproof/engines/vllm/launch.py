@@ -51,7 +51,7 @@ class Server:
                 raise EngineError(f"the server ended with code {self._process.returncode}; {self.last_words()}")
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"the server does not answer at {self.url}/health within {seconds:g} s (engine.start_seconds); "
+                    f"the server does not answer at {self.url}/health within {seconds:g} s (runtime.start_seconds); "
                     f"{self.last_words()}"
                 )
             if interrupted():
