@@ -6,8 +6,8 @@ API key is in no message of ours; proxies of the environment are passed by.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,12 +21,19 @@ REPLY_BYTES = 8 << 20
 _KEEPALIVE_SECONDS = 4.0
 """Idle time of a connection, below the 5 s after which uvicorn, under vLLM and SGLang, closes it."""
 _CONNECT_SECONDS = 10.0
-# A few bytes of gzip unpack to gigabytes, and replies of a machine nearby gain nothing by it.
-_HEADERS = {"Accept-Encoding": "identity"}
 
 
 class ReplyError(EngineError):
     """A reply that must not be used; the message names the field and what is wrong with it."""
+
+
+class Unreachable(EngineError):
+    """A server that does not answer now, and may later."""
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        """Name to count it under: `timeout`, `refused`, `disconnected` or `unwell`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +71,14 @@ def server_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def open_client(api_key_variable: str) -> httpx2.AsyncClient:
-    """A client without time limits of its own, with the key of an environment variable where one is named.
+def open_client(api_key_variable: str = "", *, reuse: bool = True) -> httpx2.AsyncClient:
+    """A client with the key of an environment variable where one is named; unless `reuse`, a connection for each call.
 
     Raises:
         EngineError: the variable is not set.
     """
-    headers = dict(_HEADERS)
+    # A few bytes of gzip unpack to gigabytes, and replies of a machine nearby gain nothing by it.
+    headers = {"Accept-Encoding": "identity"}
     if api_key_variable:
         key = os.environ.get(api_key_variable, "").strip()
         if not key:
@@ -81,7 +89,7 @@ def open_client(api_key_variable: str) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         headers=headers,
         timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
-        limits=httpx2.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_SECONDS),
+        limits=httpx2.Limits(max_keepalive_connections=None if reuse else 0, keepalive_expiry=_KEEPALIVE_SECONDS),
         trust_env=False,
     )
 
@@ -92,80 +100,36 @@ async def send(
     url: str,
     body: dict[str, Any] | None = None,
     *,
+    seconds: float,
     limit: int = REPLY_BYTES,
+    params: dict[str, str] | None = None,
     extensions: dict[str, Any] | None = None,
 ) -> Answer:
-    """One call.
+    """One call of at most `seconds` whose reply has at most `limit` bytes.
 
     Raises:
-        httpx2.RequestError: no whole reply. ReplyError: one beyond `limit` bytes, or compressed.
-    """
-    content = bytearray()
-    async with client.stream(method, url, json=body, extensions=extensions) as response:
-        _check_encoding(response)
-        async for chunk in response.aiter_raw():
-            _append(content, chunk, limit)
-    return _answer(response, content)
-
-
-def open_blocking_client(api_key: str, timeout_seconds: float) -> httpx2.Client:
-    """A client for `send_blocking`; every call has a connection of its own and `timeout_seconds`."""
-    headers = {**_HEADERS, **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
-    return httpx2.Client(
-        headers=headers,
-        timeout=httpx2.Timeout(timeout_seconds, connect=_CONNECT_SECONDS),
-        # A server that failed at one call may close its connection, which the next one would then find closed.
-        limits=httpx2.Limits(max_keepalive_connections=0),
-        trust_env=False,
-    )
-
-
-def send_blocking(
-    client: httpx2.Client,
-    method: str,
-    url: str,
-    body: dict[str, Any] | None = None,
-    *,
-    params: Mapping[str, str] | None = None,
-) -> Answer:
-    """One call from a thread that may wait for it.
-
-    Raises:
-        EngineError: no whole reply, or one beyond the limit; with the address.
+        Unreachable: no whole reply in time. ReplyError: one that is too large, or compressed.
     """
     content = bytearray()
     try:
-        with client.stream(method, url, json=body, params=params) as response:
-            _check_encoding(response)
-            for chunk in response.iter_raw():
-                _append(content, chunk, REPLY_BYTES)
-    except httpx2.TimeoutException as error:
-        raise EngineError(f"{url}: no answer in time ({type(error).__name__})") from error
-    except httpx2.HTTPError as error:
-        raise EngineError(f"{url}: {describe(error)}") from error
-    except ReplyError as error:
-        raise EngineError(f"{url}: {error}") from error
-    return _answer(response, content)
-
-
-def describe(error: httpx2.HTTPError) -> str:
-    """The error in words; httpx leaves some messages empty."""
-    return f"{type(error).__name__}{f': {error}' if str(error) else ''}"
-
-
-def _check_encoding(response: httpx2.Response) -> None:
-    encoding = response.headers.get("Content-Encoding", "identity")
-    if encoding != "identity":
-        raise ReplyError(f"body: compressed ({encoding[:20]!r}), which was not asked for")
-
-
-def _append(content: bytearray, chunk: bytes, limit: int) -> None:
-    content += chunk
-    if len(content) > limit:
-        raise ReplyError(f"body: more than {limit} bytes, the most that an honest reply could have")
-
-
-def _answer(response: httpx2.Response, content: bytearray) -> Answer:
+        async with (
+            asyncio.timeout(seconds),
+            client.stream(method, url, json=body, params=params, extensions=extensions) as response,
+        ):
+            encoding = response.headers.get("Content-Encoding", "identity")
+            if encoding != "identity":
+                raise ReplyError(f"{url}: compressed ({encoding[:20]!r}), which was not asked for")
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > limit:
+                    raise ReplyError(f"{url}: more than {limit} bytes, the most that an honest reply could have")
+    except TimeoutError as error:
+        raise Unreachable(f"{url}: no answer within {seconds:g} s", kind="timeout") from error
+    except httpx2.RequestError as error:
+        kind = "refused" if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else "disconnected"
+        # Some messages of httpx are empty.
+        said = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
+        raise Unreachable(f"{url}: {said}", kind=kind) from error
     return Answer(
         status=response.status_code, content=bytes(content), retry_after=response.headers.get("Retry-After", "")
     )

@@ -91,7 +91,8 @@ def _check_servers(config: Config, objective: Objective) -> None:
     """Refuse servers of which none answers, or one that cannot give what the objective needs."""
     if not config.engine.url:
         return
-    from driftproof.engines.openai.probe import Unreachable, probe
+    from driftproof.engines.http import Unreachable
+    from driftproof.engines.openai.probe import probe
 
     silent = []
     for url in config.engine.url:
@@ -262,7 +263,7 @@ def _make_updater(config: Config) -> VllmUpdater | None:
     tolerance = config.engine.canary_tolerance
     return VllmUpdater(
         canary=Canary(config.model.path, tolerance=tolerance) if tolerance else None,
-        api_key=os.environ.get(config.engine.api_key_variable, ""),
+        api_key_variable=config.engine.api_key_variable,
     )
 
 

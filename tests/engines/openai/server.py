@@ -13,7 +13,6 @@ import random
 import socket
 import threading
 import time
-import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from driftproof.engines.http import open_client, send
 from driftproof.types import Prompt, Request, Sampling
 
 END = 0
@@ -349,10 +349,11 @@ class HttpUpdater:
 
     counters: Mapping[str, float] = MappingProxyType({})
 
-    def update(self, server_url: str, snapshot: Path) -> None:
-        request = urllib.request.Request(f"{server_url}/update", data=json.dumps({"weights": snapshot.name}).encode())
-        with urllib.request.urlopen(request, timeout=300):
-            pass
+    async def update(self, server_url: str, snapshot: Path) -> None:
+        async with open_client() as client:
+            answer = await send(client, "POST", f"{server_url}/update", {"weights": snapshot.name}, seconds=300)
+        if answer.status != 200:
+            raise OSError(answer.text)
 
 
 @contextlib.contextmanager

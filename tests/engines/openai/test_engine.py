@@ -361,7 +361,7 @@ def test_an_error_in_the_updater_reaches_the_worker(tmp_path: Path):
     class Broken:
         counters: Mapping[str, float] = MappingProxyType({})
 
-        def update(self, server_url: str, snapshot: Path) -> None:
+        async def update(self, server_url: str, snapshot: Path) -> None:
             raise ZeroDivisionError("a mistake of ours")
 
     (one,) = snapshots(tmp_path, "one")

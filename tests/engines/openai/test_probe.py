@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.engines.http import server_url
-from driftproof.engines.openai.probe import ServerFacts, Unreachable, probe
+from driftproof.engines.http import Unreachable, server_url
+from driftproof.engines.openai.probe import ServerFacts, probe
 from driftproof.engines.openai.wire import Dialect
 from driftproof.errors import EngineError
 

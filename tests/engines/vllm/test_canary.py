@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from driftproof.engines.http import open_client
 from driftproof.engines.vllm.canary import LENGTH, SEQUENCES, Canary
 from driftproof.errors import EngineError
 from driftproof.learner.packing import pack
@@ -59,45 +60,48 @@ def test_it_expects_what_the_learner_computes(snapshots: list[Path], tiny_model_
     assert np.abs(found[0] - found[1]).max() > 1e-2
 
 
+def check(canary: Canary, url: str, snapshot: Path) -> float:
+    async def ask() -> float:
+        async with open_client() as client:
+            return await canary.check(client, url, snapshot)
+
+    return asyncio.run(ask())
+
+
 def test_a_server_with_these_weights_passes_and_any_other_does_not(
     server: StandIn, snapshots: list[Path], tiny_model_dir: Path
 ) -> None:
     canary = Canary(tiny_model_dir)
-    with httpx2.Client() as client:
-        with pytest.raises(
-            EngineError, match=r"does not answer with the weights of step-00000000.*0\.001 is tolerated"
-        ):
-            canary.check(client, server.url, snapshots[0])
-        canary.tolerance = 100.0
-        expected = np.abs(canary.expected(snapshots[0]) - server.logprob).max()
-        assert canary.check(client, server.url, snapshots[0]) == pytest.approx(expected)
-        server.logprob = math.nan
-        with pytest.raises(EngineError, match="differ by up to nan"):
-            canary.check(client, server.url, snapshots[0])
+    with pytest.raises(EngineError, match=r"does not answer with the weights of step-00000000.*0\.001 is tolerated"):
+        check(canary, server.url, snapshots[0])
+    canary.tolerance = 100.0
+    expected = np.abs(canary.expected(snapshots[0]) - server.logprob).max()
+    assert check(canary, server.url, snapshots[0]) == pytest.approx(expected)
+    server.logprob = math.nan
+    with pytest.raises(EngineError, match="differ by up to nan"):
+        check(canary, server.url, snapshots[0])
 
 
 def test_a_server_without_prompt_logprobs_is_an_error(
     server: StandIn, snapshots: list[Path], tiny_model_dir: Path
 ) -> None:
     canary = Canary(tiny_model_dir)
-    with httpx2.Client() as client:
-        server.trouble["/v1/completions"] = (400, "prompt_logprobs is unknown")
-        with pytest.raises(EngineError, match=r"status 400.*prompt_logprobs is unknown"):
-            canary.check(client, server.url, snapshots[0])
-        server.trouble["/v1/completions"] = (200, "no choices")
-        with pytest.raises(EngineError, match="gives no prompt log-probs"):
-            canary.check(client, server.url, snapshots[0])
+    server.trouble["/v1/completions"] = (400, "prompt_logprobs is unknown")
+    with pytest.raises(EngineError, match=r"status 400.*prompt_logprobs is unknown"):
+        check(canary, server.url, snapshots[0])
+    server.trouble["/v1/completions"] = (200, "no choices")
+    with pytest.raises(EngineError, match="gives no prompt log-probs"):
+        check(canary, server.url, snapshots[0])
 
 
 def test_several_servers_may_be_checked_at_once(server: StandIn, snapshots: list[Path], tiny_model_dir: Path) -> None:
     canary = Canary(tiny_model_dir, tolerance=100.0)
     found: list[float] = []
 
-    def check(snapshot: Path) -> None:
-        with httpx2.Client() as client:
-            found.append(canary.check(client, server.url, snapshot))
-
-    threads = [threading.Thread(target=check, args=(snapshot,)) for snapshot in snapshots * 3]
+    threads = [
+        threading.Thread(target=lambda path=path: found.append(check(canary, server.url, path)))
+        for path in snapshots * 3
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

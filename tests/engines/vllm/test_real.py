@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from driftproof.engines.vllm.updater import VllmUpdater
 from driftproof.errors import EngineError
 from driftproof.ledger.store import Ledger
 from driftproof.weights.snapshots import Publisher
+from tests.engines.vllm.test_canary import check
 from tests.runtime import runs
 
 PYTHON = Path(os.environ.get("DRIFTPROOF_VLLM", ".venv-vllm/bin/python"))
@@ -72,22 +74,22 @@ def test_weights_arrive_exactly_and_a_foreign_snapshot_changes_nothing(
     for step in range(3):
         torch.manual_seed(step)
         with torch.no_grad():
-            for parameter in policy.trained_parameters().values():
+            for parameter in policy.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
         snapshot = publisher.publish(step, policy.state_dict()).path
-        updater.update(server.url, snapshot)
+        asyncio.run(updater.update(server.url, snapshot))
     assert updater.counters["weight_updates"] == 3
     with httpx2.Client(trust_env=False) as client:
         assert client.get(f"{server.url}/weight_info").json() == {"weight_version": "step-00000002"}
         assert updater.canary is not None
         with pytest.raises(EngineError, match="does not answer with the weights of step-00000001"):
-            updater.canary.check(client, server.url, publisher.directory / "step-00000001")
+            check(updater.canary, server.url, publisher.directory / "step-00000001")
         state = dict(policy.state_dict())
         state.pop("model.norm.weight")
         foreign = publisher.publish(9, state).path
         with pytest.raises(EngineError, match=r"no tensor model\.norm\.weight"):
-            updater.update(server.url, foreign)
-        updater.canary.check(client, server.url, snapshot)
+            asyncio.run(updater.update(server.url, foreign))
+        check(updater.canary, server.url, snapshot)
 
 
 def test_a_server_that_dies_under_a_run_is_started_again(tmp_path: Path) -> None:

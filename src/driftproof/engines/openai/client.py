@@ -6,7 +6,6 @@ is believed of a process that was started again after it was given its weights; 
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from typing import Any
 
 import httpx2
 
-from driftproof.engines.http import REPLY_BYTES, Answer, ReplyError, describe, send
+from driftproof.engines.http import REPLY_BYTES, Answer, ReplyError, Unreachable, send
 from driftproof.engines.openai.pool import Failure
-from driftproof.engines.openai.probe import ServerFacts, Unreachable, start_time
+from driftproof.engines.openai.probe import ServerFacts, start_time
 from driftproof.engines.openai.wire import Call, Reply, build_body, read_reply
 
 _MESSAGE = 300
@@ -57,10 +56,20 @@ class CompletionClient:
 
         self.counters["calls"] += 1
         try:
-            answer = await self._send(facts, call, {"trace": trace})
+            answer = await send(
+                self.http,
+                "POST",
+                facts.url + facts.dialect.route,
+                build_body(facts.dialect, call, facts.model),
+                seconds=self.timeout_seconds,
+                limit=REPLY_BYTES + _TOKEN_BYTES * call.samples * (len(call.request.prompt_tokens) + call.max_tokens),
+                extensions={"trace": trace},
+            )
             if answer.status != 200:
                 raise self._refusal(answer)
             reply = read_reply(facts.dialect, answer.content, call, vocabulary=self.vocabulary, encode=self.encode)
+        except Unreachable as error:
+            raise Failure(error.kind, str(error), lost=error.kind == "refused") from error
         except ReplyError as error:
             raise Failure("invalid_reply", str(error)) from error
         # A process that was started again has no old connections: only what came over a new one can be its work.
@@ -72,21 +81,6 @@ class CompletionClient:
         """A server's words without our key, should it repeat it."""
         key = self.http.headers.get("Authorization", "").removeprefix("Bearer ")
         return text.replace(key, "***") if key else text
-
-    async def _send(self, facts: ServerFacts, call: Call, extensions: dict[str, Any]) -> Answer:
-        limit = REPLY_BYTES + _TOKEN_BYTES * call.samples * (len(call.request.prompt_tokens) + call.max_tokens)
-        body = build_body(facts.dialect, call, facts.model)
-        try:
-            async with asyncio.timeout(self.timeout_seconds):
-                return await send(
-                    self.http, "POST", facts.url + facts.dialect.route, body, limit=limit, extensions=extensions
-                )
-        except TimeoutError as error:
-            raise Failure("timeout", f"no reply within {self.timeout_seconds:g} s") from error
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise Failure("refused", f"no connection ({describe(error)})", lost=True) from error
-        except httpx2.RequestError as error:
-            raise Failure("disconnected", f"the connection broke ({describe(error)})") from error
 
     async def _check_identity(self, facts: ServerFacts) -> None:
         try:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from driftproof.engines.openai.probe import ServerFacts, Unreachable
+from driftproof.engines.http import Unreachable
+from driftproof.engines.openai.probe import ServerFacts
 from driftproof.errors import EngineError
 
 
@@ -28,8 +29,8 @@ class Updater(Protocol):
         """Counts since the start that an operator should see."""
         ...
 
-    def update(self, server_url: str, snapshot: Path) -> None:
-        """Return when the server answers with the weights of `snapshot`; called from several threads at once.
+    async def update(self, server_url: str, snapshot: Path) -> None:
+        """Return when the server answers with the weights of `snapshot`; several servers are updated at once.
 
         Raises:
             EngineError, OSError: the server does not have them.
@@ -292,7 +293,7 @@ class ServerPool:
                 server.weights = None
             while self._updater is not None and self._snapshot is not None and server.weights != self._snapshot:
                 snapshot = self._snapshot
-                await asyncio.to_thread(self._updater.update, server.url, snapshot)
+                await self._updater.update(server.url, snapshot)
                 server.weights = snapshot
                 self._counters["updates"] += 1
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from driftproof.engines.http import Answer, ReplyError, describe, open_client, send, server_url
+from driftproof.engines.http import Answer, ReplyError, Unreachable, open_client, send, server_url
 from driftproof.engines.openai.wire import Call, Dialect, build_body, read_object
 from driftproof.engines.protocol import name_of
 from driftproof.errors import EngineError
@@ -24,10 +24,6 @@ _SECONDS = 60.0
 """Time limit of one question; a loaded server answers late."""
 _OWNERS = {"vllm": Dialect.VLLM, "sglang": Dialect.SGLANG, "llamacpp": Dialect.LLAMACPP}
 """`owned_by` in /v1/models."""
-
-
-class Unreachable(EngineError):
-    """A server that does not answer now, and may later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +103,7 @@ async def start_time(client: httpx2.AsyncClient, url: str) -> str:
     Raises:
         Unreachable: it does not answer.
     """
-    answer = await _send(client, "GET", url, "/metrics")
+    answer = await send(client, "GET", f"{url}/metrics", seconds=_SECONDS)
     found = re.search(r"^process_start_time_seconds(?:\{[^}]*\})? (\S+)$", answer.text, re.MULTILINE)
     return found[1] if answer.status == 200 and found else ""
 
@@ -178,10 +174,10 @@ def _first_difference(theirs: Sequence[Any], ours: Sequence[int]) -> str:
 
 
 async def _model_cards(client: httpx2.AsyncClient, url: str) -> list[dict[str, Any]]:
-    answer = await _send(client, "GET", url, "/v1/models")
+    answer = await send(client, "GET", f"{url}/v1/models", seconds=_SECONDS)
     _check_key(url, answer)
     if answer.status >= 500 or answer.status == 429:
-        raise Unreachable(f"{url}/v1/models: status {answer.status}")
+        raise Unreachable(f"{url}/v1/models: status {answer.status}", kind="unwell")
     cards: Any = None
     if answer.status == 200:
         try:
@@ -211,7 +207,7 @@ async def _first_choice(
     body = build_body(dialect, call, model)
     if dialect is not Dialect.LLAMACPP:
         body["logprobs"] = 1
-    answer = await _send(client, "POST", url, dialect.route, body)
+    answer = await send(client, "POST", url + dialect.route, body, seconds=_SECONDS)
     # Some list their models to whoever asks.
     _check_key(url, answer)
     reply = _object(f"{url}{dialect.route}", answer)
@@ -243,12 +239,13 @@ async def _optional(
     Raises:
         Unreachable: no answer, or a failure of the server's own.
     """
-    return _object(f"{url}{route}", await _send(client, "GET" if body is None else "POST", url, route, body))
+    method = "GET" if body is None else "POST"
+    return _object(url + route, await send(client, method, url + route, body, seconds=_SECONDS))
 
 
 def _object(where: str, answer: Answer) -> dict[str, Any]:
     if answer.status >= 500 or answer.status == 429:
-        raise Unreachable(f"{where}: status {answer.status}")
+        raise Unreachable(f"{where}: status {answer.status}", kind="unwell")
     if answer.status != 200:
         return {}
     try:
@@ -263,17 +260,3 @@ def _check_key(url: str, answer: Answer) -> None:
             f"{url} refuses us (status {answer.status}); name the environment variable that holds its API key: "
             "--engine.api_key_variable NAME"
         )
-
-
-async def _send(
-    client: httpx2.AsyncClient, method: str, url: str, route: str, body: dict[str, Any] | None = None
-) -> Answer:
-    try:
-        async with asyncio.timeout(_SECONDS):
-            return await send(client, method, url + route, body)
-    except TimeoutError as error:
-        raise Unreachable(f"{url}{route}: no answer within {_SECONDS:g} s") from error
-    except httpx2.RequestError as error:
-        raise Unreachable(f"{url}{route}: {describe(error)}") from error
-    except ReplyError as error:
-        raise EngineError(f"{url}{route}: {error}") from error

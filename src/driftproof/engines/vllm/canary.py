@@ -6,6 +6,7 @@ a difference that is too large, or no number, is an error with the figure.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from pathlib import Path
@@ -17,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from driftproof.engines.embedded.load import load_weights
-from driftproof.engines.http import send_blocking
+from driftproof.engines.http import send
 from driftproof.errors import EngineError
 from driftproof.weights.models import UNTRUSTED
 
+_SECONDS = 600.0
+"""Time limit of the server's answer."""
 SEQUENCES = 4
 """Sequences compared."""
 LENGTH = 24
@@ -53,15 +56,15 @@ class Canary:
         self._snapshot: Path | None = None
         self._expected: NDArray[np.float64] = np.empty((0, 0))
 
-    def check(self, client: httpx2.Client, server_url: str, snapshot: Path) -> float:
+    async def check(self, client: httpx2.AsyncClient, server_url: str, snapshot: Path) -> float:
         """The largest difference found, in nats.
 
         Raises:
             EngineError: above the tolerance, or the server gives no prompt log-probs.
             FileNotFoundError: no snapshot there, or no longer.
         """
-        expected = self.expected(snapshot)
-        found = _ask(client, server_url, self.sequences.tolist())
+        expected = await asyncio.to_thread(self.expected, snapshot)
+        found = await _ask(client, server_url, self.sequences.tolist())
         difference = float(np.abs(found - expected).max())
         if not difference <= self.tolerance:
             raise EngineError(
@@ -89,9 +92,9 @@ class Canary:
             return self._expected
 
 
-def _ask(client: httpx2.Client, url: str, sequences: list[list[int]]) -> NDArray[np.float64]:
+async def _ask(client: httpx2.AsyncClient, url: str, sequences: list[list[int]]) -> NDArray[np.float64]:
     body: dict[str, Any] = {"prompt": sequences, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
-    answer = send_blocking(client, "POST", f"{url}/v1/completions", body)
+    answer = await send(client, "POST", f"{url}/v1/completions", body, seconds=_SECONDS)
     if answer.status != 200:
         raise EngineError(f"{url}/v1/completions: status {answer.status}: {answer.text.strip()[:500]}")
     try:

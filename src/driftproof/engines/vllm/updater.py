@@ -2,24 +2,29 @@
 
 Guarantees: requests under way are kept and go on with the new weights (vLLM computes their cache anew, and forgets the
 prefixes of old weights); whatever fails, the server is asked to resume; `update` returns only when the server has the
-snapshot, and, with a canary, answers with its log-probs. May be called from several threads at once.
+snapshot, and, with a canary, answers with its log-probs.
 """
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from driftproof.engines.http import open_blocking_client, send_blocking
+from driftproof.engines.http import open_client, send
 from driftproof.errors import EngineError
 
 if TYPE_CHECKING:
     from driftproof.engines.vllm.canary import Canary
+
+Call = Callable[..., Awaitable[None]]
+"""One call to a server: route, body, params."""
 
 _HINT = (
     'start vLLM with VLLM_SERVER_DEV_MODE=1 and --weight-transfer-config \'{"backend": "driftproof"}\' from a Python '
@@ -34,21 +39,21 @@ _MESSAGE = 500
 class VllmUpdater:
     """Updates one server a call; the server must see the snapshot under the same path."""
 
-    def __init__(self, *, canary: Canary | None = None, api_key: str = "", timeout_seconds: float = 600.0) -> None:
+    def __init__(
+        self, *, canary: Canary | None = None, api_key_variable: str = "", timeout_seconds: float = 600.0
+    ) -> None:
         """`timeout_seconds` is for each of the calls of an update."""
         self.canary = canary
-        self._api_key = api_key
+        self._api_key_variable = api_key_variable
         self._timeout_seconds = timeout_seconds
-        self._lock = threading.Lock()
         self._counters = {"weight_updates": 0.0, "weight_update_seconds": 0.0, "canary_difference": 0.0}
 
     @property
     def counters(self) -> dict[str, float]:
         """Updates done, the seconds they took, and the largest difference that the canary let pass, in nats."""
-        with self._lock:
-            return dict(self._counters)
+        return dict(self._counters)
 
-    def update(self, server_url: str, snapshot: Path) -> None:
+    async def update(self, server_url: str, snapshot: Path) -> None:
         """Bring the weights of `snapshot` to the server.
 
         Raises:
@@ -59,60 +64,62 @@ class VllmUpdater:
         path = snapshot.resolve()
         if not path.is_dir():
             raise FileNotFoundError(f"no snapshot {snapshot}")
-        with open_blocking_client(self._api_key, self._timeout_seconds) as client:
+        # A server that failed at one call may close its connection, which the next one would then find closed.
+        async with open_client(self._api_key_variable, reuse=False) as client:
+            call = partial(_call, client, server_url, self._timeout_seconds)
             try:
-                _transfer(client, server_url, path)
+                await _transfer(call, path)
             except EngineError as error:
                 if not path.is_dir():
                     raise FileNotFoundError(f"{snapshot} was removed while {server_url} read it") from error
                 raise
             seconds = time.monotonic() - started
-            difference = self.canary.check(client, server_url, path) if self.canary else 0.0
-        with self._lock:
-            self._counters["weight_updates"] += 1
-            self._counters["weight_update_seconds"] += seconds
-            self._counters["canary_difference"] = max(self._counters["canary_difference"], difference)
+            difference = await self.canary.check(client, server_url, path) if self.canary else 0.0
+        self._counters["weight_updates"] += 1
+        self._counters["weight_update_seconds"] += seconds
+        self._counters["canary_difference"] = max(self._counters["canary_difference"], difference)
 
 
-def _transfer(client: httpx2.Client, url: str, path: Path) -> None:
+async def _transfer(call: Call, path: Path) -> None:
     """All calls of an update; whatever fails, the server is asked to resume."""
     try:
-        _post(client, url, "/pause", params={"mode": "keep", "clear_cache": "true"})
-        _post(client, url, _INIT, {"init_info": {}})
-        _begin(client, url)
-        _post(client, url, "/update_weights", {"update_info": {"path": str(path)}})
-        _post(client, url, "/finish_weight_update", {"weight_version": path.name})
+        await call("/pause", params={"mode": "keep", "clear_cache": "true"})
+        await call(_INIT, {"init_info": {}})
+        await _begin(call)
+        await call("/update_weights", {"update_info": {"path": str(path)}})
+        await call("/finish_weight_update", {"weight_version": path.name})
     except EngineError as error:
         try:
-            _resume(client, url)
+            await _resume(call)
         except EngineError as paused:
             raise EngineError(f"{error}; and it could not be resumed: {paused}") from error
         raise
-    _resume(client, url)
+    await _resume(call)
 
 
-def _begin(client: httpx2.Client, url: str) -> None:
+async def _begin(call: Call) -> None:
     try:
-        _post(client, url, "/start_weight_update")
+        await call("/start_weight_update")
     except EngineError:
         # Somebody was killed in the middle of an update; with our backend nothing of it is left to be done.
         with suppress(EngineError):
-            _post(client, url, "/finish_weight_update")
-        _post(client, url, "/start_weight_update")
+            await call("/finish_weight_update")
+        await call("/start_weight_update")
 
 
-def _resume(client: httpx2.Client, url: str) -> None:
+async def _resume(call: Call) -> None:
     """Resume, asked twice: a server that failed may break one more connection, and must not stay paused."""
     try:
-        _post(client, url, "/resume")
+        await call("/resume")
     except EngineError:
-        time.sleep(_RESUME_PAUSE_SECONDS)
-        _post(client, url, "/resume")
+        await asyncio.sleep(_RESUME_PAUSE_SECONDS)
+        await call("/resume")
 
 
-def _post(
-    client: httpx2.Client,
+async def _call(
+    client: httpx2.AsyncClient,
     url: str,
+    seconds: float,
     route: str,
     body: dict[str, Any] | None = None,
     params: dict[str, str] | None = None,
@@ -122,7 +129,7 @@ def _post(
     Raises:
         EngineError: no answer, or another than 200; with the server's words and the remedy.
     """
-    answer = send_blocking(client, "POST", url + route, body, params=params)
+    answer = await send(client, "POST", url + route, body, seconds=seconds, params=params)
     if answer.status in (401, 403):
         raise EngineError(f"{url}{route}: status {answer.status}; the server wants another API key")
     if answer.status == 404:
