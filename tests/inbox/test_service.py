@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftproof.ledger.store import FINISHED, STOPPING, Ledger
-from driftproof.report.display import look
+from driftproof.report.view import View
 from driftproof.rollout.requests import make_request
 from driftproof.runtime.inbox import open_inbox
 from driftproof.tasks.codec import Codec
@@ -381,7 +381,7 @@ def test_workers_are_counted_like_built_in_ones(run: Path, ledger: Ledger) -> No
         assert (counters["groups"], counters["tokens"], counters["requests_with_logprobs"]) == (2, 16, 0)
         assert 0.2 <= counters["busy_seconds"] < 2
         assert 0.1 <= counters["waiting_seconds"] < 2
-        assert look(ledger).workers == 1
+        assert View.of(ledger).workers == 1
     with serving(run) as client:
         client.post(*map(written, client.prompts(1)))
         after = ledger.workers()["inbox:w"]

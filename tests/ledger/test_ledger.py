@@ -9,7 +9,7 @@ import pytest
 
 from driftproof.errors import GroupError, LedgerError
 from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Lease, Ledger, Plan
-from driftproof.report.display import look
+from driftproof.report.view import View
 from driftproof.types import Batch, Channel, Group
 from tests.groups import make_group
 
@@ -493,7 +493,7 @@ def test_no_question_of_a_step_reads_what_grows(ledger: Ledger):
     ledger.record_event("late commit", "one")
     train(ledger)
     ledger.status()
-    look(ledger, look(ledger))
+    View.of(ledger, View.of(ledger))
     ledger.make_durable()
     ledger.prune(1)
     train_again = ledger.lease("a", 9, LONG)

@@ -27,7 +27,7 @@ def test_each_step_is_there_once_also_after_a_resume(tmp_path: Path):
     # The run goes on from step 3, trained with other groups; what was logged of 4 and 5 does not stand.
     track(tmp_path, [{"step": step, "reward": step / 10} for step in (1, 2, 3)], 4)
     assert read(tmp_path) == [{"step": step, "reward": step / 10} for step in (1, 2, 3, 4)]
-    assert not (tmp_path / "metrics.partial").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_line_is_there_as_soon_as_it_is_logged(tmp_path: Path):

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from driftproof.ledger.store import STOPPING, Ledger
 from driftproof.report import display
-from driftproof.report.display import LiveDisplay, LogLines, View, log_line, look, open_display, render, sparkline
+from driftproof.report.display import LiveDisplay, LogLines, log_line, open_display, render, sparkline
+from driftproof.report.view import View
 
 from .conftest import MakeLedger
 from .ledgers import grow, step_metrics
@@ -38,7 +39,7 @@ def _shown(view: View, width: int) -> str:
 
 def test_the_view_of_a_running_training(make_ledger: MakeLedger) -> None:
     ledger = make_ledger(30, planned=300)
-    view = look(ledger)
+    view = View.of(ledger)
     last = ledger.steps(after=10)
     assert view.step == 30
     assert view.accuracy_before == 0.34
@@ -55,18 +56,18 @@ def test_the_view_of_a_running_training(make_ledger: MakeLedger) -> None:
 
 def test_looking_often_is_looking_once(make_ledger: MakeLedger) -> None:
     ledger = make_ledger(0, planned=300)
-    view = look(ledger)
+    view = View.of(ledger)
     for steps in (1, 30, 0, 7):
         grow(ledger, steps)
-        view = look(ledger, view)
-    whole = look(ledger)
+        view = View.of(ledger, view)
+    whole = View.of(ledger)
     assert view.trained_seconds == pytest.approx(whole.trained_seconds)
     assert (view.recent, view.rewards, view.status) == (whole.recent, whole.rewards, whole.status)
 
 
 def test_only_new_steps_are_read(make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = make_ledger(30, planned=300)
-    view = look(ledger)
+    view = View.of(ledger)
     grow(ledger, 2)
     read: list[int] = []
     steps = Ledger.steps
@@ -77,7 +78,7 @@ def test_only_new_steps_are_read(make_ledger: MakeLedger, monkeypatch: pytest.Mo
         return found
 
     monkeypatch.setattr(Ledger, "steps", counting)
-    look(ledger, view)
+    View.of(ledger, view)
     assert read == [2]
 
 
@@ -115,13 +116,13 @@ def _evaluating(ledger: Ledger) -> None:
 def test_what_the_run_is_doing(make_ledger: MakeLedger, happens: Callable[[Ledger], None], words: str) -> None:
     ledger = make_ledger(0, planned=20)
     happens(ledger)
-    assert look(ledger).activity.startswith(words)
+    assert View.of(ledger).activity.startswith(words)
 
 
 def test_the_live_display_shows_every_figure(make_ledger: MakeLedger) -> None:
     ledger = make_ledger(40, planned=300)
     ledger.record_event("verification failed", "prompt 3: time limit")
-    view = look(ledger)
+    view = View.of(ledger)
     for width in (50, 80, 110):
         shown = _shown(view, width)
         assert max(map(len, shown.splitlines())) <= width
@@ -138,9 +139,9 @@ def test_the_live_display_shows_every_figure(make_ledger: MakeLedger) -> None:
 
 def test_figures_that_are_missing(make_ledger: MakeLedger) -> None:
     ledger = make_ledger(2, planned=4, negatives=False, entropy=False, evaluated=False)
-    view = look(ledger)
+    view = View.of(ledger)
     assert re.search(r"NLL of negatives +-", _shown(view, 110))
-    assert "of negatives -, imbalance - | entropy -" in log_line(view)
+    assert "NLL of negatives - | scale imbalance - | entropy -" in log_line(view)
     assert "accuracy before -" in log_line(view)
 
 

@@ -1,4 +1,4 @@
-"""Where a run's metrics go besides the ledger: `metrics.jsonl`, TensorBoard, Weights & Biases, trackio.
+"""Trackers, which get a run's metrics besides the ledger: `metrics.jsonl`, TensorBoard, Weights & Biases, trackio.
 
 `metrics.jsonl` holds one object a step, each step once, also after a resume.
 """
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from driftproof.errors import ConfigError
+from driftproof.run import RunDirectory, written_whole
 
 
 class Tracker(Protocol):
-    """Where metrics go besides the ledger."""
+    """A place that gets every step's metrics, besides the ledger."""
 
     def log(self, step: int, metrics: dict[str, Any]) -> None: ...
 
@@ -28,10 +29,8 @@ class JsonLines:
 
     def __init__(self, path: Path, history: Iterable[dict[str, Any]]) -> None:
         """`history`: the steps that stand; what the file had beyond them is dropped."""
-        partial = path.with_suffix(".partial")
-        with partial.open("w") as file:
+        with written_whole(path) as partial, partial.open("w") as file:
             file.writelines(_line(metrics) for metrics in history)
-        partial.replace(path)
         self._file = path.open("a", buffering=1)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -92,9 +91,10 @@ def open_trackers(
     directory: Path, history: list[dict[str, Any]], *, tensorboard: bool, wandb: str, trackio: str
 ) -> list[Tracker]:
     """The trackers of a run directory; `history` are the steps already done."""
-    trackers: list[Tracker] = [JsonLines(directory / "metrics.jsonl", history)]
+    run = RunDirectory(path=directory)
+    trackers: list[Tracker] = [JsonLines(run.metrics, history)]
     if tensorboard:
-        trackers.append(TensorBoard(directory / "tensorboard", len(history)))
+        trackers.append(TensorBoard(run.tensorboard, len(history)))
     trackers += [
         WandbLike(package, project, directory.name)
         for package, project in (("wandb", wandb), ("trackio", trackio))

@@ -1,1 +1,1 @@
-"""What a run shows: live display, summary, tables, picture."""
+"""Reports of a run: live display, summary, tables, picture."""

@@ -1,16 +1,15 @@
 """The display of a running training: live in a terminal, plain lines elsewhere.
 
-Guarantees: reads only what is new in the ledger, draws at most four times a second and starts no thread; lines for a
-file or pipe have no control characters; no text of a model can disturb the terminal.
+Guarantees: draws at most four times a second and starts no thread; lines for a file or pipe have no control characters;
+no text of a model can disturb the terminal.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,125 +17,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Ledger, Plan, Status
-from driftproof.metrics import names
-from driftproof.report.overlap import Overlap, finite, overlap
+from driftproof.ledger.store import RUNNING, Ledger
 from driftproof.report.text import duration, printable, shorten
+from driftproof.report.view import View
 
-RECENT = 20
-"""Steps that the shown means are taken over."""
 REFRESH_SECONDS = 0.25
 LOG_SECONDS = 5.0
 WIDE = 90
 """Columns from which on two figures stand side by side."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """A run at one moment, as it is shown."""
-
-    name: str
-    plan: Plan
-    status: Status
-    workers: int
-    """Rollout workers that have reported."""
-    events: Mapping[str, tuple[int, str]]
-    """Per kind: how many, and the last message."""
-    accuracy_before: float | None
-    """Sampled accuracy on held-out prompts before the first step."""
-    rewards: tuple[float, ...]
-    """Of every step done."""
-    recent: tuple[Mapping[str, Any], ...]
-    """Metrics of the last `RECENT` steps."""
-    trained_seconds: float
-    """Wall time of all steps done."""
-
-    @property
-    def step(self) -> int:
-        """The last step whose metrics are here."""
-        return int(self.recent[-1]["step"]) if self.recent else self.status.step
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the mean speed so far."""
-        return self.trained_seconds / self.step * (self.plan.steps - self.step) if self.rewards else None
-
-    @property
-    def age_max(self) -> int | None:
-        """In steps."""
-        return max((step[names.AGE_MAX] for step in self.recent if names.AGE_MAX in step), default=None)
-
-    @property
-    def overlap(self) -> Overlap:
-        return overlap(self.recent, self.workers)
-
-    @property
-    def activity(self) -> str:
-        """What the run is doing, in words: who waits for whom while it trains."""
-        if self.status.state == STOPPING:
-            return "stopping: the learner writes a checkpoint"
-        if self.status.state == FINISHED:
-            return "finished"
-        if self.step >= self.plan.steps:
-            return "all steps are done; held-out prompts are evaluated"
-        if self.status.dispatched == 0 and self.step == 0:
-            return "starting: models are loaded, held-out prompts are evaluated"
-        if self.status.dispatched >= self.plan.steps * self.plan.groups_per_step:
-            return "rollouts are done; the learner trains what they left"
-        return self.overlap.waiting(self.plan.max_staleness) or "learner waits for the first groups"
-
-    def mean(self, name: str) -> float | None:
-        """Mean of a metric over the recent steps that have it."""
-        values = [value for step in self.recent if (value := finite(step.get(name))) is not None]
-        return sum(values) / len(values) if values else None
-
-
-def view(
-    *,
-    name: str,
-    plan: Plan,
-    status: Status,
-    new_steps: Sequence[Mapping[str, Any]],
-    workers: int,
-    events: Mapping[str, tuple[int, str]],
-    accuracy_before: float | None,
-    previous: View | None = None,
-) -> View:
-    """What is shown now: the previous view and the metrics of the steps since then."""
-    seconds = sum(finite(step.get(names.STEP_SECONDS)) or 0.0 for step in new_steps)
-    rewards = tuple(finite(step.get(names.REWARD)) or 0.0 for step in new_steps)
-    return View(
-        name=name,
-        plan=plan,
-        status=status,
-        workers=workers,
-        events=events,
-        accuracy_before=accuracy_before,
-        rewards=previous.rewards + rewards if previous else rewards,
-        recent=((previous.recent if previous else ()) + tuple(new_steps))[-RECENT:],
-        trained_seconds=(previous.trained_seconds if previous else 0.0) + seconds,
-    )
-
-
-def look(ledger: Ledger, previous: View | None = None) -> View:
-    """The view of a ledger; with the previous one, only later steps are read."""
-    accuracy = previous.accuracy_before if previous else None
-    if accuracy is None:
-        accuracy = finite(ledger.evaluations().get("heldout", {}).get(0, {}).get("sampled"))
-    return view(
-        name=ledger.path.absolute().parent.name,
-        plan=ledger.plan,
-        status=ledger.status(),
-        new_steps=ledger.steps(after=previous.step if previous else 0),
-        workers=len(ledger.workers()),
-        events=ledger.events(),
-        accuracy_before=accuracy,
-        previous=previous,
-    )
-
-
 class Display(Protocol):
-    """Where a run shows itself. It may be updated as often as one likes; it looks at the ledger when it is due."""
+    """A place where a run shows itself: updated as often as one likes, it looks at the ledger when it is due."""
 
     def update(self, ledger: Ledger) -> None: ...
 
@@ -171,7 +63,7 @@ class LiveDisplay:
     def update(self, ledger: Ledger) -> None:
         if time.monotonic() - self._drawn < REFRESH_SECONDS and ledger.state == RUNNING:
             return
-        self._view = look(ledger, self._view)
+        self._view = View.of(ledger, self._view)
         self._live.start()
         self._live.update(render(self._view, self._live.console.width), refresh=True)
         self._drawn = time.monotonic()
@@ -195,7 +87,7 @@ class LogLines:
     def update(self, ledger: Ledger) -> None:
         if time.monotonic() - self._written < self._every_seconds and ledger.state == RUNNING:
             return
-        previous, self._view = self._view, look(ledger, self._view)
+        previous, self._view = self._view, View.of(ledger, self._view)
         self._written = time.monotonic()
         for kind, (count, message) in self._view.events.items():
             if previous is None or previous.events.get(kind, (0, ""))[0] < count:
@@ -216,44 +108,15 @@ class LogLines:
 
 def log_line(view: View) -> str:
     """One line without control characters."""
-    both = view.overlap
-    progress = f"step {view.step}/{view.plan.steps}"
     left = "" if view.seconds_left is None else f", {duration(view.seconds_left)} left"
-    parts = [
-        f"{progress}{left}",
-        f"reward {_number(view.mean(names.REWARD))} (accuracy before {_number(view.accuracy_before)})",
-        f"age {_number(view.mean(names.AGE_MEAN), 1)}, max {_count(view.age_max)}",
-        f"NLL of positives {_number(view.mean(names.POSITIVE_NLL))}, "
-        f"of negatives {_number(view.mean(names.NEGATIVE_NLL))}, "
-        f"imbalance {_number(view.mean(names.SCALE_IMBALANCE), 2)}",
-        f"entropy {_number(view.mean(names.ENTROPY))}",
-        f"rollouts {_speed(both.rollout_tokens, both)}, busy {_percent(both.rollout_busy)}",
-        f"learner {_speed(both.learner_tokens, both)}, busy {_percent(both.learner_busy)}",
-        f"groups {view.status.ready} ready, {view.status.leased} leased",
-    ]
-    return printable(" | ".join([*(parts if view.recent else parts[:1]), view.activity]))
+    facts = [f"{label} {text}" for label, text in view.facts.items()] if view.recent else []
+    return printable(" | ".join([f"step {view.step}/{view.plan.steps}{left}", *facts, view.activity]))
 
 
 def render(view: View, width: int) -> RenderableType:
     """The live display, in `width` columns."""
-    both = view.overlap
-    groups = f"{view.status.ready:,} ready, {view.status.leased:,} leased"
-    age = f"mean {_number(view.mean(names.AGE_MEAN), 1)}, max {_count(view.age_max)}"
-    rewards = Text(_number(view.mean(names.REWARD)), "bold").append(f" {sparkline(view.rewards, 24)}", "cyan")
-    facts: list[tuple[str, str | Text]] = [
-        ("reward", rewards),
-        ("accuracy before", _number(view.accuracy_before)),
-        ("NLL of positives", _number(view.mean(names.POSITIVE_NLL))),
-        ("NLL of negatives", _number(view.mean(names.NEGATIVE_NLL))),
-        ("scale imbalance", _number(view.mean(names.SCALE_IMBALANCE), 2)),
-        ("entropy", _number(view.mean(names.ENTROPY))),
-        ("age of the data", age),
-        ("groups", groups),
-        ("rollouts", _side(both.rollout_tokens, both.rollout_busy, both)),
-        ("learner", _side(both.learner_tokens, both.learner_busy, both)),
-    ]
     activity = Text(view.activity, "bold cyan")
-    return Group(_progress(view, width), activity, _facts(facts, 2 if width >= WIDE else 1), *_events(view, width))
+    return Group(_progress(view, width), activity, _facts(view, 2 if width >= WIDE else 1), *_events(view, width))
 
 
 def sparkline(values: Sequence[float], columns: int) -> str:
@@ -282,11 +145,14 @@ def _progress(view: View, width: int) -> Table:
     return line
 
 
-def _facts(facts: Sequence[tuple[str, str | Text]], pairs: int) -> Table:
+def _facts(view: View, pairs: int) -> Table:
     grid = Table.grid(padding=(0, 2))
     for _ in range(pairs):
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(no_wrap=True, min_width=30)
+    facts: list[tuple[str, str | Text]] = list(view.facts.items())
+    label, mean = facts[0]
+    facts[0] = label, Text(str(mean), "bold").append(f" {sparkline(view.rewards, 24)}", "cyan")
     for start in range(0, len(facts), pairs):
         grid.add_row(*[cell for fact in facts[start : start + pairs] for cell in fact])
     return grid
@@ -297,23 +163,3 @@ def _events(view: View, width: int) -> list[Text]:
         Text(shorten(printable(f"{count:,} x {kind}: {message}"), max(width, 20)), "yellow", no_wrap=True)
         for kind, (count, message) in view.events.items()
     ]
-
-
-def _side(tokens: float, busy: float | None, both: Overlap) -> str:
-    return f"{_speed(tokens, both)}, busy {_percent(busy)}"
-
-
-def _speed(tokens: float, both: Overlap) -> str:
-    return f"{tokens / both.wall_seconds:,.0f} tokens/s" if both.wall_seconds > 0 else "- tokens/s"
-
-
-def _number(value: float | None, decimals: int = 3) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"

@@ -16,6 +16,7 @@ from typing import Any
 from driftproof.ledger.store import Ledger
 from driftproof.metrics import names
 from driftproof.report.overlap import finite, overlap, ratio
+from driftproof.run import RunDirectory, written_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +107,13 @@ def summarize(ledger: Ledger, model: Path) -> Summary:
 
 def write_summary(path: Path, summary: Summary) -> None:
     """Write `summary.json`, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary.to_json(), indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(summary.to_json(), indent=2, allow_nan=False) + "\n")
 
 
 def read_recipe(ledger: Ledger) -> dict[str, Any]:
     """The `config.toml` beside a ledger; {} for a ledger that stands alone."""
-    path = ledger.path.with_name("config.toml")
+    path = RunDirectory(path=ledger.path.parent).config
     return tomllib.loads(path.read_text()) if path.is_file() else {}
 
 

@@ -1,0 +1,124 @@
+"""A run at one moment, as displays and pages show it.
+
+Guarantees: only what is new in the ledger is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from driftproof.ledger.store import FINISHED, STOPPING, Ledger, Plan, Status
+from driftproof.metrics import names
+from driftproof.report.overlap import Overlap, finite, overlap
+
+RECENT = 20
+"""Steps that the shown means are taken over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A run at one moment."""
+
+    name: str
+    plan: Plan
+    status: Status
+    workers: int
+    """Rollout workers that have reported."""
+    events: Mapping[str, tuple[int, str]]
+    """Count and last message of each kind."""
+    accuracy_before: float | None
+    """Sampled accuracy on held-out prompts before the first step."""
+    rewards: tuple[float, ...]
+    """Mean reward of every step done."""
+    recent: tuple[Mapping[str, Any], ...]
+    """Metrics of the last `RECENT` steps."""
+    trained_seconds: float
+    """Wall time of all steps done."""
+
+    @classmethod
+    def of(cls, ledger: Ledger, previous: View | None = None) -> View:
+        """The view of a ledger; with the previous one, only later steps are read."""
+        accuracy = previous.accuracy_before if previous else None
+        if accuracy is None:
+            accuracy = finite(ledger.evaluations().get("heldout", {}).get(0, {}).get("sampled"))
+        steps = ledger.steps(after=previous.step if previous else 0)
+        rewards = tuple(finite(step.get(names.REWARD)) or 0.0 for step in steps)
+        seconds = sum(finite(step.get(names.STEP_SECONDS)) or 0.0 for step in steps)
+        return cls(
+            name=ledger.path.absolute().parent.name,
+            plan=ledger.plan,
+            status=ledger.status(),
+            workers=len(ledger.workers()),
+            events=ledger.events(),
+            accuracy_before=accuracy,
+            rewards=(previous.rewards if previous else ()) + rewards,
+            recent=((previous.recent if previous else ()) + tuple(steps))[-RECENT:],
+            trained_seconds=(previous.trained_seconds if previous else 0.0) + seconds,
+        )
+
+    @property
+    def step(self) -> int:
+        """The last step whose metrics are here."""
+        return int(self.recent[-1]["step"]) if self.recent else self.status.step
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate at the mean speed so far."""
+        return self.trained_seconds / self.step * (self.plan.steps - self.step) if self.rewards else None
+
+    @property
+    def age_max(self) -> int | None:
+        """Largest age of the recent steps' groups, in steps."""
+        return max((step[names.AGE_MAX] for step in self.recent if names.AGE_MAX in step), default=None)
+
+    @property
+    def overlap(self) -> Overlap:
+        return overlap(self.recent, self.workers)
+
+    @property
+    def activity(self) -> str:
+        """The run's doing in words: who waits for whom while it trains."""
+        if self.status.state == STOPPING:
+            return "stopping: the learner writes a checkpoint"
+        if self.status.state == FINISHED:
+            return "finished"
+        if self.step >= self.plan.steps:
+            return "all steps are done; held-out prompts are evaluated"
+        if self.status.dispatched == 0 and self.step == 0:
+            return "starting: models are loaded, held-out prompts are evaluated"
+        if self.status.dispatched >= self.plan.steps * self.plan.groups_per_step:
+            return "rollouts are done; the learner trains what they left"
+        return self.overlap.waiting(self.plan.max_staleness) or "learner waits for the first groups"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """All figures by their labels; "-" for one that is not there."""
+        both, age_max = self.overlap, "-" if self.age_max is None else str(self.age_max)
+        return {
+            "reward": _number(self.mean(names.REWARD)),
+            "accuracy before": _number(self.accuracy_before),
+            "NLL of positives": _number(self.mean(names.POSITIVE_NLL)),
+            "NLL of negatives": _number(self.mean(names.NEGATIVE_NLL)),
+            "scale imbalance": _number(self.mean(names.SCALE_IMBALANCE), 2),
+            "entropy": _number(self.mean(names.ENTROPY)),
+            "rollouts": _side(both.rollout_tokens, both.rollout_busy, both.wall_seconds),
+            "learner": _side(both.learner_tokens, both.learner_busy, both.wall_seconds),
+            "age of the data": f"mean {_number(self.mean(names.AGE_MEAN), 1)}, max {age_max}",
+            "groups": f"{self.status.ready:,} ready, {self.status.leased:,} leased",
+        }
+
+    def mean(self, name: str) -> float | None:
+        """Mean of a metric over the recent steps that have it."""
+        values = [value for step in self.recent if (value := finite(step.get(name))) is not None]
+        return sum(values) / len(values) if values else None
+
+
+def _side(tokens: float, busy: float | None, seconds: float) -> str:
+    speed = f"{tokens / seconds:,.0f}" if seconds > 0 else "-"
+    return f"{speed} tokens/s, busy {'-' if busy is None else f'{busy:.0%}'}"
+
+
+def _number(value: float | None, decimals: int = 3) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
