@@ -21,7 +21,8 @@ from driftproof.tasks.gsm8k import gsm8k
 from driftproof.tasks.jsonl import jsonl
 from driftproof.tasks.protocol import RecordedGroup, Task
 from driftproof.tasks.reasoning_gym import reasoning_gym
-from driftproof.tasks.recorded import read_recorded, recorded, with_recorded
+from driftproof.tasks.recorded import recorded, with_recorded
+from driftproof.tasks.recorded_rows import read_recorded
 from driftproof.tasks.running_sums import running_sums
 
 TASKS: dict[str, Callable[..., Task]] = {

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from driftproof.errors import TaskError
 from driftproof.tasks.protocol import RecordedGroup, Task
-from driftproof.tasks.recorded_rows import RecordedResponse, read_recorded_rows
+from driftproof.tasks.recorded_rows import read_recorded
 from driftproof.tasks.rows import shown
 from driftproof.tasks.split import generator
-from driftproof.types import Prompt
 
 
 def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, verifier: str = "math") -> Task:
@@ -65,35 +64,5 @@ def with_recorded(task: Task, path: str | Path) -> Task:
     return replace(task, train=(*task.train, *(group.prompt for group in groups)), recorded=groups)
 
 
-def read_recorded(path: str | Path) -> list[RecordedGroup]:
-    """All groups of a file, their prompts numbered from 0 in the order in which they first appear.
-
-    Rows are ours, TRL's or OpenAI's (`driftproof.tasks.recorded_rows`). A row of ours is a group; rows of the other
-    styles with equal prompts are one group together. Fields that are not of the style are ignored.
-
-    Raises:
-        TaskError: a file that cannot be read, a bad row, or one prompt with two answers.
-    """
-    gathered: dict[object, tuple[Prompt, list[RecordedResponse]]] = {}
-    for position, found in enumerate(read_recorded_rows(path)):
-        key = position if found.whole else (found.prompt.system, found.prompt.text)
-        prompt, responses = gathered.setdefault(key, (found.prompt, []))
-        if prompt != found.prompt:
-            raise found.row.error(
-                f"the answer is {shown(found.prompt.answer)}, in an earlier row of the prompt {shown(prompt.answer)}"
-            )
-        responses += found.responses
-    return _numbered([_group(prompt, responses) for prompt, responses in gathered.values()])
-
-
 def _numbered(groups: Sequence[RecordedGroup], first: int = 0) -> list[RecordedGroup]:
     return [replace(group, prompt=replace(group.prompt, index=index)) for index, group in enumerate(groups, first)]
-
-
-def _group(prompt: Prompt, responses: Sequence[RecordedResponse]) -> RecordedGroup:
-    return RecordedGroup(
-        prompt=prompt,
-        texts=tuple(response.text for response in responses),
-        rewards=tuple(response.reward for response in responses),
-        unfinished=frozenset(i for i, response in enumerate(responses) if response.unfinished),
-    )

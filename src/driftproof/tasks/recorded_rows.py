@@ -7,37 +7,22 @@ A field that is null is not given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from driftproof.tasks.protocol import RecordedGroup
 from driftproof.tasks.rows import Row, read_rows, shown
 from driftproof.types import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedResponse:
-    """A response as text, and what it was worth."""
-
+class _Response:
     text: str
     reward: float
-    """Finite; 1.0 or 0.0 where it was marked correct or not."""
     unfinished: bool = False
-    """A token limit ended it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedRow:
-    """One row of a trace, read."""
-
-    row: Row
-    prompt: Prompt
-    """Its index is 0."""
-    responses: tuple[RecordedResponse, ...]
-    """At least one."""
-    whole: bool
-    """A group of its own; else it is one with other rows of the same prompt."""
+    """Whether a token limit ended it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +31,9 @@ class _Style:
     fields: tuple[str, ...]
     """A row that has one of them is of this style."""
     example: str
-    read: Callable[[Row], tuple[Prompt, list[RecordedResponse]]]
+    read: Callable[[Row], tuple[Prompt, list[_Response]]]
     whole: bool
+    """Whether a row is a group of its own; else it is one with other rows of the same prompt."""
 
 
 _MARKS = ("correct", "label")
@@ -58,22 +44,40 @@ _CONTEXT = ("tools", "functions", "chat_template_kwargs")
 """Fields of a row that would change the text of its prompt."""
 
 
-def read_recorded_rows(path: str | Path) -> Iterator[RecordedRow]:
-    """The rows of a file, in its order.
+def read_recorded(path: str | Path) -> list[RecordedGroup]:
+    """All groups of a file, their prompts numbered from 0 in the order in which they first appear.
+
+    A row of ours is a group; rows of the other styles with equal prompts are one group together. Fields that are not of
+    the style are ignored.
 
     Raises:
-        TaskError: a file that cannot be read, a bad row, or a row of another style than the first one's.
+        TaskError: a file that cannot be read, a bad row, a row of another style than the first one's, or one prompt
+            with two answers.
     """
     style: _Style | None = None
-    for row in read_rows(path, STYLES[0].example):
+    groups: dict[object, tuple[Prompt, list[_Response]]] = {}
+    for position, row in enumerate(read_rows(path, STYLES[0].example)):
         found = _style(row)
-        if style is None:
-            style = found
+        style = style or found
         row = replace(row, example=style.example)
         if found is not style:
             raise row.error(f"the row is {found.name}, but the file's first one is {style.name}")
         prompt, responses = style.read(row)
-        yield RecordedRow(row=row, prompt=prompt, responses=tuple(responses), whole=style.whole)
+        first, gathered = groups.setdefault(position if style.whole else (prompt.system, prompt.text), (prompt, []))
+        if first != prompt:
+            raise row.error(
+                f"the answer is {shown(prompt.answer)}, in an earlier row of the prompt {shown(first.answer)}"
+            )
+        gathered += responses
+    return [
+        RecordedGroup(
+            prompt=replace(prompt, index=index),
+            texts=tuple(response.text for response in responses),
+            rewards=tuple(response.reward for response in responses),
+            unfinished=frozenset(i for i, response in enumerate(responses) if response.unfinished),
+        )
+        for index, (prompt, responses) in enumerate(groups.values())
+    ]
 
 
 def _style(row: Row) -> _Style:
@@ -84,7 +88,7 @@ def _style(row: Row) -> _Style:
     raise row.error(f"the row has no responses: none of the fields {known}; there are: {shown(list(row.fields))}")
 
 
-def _read_ours(row: Row) -> tuple[Prompt, list[RecordedResponse]]:
+def _read_ours(row: Row) -> tuple[Prompt, list[_Response]]:
     prompt = Prompt(index=0, text=row.text("problem"), answer=row.text("answer"), system=row.optional_text("system"))
     responses = []
     for position, response in enumerate(_listed(row, "responses", "response")):
@@ -92,11 +96,11 @@ def _read_ours(row: Row) -> tuple[Prompt, list[RecordedResponse]]:
         if not isinstance(response, dict):
             raise row.error(f"{what} must be an object, not {shown(response)}")
         text = row.check_text(f'{what}: "text"', response.get("text"))
-        responses.append(RecordedResponse(text=text, reward=_reward_of(row, what, response, ("correct", "reward"))))
+        responses.append(_Response(text=text, reward=_reward_of(row, what, response, ("correct", "reward"))))
     return prompt, responses
 
 
-def _read_trl(row: Row) -> tuple[Prompt, list[RecordedResponse]]:
+def _read_trl(row: Row) -> tuple[Prompt, list[_Response]]:
     _check_nothing_else(row, "the row", row.fields, _CONTEXT)
     field = _only(row, "the row", row.fields, ("completion", "completions"))
     name = _only(row, "the row", row.fields, ("reward", "rewards", "label"))
@@ -106,13 +110,13 @@ def _read_trl(row: Row) -> tuple[Prompt, list[RecordedResponse]]:
         completions = _listed(row, field, "completion")
         rewards = _as_many(row, name, completions, field)
     responses = [
-        RecordedResponse(text=_completion(row, f"completion {i}", completion), reward=_reward(row, name, i, reward))
+        _Response(text=_completion(row, f"completion {i}", completion), reward=_reward(row, name, i, reward))
         for i, (completion, reward) in enumerate(zip(completions, rewards, strict=True))
     ]
     return _prompt(row, "prompt"), responses
 
 
-def _read_openai(row: Row) -> tuple[Prompt, list[RecordedResponse]]:
+def _read_openai(row: Row) -> tuple[Prompt, list[_Response]]:
     _check_nothing_else(row, "the row", row.fields, _CONTEXT)
     if not _given(row.fields, ("choices",)):
         *asked, last = _messages(row, '"messages"', row.value("messages"))
@@ -121,13 +125,13 @@ def _read_openai(row: Row) -> tuple[Prompt, list[RecordedResponse]]:
             raise row.error(
                 f"the last message must be the assistant's, which is the response, not of role {shown(last[0])}"
             )
-        return _chat_prompt(row, asked), [RecordedResponse(text=last[1], reward=reward)]
+        return _chat_prompt(row, asked), [_Response(text=last[1], reward=reward)]
     prompt = _prompt(row, _only(row, "the row", row.fields, ("messages", "prompt")))
     choices = _listed(row, "choices", "choice")
     texts = [_choice(row, f"choice {i}", choice) for i, choice in enumerate(choices)]
     rewards = _choice_rewards(row, choices)
     return prompt, [
-        RecordedResponse(text=text, reward=reward, unfinished=unfinished)
+        _Response(text=text, reward=reward, unfinished=unfinished)
         for (text, unfinished), reward in zip(texts, rewards, strict=True)
     ]
 
