@@ -333,6 +333,11 @@ def test_an_objective_without_its_channel_is_refused():
         tiny_learner("grpo").train(make_batch(*random_groups(1)))
 
 
+def test_a_token_that_the_model_has_not_is_refused():
+    with pytest.raises(GroupError, match="a group has the token 50; the model's vocabulary has 50"):
+        tiny_learner().train(make_batch(make_group([1], [[3, 50], [4]])))
+
+
 def test_groups_must_agree_on_their_channels():
     mixed = random_groups(1, count=1, behavior_logprobs=True) + random_groups(2, count=1)
     with pytest.raises(GroupError, match="1 of the step's 2 groups carry behavior_logprobs"):

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from driftproof.errors import ObjectiveError
+from driftproof.errors import GroupError, ObjectiveError
 from driftproof.learner.flat_batch import FixedChannels, FlatBatch
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy
@@ -148,9 +148,17 @@ class Learner:
         return step_health(flat.part(self.score(groups)))
 
     def pack(self, groups: Iterable[Group]) -> list[MicroBatch]:
-        """The micro-batches of groups, on the policy's device."""
+        """The micro-batches of groups, on the policy's device.
+
+        Raises:
+            GroupError: a token that the model has not.
+        """
+        groups = list(groups)
+        largest = max((int(group.response_tokens.max(initial=0)) for group in groups), default=0)
+        if largest >= self.policy.vocabulary:
+            raise GroupError(f"a group has the token {largest}; the model's vocabulary has {self.policy.vocabulary}")
         packed = pack(
-            list(groups),
+            groups,
             token_budget=self.settings.positions,
             row_tokens=self.settings.row_tokens,
             share_prompts=self.policy.share_prompts,

@@ -91,6 +91,11 @@ class Policy:
         device: torch.device = next(self.model.parameters()).device
         return device
 
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below it; `score` and `backward` trust that they are."""
+        return len(self.head.weight)
+
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """All that is trained by its name: the model's, then the value head's."""
         head = {} if self.value_head is None else dict(self.value_head.named_parameters(prefix="value_head"))
@@ -124,7 +129,9 @@ class Policy:
     def score(self, micro_batch: MicroBatch, *, want_entropy: bool = False) -> TokenValues:
         """Log-probs of the response tokens of a micro-batch at the sampling temperature, differentiable."""
         hidden_NH = self._hidden_states(micro_batch)
-        scored = token_logprobs(hidden_NH, self._output_layer(), micro_batch.targets_N, want_entropy=want_entropy)
+        scored = token_logprobs(
+            hidden_NH, self._output_layer(), micro_batch.targets_N, want_entropy=want_entropy, check_targets=False
+        )
         return replace(scored, values_N=self._values(hidden_NH))
 
     def backward(self, micro_batch: MicroBatch, token_gradients: TokenGradients, *, want_entropy: bool = False) -> None:
@@ -153,6 +160,7 @@ class Policy:
             micro_batch.lengths,
             with_values,
             want_entropy=want_entropy,
+            check_targets=False,
         )
         gradients = [
             (hidden_NH, found.hidden_NH),

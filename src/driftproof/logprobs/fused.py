@@ -32,6 +32,7 @@ def head_gradients(
     want_entropy: bool = False,
     variant: Variant = "auto",
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    check_targets: bool = True,
 ) -> HeadGradients:
     """The gradients of a loss that is a sum over responses.
 
@@ -49,12 +50,13 @@ def head_gradients(
         want_entropy: whether `token_gradients` wants the entropy.
         variant: see `Variant`; `reference` is one chunk.
         budget_bytes: most bytes of logits at a time, but at least one token's.
+        check_targets: looks at the targets, and waits for the GPU to do so; False where they are known to be token ids.
 
     Raises:
         ValueError: lengths that do not fit; `token_gradients` returned another shape, or gradients of an entropy that
             it did not ask for; see also `token_logprobs`.
     """
-    check_inputs(hidden_NH, head, targets_N, variant, budget_bytes)
+    check_inputs(hidden_NH, head, targets_N, variant, budget_bytes, check_targets)
     if min(lengths, default=0) < 0 or sum(lengths) != len(hidden_NH):
         raise ValueError(
             f"lengths sum to {sum(lengths)}, the least {min(lengths, default=0)}, of {len(hidden_NH)} tokens"

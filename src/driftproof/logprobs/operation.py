@@ -29,6 +29,7 @@ def token_logprobs(
     want_entropy: bool = False,
     variant: Variant = "auto",
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    check_targets: bool = True,
 ) -> TokenValues:
     """Log-probs of `targets_N` and, if asked for, the entropy of the whole distribution, both differentiable.
 
@@ -42,11 +43,12 @@ def token_logprobs(
         want_entropy: computed only when asked for.
         variant: see `Variant`.
         budget_bytes: most bytes of logits at a time, but at least one token's.
+        check_targets: looks at the targets, and waits for the GPU to do so; False where they are known to be token ids.
 
     Raises:
         ValueError: see `check_inputs` and `choose`.
     """
-    check_inputs(hidden_NH, head, targets_N, variant, budget_bytes)
+    check_inputs(hidden_NH, head, targets_N, variant, budget_bytes, check_targets)
     variant = choose(variant, hidden_NH, head)
     if variant == "reference":
         return reference.token_logprobs(hidden_NH, head, targets_N, want_entropy=want_entropy)

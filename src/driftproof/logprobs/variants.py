@@ -39,8 +39,10 @@ def choose(variant: Variant, hidden_NH: Tensor, head: Head) -> Variant:
     return "triton" if hidden_NH.is_cuda and importlib.util.find_spec("triton") else "chunked"
 
 
-def check_inputs(hidden_NH: Tensor, head: Head, targets_N: Tensor, variant: str, budget_bytes: int) -> None:
-    """Refuse inputs that cannot be computed with. It waits for the GPU once, to look at the targets.
+def check_inputs(
+    hidden_NH: Tensor, head: Head, targets_N: Tensor, variant: str, budget_bytes: int, check_targets: bool
+) -> None:
+    """Refuse inputs that cannot be computed with; `check_targets` waits for the GPU once, to look at the targets.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not agree, a target outside the vocabulary, an unknown variant, a
@@ -62,7 +64,7 @@ def check_inputs(hidden_NH: Tensor, head: Head, targets_N: Tensor, variant: str,
         raise ValueError(f"no variant {variant!r}; choose one of {', '.join(get_args(Variant))}")
     if budget_bytes < 1:
         raise ValueError(f"budget_bytes is {budget_bytes}; it must be positive")
-    if len(targets_N):
+    if check_targets and len(targets_N):
         least, most = (int(bound) for bound in targets_N.aminmax())
         # A rank that holds a shard does not know where the vocabulary ends.
         vocabulary = len(head.weight_VH) if head.shard is None else most + 1
