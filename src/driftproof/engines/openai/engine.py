@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from driftproof.engines.http import open_client, server_url
 from driftproof.engines.openai.client import CompletionClient
-from driftproof.engines.openai.pool import Failure, RetryPolicy, Server, ServerPool, Updater
+from driftproof.engines.openai.pool import RetryPolicy, ServerPool, Updater
 from driftproof.engines.openai.probe import (
     ServerFacts,
     check_logprobs,
@@ -27,10 +27,10 @@ from driftproof.engines.openai.probe import (
     check_usable,
     inspect_server,
 )
-from driftproof.engines.openai.wire import Call
+from driftproof.engines.openai.requests import Requests
 from driftproof.engines.protocol import Capabilities, Completed, check_request, name_of
 from driftproof.errors import EngineError
-from driftproof.types import Request, Response
+from driftproof.types import Request
 
 if TYPE_CHECKING:
     from driftproof.tasks.codec import Codec
@@ -79,7 +79,7 @@ class OpenAIEngine:
             raise EngineError("the engine openai needs the address of a server: --engine.url http://127.0.0.1:8000")
         if slots < 1:
             raise EngineError(f"slots is {slots}; it must be at least 1")
-        self._policy = policy or RetryPolicy()
+        policy = policy or RetryPolicy()
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._sample_text = sample_text
@@ -93,22 +93,29 @@ class OpenAIEngine:
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._http = open_client(api_key_variable)
-        self._client = CompletionClient(
-            http=self._http,
-            vocabulary=vocabulary,
-            encode=tokenizer.encode_response if retokenize else None,
-            timeout_seconds=self._policy.timeout_seconds,
-            follows_weights=updater is not None,
-            counters=self._counters,
-        )
         self._pool = ServerPool(
             list(dict.fromkeys(map(server_url, urls))),
             slots=slots,
             examine=self._examine,
-            policy=self._policy,
+            policy=policy,
             updater=updater,
             counters=self._counters,
             spawn=self._spawn,
+        )
+        client = CompletionClient(
+            http=self._http,
+            vocabulary=vocabulary,
+            encode=tokenizer.encode_response if retokenize else None,
+            timeout_seconds=policy.timeout_seconds,
+            follows_weights=updater is not None,
+            counters=self._counters,
+        )
+        self._requests = Requests(
+            pool=self._pool,
+            client=client,
+            policy=policy,
+            render=tokenizer.render if retokenize else None,
+            counters=self._counters,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -251,60 +258,4 @@ class OpenAIEngine:
 
     async def _answer(self, request: Request) -> None:
         """Put the request, answered or failed, where `collect` finds it."""
-        several = all(facts.dialect.several for facts in self.facts)
-        parts = [(0, request.samples)] if several else [(first, 1) for first in range(request.samples)]
-        tasks = [self._loop.create_task(self._part(request, first, count)) for first, count in parts]
-        try:
-            drawn = await asyncio.gather(*tasks)
-        except EngineError as error:
-            self._counters["failed_requests"] += 1
-            self._done.put(Completed(request=request, responses=(), error=self._client.without_key(str(error))))
-        else:
-            self._done.put(Completed(request=request, responses=tuple(response for part in drawn for response in part)))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _part(self, request: Request, first: int, count: int) -> list[Response]:
-        """`count` responses, from as many calls as it takes.
-
-        Raises:
-            EngineError: too many calls failed, one in a way that asking again cannot mend, or no server is left.
-        """
-        responses: list[Response] = []
-        calls = failures = 0
-        while len(responses) < count:
-            missing = count - len(responses)
-            server = await self._pool.reserve(missing)
-            # Every call draws with seeds of its own: what a seed gave once, good or bad, it gives again.
-            call = self._make_call(server, request, missing, offset=first + calls * request.samples)
-            calls += 1
-            try:
-                reply = await self._client.complete(server.known_facts, call)
-            except Failure as failure:
-                self._pool.record_failure(server, failure)
-                failures, problem, final = failures + 1, str(failure), failure.final
-            else:
-                server.failures = 0
-                responses += reply.responses
-                failures, problem, final = failures + bool(reply.problems), "; ".join(reply.problems), False
-                self._counters["errors.invalid_reply"] += bool(reply.problems)
-                self._counters["missing_samples"] += missing - len(reply.responses)
-            finally:
-                self._pool.release(server, missing)
-            if len(responses) == count:
-                break
-            if final or failures >= self._policy.attempts:
-                raise EngineError(f"after {failures} failed attempts, the last at {server.url}: {problem}")
-            self._counters["retries"] += 1
-            if failures:
-                await asyncio.sleep(self._policy.pause(failures))
-        return responses
-
-    def _make_call(self, server: Server, request: Request, samples: int, *, offset: int) -> Call:
-        limit, longest = request.sampling.max_tokens, server.known_facts.max_length
-        if longest is not None:
-            limit = max(1, min(limit, longest - len(request.prompt_tokens)))
-        text = self._tokenizer.render(request.prompt) if self._retokenize else None
-        return Call(request=request, samples=samples, offset=offset, max_tokens=limit, prompt_text=text)
+        self._done.put(await self._requests.answer(request))
