@@ -284,6 +284,13 @@ def test_renewing_moves_the_deadlines_of_one_worker(ledger: Ledger):
     assert [lease.dispatch for lease in ledger.lease("d", 9, LONG)] == [2, 3]
 
 
+def test_a_worker_of_the_same_name_does_not_revive_the_leases_of_a_dead_one(ledger: Ledger):
+    ledger.lease("a", 2, LONG)
+    ledger.release("a")
+    ledger.renew("a", LONG)
+    assert [lease.dispatch for lease in ledger.lease("a", 2, LONG)] == [0, 1]
+
+
 def test_a_dead_worker_gives_back_its_leases(ledger: Ledger):
     ledger.lease("a", 2, LONG)
     ledger.lease("b", 1, LONG)

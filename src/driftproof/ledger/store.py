@@ -219,10 +219,10 @@ class Ledger:
         return [Lease(dispatch=n, prompt_index=self.prompt_of(n)) for n in [*expired, *fresh]]
 
     def renew(self, worker: str, seconds: float) -> None:
-        """Move the deadline of all leases of a living worker."""
+        """Move the deadline of all leases of a living worker; one that was released is no longer its own."""
         with self._transaction():
             self._database.execute(
-                "UPDATE groups SET deadline = ? WHERE state = 'leased' AND worker = ?",
+                "UPDATE groups SET deadline = ? WHERE state = 'leased' AND worker = ? AND deadline >= 0",
                 (time.monotonic() + seconds, worker),
             )
 
