@@ -265,7 +265,7 @@ def _writer(config: Config) -> str:
 def _eval_benchmarks(config: Config, known: argparse.Namespace) -> int:
     import json
 
-    from driftproof.runtime.benchmarks import score_benchmarks
+    from driftproof.runtime.evaluation import score_benchmarks
 
     output: Path = known.output or Path("evals") / known.model.resolve().name
     console = Console()
@@ -273,7 +273,12 @@ def _eval_benchmarks(config: Config, known: argparse.Namespace) -> int:
     for column in ("benchmark", "problems", "mean@k", "pass@k", "unverified", "failed"):
         table.add_column(column)
     found = []
-    for score in score_benchmarks(config, known.benchmarks.split(","), known.data, output, console):
+
+    def progress(name: str, done: int, of: int) -> None:
+        if console.is_terminal or done == of:
+            console.print(f"{name}: {done} of {of} problems", end="\n" if done == of else "\r", highlight=False)
+
+    for score in score_benchmarks(config, known.benchmarks.split(","), known.data, output, progress):
         k, passed = max(score.passed.items())
         mean, best = (f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (score.mean, passed))
         row = (score.name, str(score.problems), f"@{score.samples} {mean}", f"@{k} {best}")

@@ -8,6 +8,7 @@ counted, and is tried again by the next call.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -21,11 +22,12 @@ from driftproof.errors import ConfigError, EngineError
 from driftproof.evaluation.answer import answer
 from driftproof.evaluation.score import Problem, Score, score
 from driftproof.run import fsync
+from driftproof.tasks import TASKS, Task, build
 from driftproof.tasks.codec import Codec
-from driftproof.tasks.protocol import Task
 from driftproof.types import Sampling
 from driftproof.verify import Verifier
 from driftproof.verify.judge import judge
+from driftproof.weights.models import fingerprint_weights, inspect_model
 
 
 def run_benchmark(
@@ -71,6 +73,47 @@ def run_benchmark(
     if failed and not done:
         raise EngineError(f"benchmark {task.name!r}: no problem was answered: {failure}")
     return score(task.name, [done[index] for index in sorted(done)], failed, failure)
+
+
+def benchmark_task(name: str, data: Path | None, fields: Mapping[str, Any]) -> Task:
+    """A task to be scored on, of the files in `data/name` where `data` is given.
+
+    Raises:
+        TaskError: unknown task, or its data cannot be read. ConfigError: it has no held-out problems.
+    """
+    files: dict[str, Any] = {}
+    if data is not None:
+        files["path"] = data / name / "test.jsonl"
+        if name in TASKS and "heldout" in inspect.signature(TASKS[name]).parameters:
+            # It can be trained on, too.
+            files = {"path": data / name / "train.jsonl", "heldout": data / name / "test.jsonl"}
+    task = build(name, **{**fields, **files})
+    if not task.heldout:
+        raise ConfigError(f"task {name!r} has no held-out problems to be scored on")
+    return task
+
+
+def writer_of(engine: Engine, model: Path, *, retokenize: bool) -> dict[str, Any]:
+    """The writer of the responses, as a record names it: the weights of a model directory, or what servers call their
+    model and speak. An address is no part of it, so that a record can be gone on with elsewhere.
+
+    Raises:
+        EngineError: the servers do not serve one model.
+    """
+    from driftproof.engines.openai.engine import OpenAIEngine
+
+    if not isinstance(engine, OpenAIEngine):
+        return {"weights": fingerprint_weights(model)}
+    served = {(facts.dialect.value, facts.model): facts.url for facts in engine.facts}
+    if len(served) > 1:
+        different = ", ".join(f"{name!r} ({dialect}) at {url}" for (dialect, name), url in sorted(served.items()))
+        raise EngineError(
+            f"the servers do not serve one model, as an evaluation needs: {different}; name the model with "
+            "--engine.model, or give the addresses of some alone"
+        )
+    ((dialect, name),) = served
+    tokenizer = inspect_model(model).fingerprint
+    return {"served_model": name, "dialect": dialect, "tokenizer": tokenizer, "retokenize": retokenize}
 
 
 def read_record(record: Path, settings: Mapping[str, Any]) -> list[Problem]:

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from driftproof import tasks, verify
 from driftproof.config import Config
-from driftproof.engines.protocol import Engine, generate
+from driftproof.engines.protocol import Engine
 from driftproof.engines.recorded import RecordedEngine
 from driftproof.errors import ConfigError, EngineError, TaskError
-from driftproof.evaluation.heldout import evaluate
 from driftproof.learner.learner import Learner
 from driftproof.learner.policy import Policy
 from driftproof.ledger.store import Ledger, Plan
@@ -32,11 +29,10 @@ from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
-from driftproof.types import GROUP_CHANNELS, Channel, Group, Prompt, Request, Sampling, Verdict
+from driftproof.types import GROUP_CHANNELS, Channel, Prompt, Sampling
 from driftproof.verify import Verifier
 from driftproof.verify.exact import ExactVerifier
 from driftproof.weights.models import ModelInfo, inspect_model
-from driftproof.weights.snapshots import latest
 
 if TYPE_CHECKING:
     from driftproof.engines.embedded.engine import EmbeddedEngine
@@ -408,57 +404,3 @@ def quiet_libraries() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-
-
-def evaluate_heldout(config: Config, directory: RunDirectory, learner: Learner) -> tuple[str, dict[str, Any]]:
-    """The name and result of the evaluation of the newest snapshot on the task's held-out part; {} where it is off."""
-    task = make_task(config)
-    codec = Codec(config.model.path)
-    if task.recorded_heldout:
-        return "heldout_nll", learner.nll_by_sign(answered(task.recorded_heldout, codec))
-    snapshot = latest(directory.snapshots)
-    if not task.heldout[: config.evaluation.prompts] or snapshot is None:
-        return "heldout", {}
-    engine = open_engine(config, snapshot.path)
-    with heldout_evaluation(config) as evaluate_engine:
-        result = evaluate_engine(engine)
-    engine.close()
-    return "heldout", result
-
-
-@contextmanager
-def heldout_evaluation(config: Config) -> Iterator[Callable[[Engine], dict[str, Any]]]:
-    """A function that evaluates what an engine holds on the task's held-out prompts: always the same, with one seed."""
-    task = make_task(config)
-    codec = Codec(config.model.path)
-    prompts = task.heldout[: config.evaluation.prompts]
-    sampling = replace(make_sampling(config, codec), seed=config.run.seed + 1_000_003)
-    verifier = make_verifier(config, task)
-    try:
-        yield lambda engine: evaluate(engine, prompts, codec, verifier, sampling, config.evaluation.samples).to_json()
-    finally:
-        verifier.close()
-
-
-def answered(recorded_groups: Sequence[tasks.RecordedGroup], codec: Codec) -> list[Group]:
-    """Recorded groups, tokenized."""
-    engine = RecordedEngine(recorded_groups, codec.encode_response)
-    requests = [
-        Request(
-            key=group.prompt.index,
-            prompt=group.prompt,
-            prompt_tokens=codec.encode(group.prompt),
-            samples=len(group.texts),
-            sampling=Sampling(max_tokens=1),
-        )
-        for group in recorded_groups
-    ]
-    return [
-        Group.from_responses(
-            request.prompt.index,
-            request.prompt_tokens,
-            responses,
-            [Verdict(reward=response.reward) for response in responses],
-        )
-        for request, responses in zip(requests, generate(engine, requests), strict=True)
-    ]

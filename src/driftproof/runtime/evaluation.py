@@ -1,0 +1,94 @@
+"""Evaluations on the parts of a configuration: a run's held-out prompts, and benchmarks by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from driftproof.config import Config
+from driftproof.engines.protocol import Engine
+from driftproof.evaluation.benchmarks import benchmark_task, run_benchmark, writer_of
+from driftproof.evaluation.heldout import evaluate, recorded_groups
+from driftproof.evaluation.score import Score
+from driftproof.learner.learner import Learner
+from driftproof.run import RunDirectory
+from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_task, make_verifier, open_engine
+from driftproof.tasks.codec import Codec
+from driftproof.weights.snapshots import latest
+
+HELDOUT_SEED = 1_000_003
+"""Distance of the seeds of held-out prompts from those of training."""
+
+
+def evaluate_heldout(config: Config, directory: RunDirectory, learner: Learner) -> tuple[str, dict[str, Any]]:
+    """The name and result of the evaluation of the newest snapshot on the task's held-out part; {} where it is off."""
+    task = make_task(config)
+    if task.recorded_heldout:
+        groups = recorded_groups(task.recorded_heldout, Codec(config.model.path))
+        return "heldout_nll", learner.nll_by_sign(groups)
+    snapshot = latest(directory.snapshots)
+    if not task.heldout[: config.evaluation.prompts] or snapshot is None:
+        return "heldout", {}
+    with closing(open_engine(config, snapshot.path)) as engine, heldout_evaluation(config) as evaluate_engine:
+        return "heldout", evaluate_engine(engine)
+
+
+@contextmanager
+def heldout_evaluation(config: Config) -> Iterator[Callable[[Engine], dict[str, Any]]]:
+    """A function that evaluates an engine on the task's held-out prompts: always the same, with one seed."""
+    task = make_task(config)
+    codec = Codec(config.model.path)
+    prompts = task.heldout[: config.evaluation.prompts]
+    sampling = replace(make_sampling(config, codec), seed=config.run.seed + HELDOUT_SEED)
+    with closing(make_verifier(config, task)) as verifier:
+        yield lambda engine: evaluate(engine, prompts, codec, verifier, sampling, config.evaluation.samples).to_json()
+
+
+def score_benchmarks(
+    config: Config,
+    names: Sequence[str],
+    data: Path | None,
+    output: Path,
+    progress: Callable[[str, int, int], object] = lambda name, done, of: None,
+) -> Iterator[Score]:
+    """Score on each benchmark in turn, all of them known before the first begins.
+
+    Args:
+        data: a folder with a folder of files for each benchmark; None: each comes from where it is published.
+        output: the folder of their records.
+        progress: called with a benchmark, its problems that are done and those there are.
+
+    Raises:
+        TaskError: unknown benchmark, or its data cannot be read. ConfigError: a task without held-out prompts.
+        ConfigError: a record in `output` is that of other settings.
+        EngineError: the engine cannot be used, answered nothing, or its servers do not serve one model.
+    """
+    benchmarks = [benchmark_task(name, data, config.task.fields if name == config.task.name else {}) for name in names]
+    codec = Codec(config.model.path)
+    sampling = make_sampling(config, codec)
+    with closing(make_evaluation_engine(config, benchmarks[0].heldout[0], codec)) as engine:
+        settings = {
+            **writer_of(engine, config.model.path, retokenize=config.engine.retokenize),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": sampling.max_tokens,
+            "first_seed": sampling.seed,
+        }
+        for task in benchmarks:
+            with closing(make_verifier(config, task)) as verifier:
+                yield run_benchmark(
+                    task,
+                    engine,
+                    codec,
+                    verifier,
+                    sampling,
+                    config.evaluation.samples,
+                    output / f"{task.name}.jsonl",
+                    settings,
+                    partial(progress, task.name),
+                )
