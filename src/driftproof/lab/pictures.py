@@ -1,7 +1,6 @@
 """The pictures of a grid.
 
-Guarantees: drawn from any part of a grid with at least one run; colours that colour-blind readers can tell apart, and
-markers besides; touches no global state of matplotlib.
+Guarantees: drawn from any part of a grid with at least one run; lines can be told apart without their colours.
 """
 
 from __future__ import annotations
@@ -19,16 +18,12 @@ from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import Summary, accuracies, collapsed_at, summarize
 from driftproof.lab.tables import VIEWS, age_name
 from driftproof.metrics import names
+from driftproof.report.figure import COLORS, GREY, has_data, new_figure, style_panel
 
 Series = NDArray[np.float64]
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, without their yellow, which is too faint for a line."""
 MARKERS = "osD^vPX"
 STYLES = ("-", "--", ":")
-GREY = "#707070"
-WIDTH = 12.0
-"""Inches of 100 pixels."""
 COLUMNS = 4
 """Panels beside each other, at most."""
 
@@ -136,7 +131,7 @@ def _panels(
             name = age_name(config, age)
             _title(axes, name if len(ages) == 1 else f"{view}, {name}")
             panel(axes, looks, [r for r in results if r.cell.view == view and r.cell.staleness == age])
-            if not any(np.isfinite(line.get_ydata()).any() for line in axes.get_lines() if len(line.get_xdata()) > 2):
+            if not has_data(axes, points=2):
                 axes.text(0.5, 0.6, "not recorded", transform=axes.transAxes, ha="center", color=GREY)
             axes.set_xlabel("step")
             axes.set_xlim(0, config.run.steps * 1.02)
@@ -147,26 +142,14 @@ def _panels(
 
 
 def _figure(height: float, title: str, caption: str) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(WIDTH, height), dpi=100, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}\n", fontsize=14, fontweight="bold", x=0.01, ha="left")
+    figure = new_figure(height, f"{title}\n", title_size=14, dpi=100, pad=0.06)
     # In the empty second line of the title, so that the layout keeps room for it.
     figure.text(0.01, 1 - 0.4 / height, caption, fontsize=10.5, color=GREY, va="top", ha="left")
     return figure
 
 
 def _title(axes: Any, text: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(text, fontsize=11.5, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(which="both", color="#000000", alpha=0.08)
-    axes.tick_params(labelsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
+    style_panel(axes, text, title_size=11.5, label_size=10, ticks=5)
 
 
 def _looks(config: LabConfig) -> dict[str, dict[str, Any]]:

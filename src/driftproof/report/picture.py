@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 
 from driftproof.ledger.store import Ledger
 from driftproof.metrics import names
+from driftproof.report.figure import BLUE, GREEN, GREY, ORANGE, has_data, new_figure, style_panel
 from driftproof.report.overlap import Overlap, finite, overlap
 from driftproof.report.summary import Summary, read_recipe, summarize
 
 Series = NDArray[np.float64]
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
-"""Okabe and Ito's colours, which colour-blind readers can tell apart."""
 
 POINTS = 1500
 """Most points of a curve; more are merged."""
@@ -30,10 +28,6 @@ POINTS = 1500
 
 def draw(ledger: Ledger, path: Path) -> None:
     """Write the picture of a run as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     recipe = read_recipe(ledger)
     model = Path(recipe.get("model", {}).get("path", ""))
     run = _Run(
@@ -42,9 +36,7 @@ def draw(ledger: Ledger, path: Path) -> None:
         max_staleness=ledger.plan.max_staleness,
         summary=summarize(ledger, model),
     )
-    figure = Figure(figsize=(12, 6.8), dpi=130, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
-    FigureCanvasAgg(figure)
-    figure.suptitle(_title(run, model.name), fontsize=13, fontweight="bold", x=0.01, ha="left", parse_math=False)
+    figure = new_figure(6.8, _title(run, model.name), title_size=13, dpi=130, pad=0.08)
     # Twelve rows, so that a panel can be cut in two of unequal height.
     grid = figure.add_gridspec(12, 3)
     _reward(figure.add_subplot(grid[:6, :2]), run)
@@ -246,14 +238,8 @@ def _marks(axes: Any, run: _Run, marker: str, color: str, name: str, before: flo
 
 
 def _panel(axes: Any, title: str, run: _Run) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#000000", alpha=0.08)
-    axes.tick_params(labelsize=8)
+    style_panel(axes, title, title_size=10, label_size=8, ticks=6)
     axes.margins(y=0.08)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     # A little room, so that what stands at the last step is seen whole.
     axes.set_xlim(0, max(run.summary.steps, 1) * 1.02)
 
@@ -272,7 +258,7 @@ def _finish(
         axes.set_xlabel("step", fontsize=9)
     else:
         axes.tick_params(labelbottom=False)
-    if not any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in axes.get_lines()):
+    if not has_data(axes):
         axes.text(0.5, 0.5, missing, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=9)
         axes.tick_params(labelleft=False)
         return
