@@ -8,7 +8,6 @@ Target: no event of a step costs more in the largest ledger than twice what it c
 from __future__ import annotations
 
 import json
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -20,8 +19,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks.harness import write_results
-from driftproof.ledger.schema import COLUMNS, CONTENT, checksum, to_row
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.codec import content_checksum, figures_of, row_checksum, to_row
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Counters, Plan
+from driftproof.ledger.store import Store, open_store
 from driftproof.types import FinishReason, Group
 
 GROUPS = (1_000, 100_000, 1_000_000)
@@ -51,35 +52,36 @@ def fill(path: Path, groups: int) -> None:
     plan = Plan(
         seed=0, prompts=PROMPTS, groups_per_step=PER_STEP, max_staleness=STALENESS, steps=steps + 2 * STEPS + STALENESS
     )
-    columns = f"dispatch, prompt_index, state, worker, deadline, dispatched_step, trained_step, {CONTENT}, checksum"
-    insert = f"INSERT INTO groups ({columns}) VALUES ({', '.join('?' * (8 + len(COLUMNS)))})"
-    with Ledger.create(path, plan) as ledger:
-        prompts = [ledger.prompt_of(n) for n in range(groups)]
+    Ledger.create(path, plan).close()
 
     # What the tokens are is nothing to a database, as long as they are not all the same.
-    contents = [to_row(group(dispatch, 0)) for dispatch in range(1_000)]
-    contents = [(*content, checksum(content)) for content in contents]
+    samples = [group(dispatch, 0) for dispatch in range(1_000)]
+    contents = [to_row(sample) for sample in samples]
+    figures = [(*figures_of(sample), content_checksum(row)) for sample, row in zip(samples, contents, strict=True)]
 
-    def rows() -> Iterator[tuple[Any, ...]]:
+    def rows(store: Store) -> Iterator[tuple[Any, ...]]:
         for dispatch in range(steps * PER_STEP):
             step = dispatch // PER_STEP + 1
-            fixed = (dispatch, prompts[dispatch], "trained", "worker-0", 0.0, step - 1, step)
-            yield *fixed, *contents[dispatch % len(contents)]
+            fixed = (dispatch, store.order.prompt_of(dispatch), "trained", "worker-0", step - 1, step - 1, step)
+            yield *fixed, *figures[dispatch % len(figures)]
 
     metrics = json.dumps(METRICS)
-    with closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.execute("BEGIN")
-        database.executemany(insert, rows())
-        database.executemany("INSERT INTO steps VALUES (?, ?)", ((step, metrics) for step in range(1, steps + 1)))
-        database.execute("UPDATE meta SET value = ? WHERE key = 'step'", (str(steps),))
-        # A verification that fails now and then leaves an event.
-        database.executemany(
-            "INSERT INTO events (time, step, kind, message) VALUES (0, ?, 'verification failed', 'time limit')",
-            ((step,) for step in range(steps)),
-        )
-        database.execute("INSERT INTO event_kinds VALUES ('verification failed', ?, 'time limit')", (steps,))
-        database.execute("COMMIT")
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with closing(open_store(path)) as store:
+        with store.transaction():
+            store.write_groups(rows(store))
+            store.write_contents((n, *contents[n % len(contents)]) for n in range(steps * PER_STEP))
+            store.database.executemany(
+                "INSERT INTO steps VALUES (?, ?, ?)",
+                ((step, metrics, row_checksum(step, metrics)) for step in range(1, steps + 1)),
+            )
+            store.set_meta(step=steps)
+            # A verification that fails now and then leaves an event.
+            store.database.executemany(
+                "INSERT INTO events (time, step, kind, message) VALUES (0, ?, 'verification failed', 'time limit')",
+                ((step,) for step in range(steps)),
+            )
+            store.execute("INSERT INTO event_kinds VALUES ('verification failed', ?, 'time limit')", steps)
+        store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 class Clock:
@@ -123,8 +125,8 @@ def run(ledger: Ledger, clock: Clock, steps: int) -> None:
     for _ in range(steps):
         leases = clock("lease", lambda: ledger.lease("worker", 2 * PER_STEP, 60))
         groups = {lease.dispatch: group(lease.dispatch, lease.prompt_index) for lease in leases}
-        clock("renew", lambda: ledger.renew("worker", 60))
-        clock("commit", lambda groups=groups: ledger.commit("worker", groups, {"busy_seconds": 1.0}))  # type: ignore[misc]
+        clock("renew", lambda: ledger.renew("worker", 60, Counters()))
+        clock("commit", lambda groups=groups: ledger.commit("worker", groups, Counters(busy_seconds=1.0)))  # type: ignore[misc]
         batch = clock("take", lambda: ledger.take(PER_STEP))
         assert batch is not None
         clock("finish_step", lambda batch=batch: ledger.finish_step(batch.step, METRICS))  # type: ignore[misc]
@@ -132,6 +134,9 @@ def run(ledger: Ledger, clock: Clock, steps: int) -> None:
         clock("workers", ledger.workers)
         clock("events", ledger.events)
         clock("newest metrics", lambda: ledger.steps(after=ledger.step - 1))
+        clock("browse the oldest data", lambda: ledger.browse("age"))
+        clock("browse a worker's newest", lambda: ledger.browse(worker="worker"))
+        clock("browse what was cut off", lambda: ledger.browse("worst", flag="truncated"))
         if batch.step % INTERVAL == 0:
             clock("make_durable", ledger.make_durable)
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import QUICKSTART, driftproof, spread, write_results
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Counters, Plan
 from driftproof.types import FinishReason, Group
 
 STEPS = 300
@@ -46,7 +47,7 @@ def measure(directory: Path) -> dict[str, list[float]]:
             leased = time.perf_counter()
             groups = {lease.dispatch: group(lease.prompt_index) for lease in leases}
             written = time.perf_counter()
-            ledger.commit("worker", groups, {"busy_seconds": 1.0})
+            ledger.commit("worker", groups, Counters(busy_seconds=1.0))
             committed = time.perf_counter()
             assert ledger.take(GROUPS) is not None
             taken = time.perf_counter()

@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import DRIFTPROOF, QUICKSTART, ROOT, write_results
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Counters, Plan
 from driftproof.types import FinishReason, Group
 
 WORKERS = (1, 4, 16, 64)
@@ -131,7 +132,7 @@ def work(path: Path, names: Sequence[str], tokens: int, start: float, stop: floa
 
 
 def _work(path: Path, name: str, template: Group, start: float, stop: float, done: Work) -> None:
-    counters = {"busy_seconds": 1.0, "tokens": 0, "groups": 0}
+    counters = Counters(busy_seconds=1.0)
     with Ledger(path) as ledger:
         _sleep_until(start)
         while (begun := time.monotonic()) < stop:
@@ -163,7 +164,7 @@ def learn(path: Path, pace: float, start: float, stop: float) -> Trained:
         cpu = time.process_time()
         while (begun := time.monotonic()) < stop:
             # As the learner waits.
-            batch = ledger.take(GROUPS_PER_STEP) if ledger.state == "running" else None
+            batch = ledger.take(GROUPS_PER_STEP) if ledger.state() == "running" else None
             if batch is None:
                 time.sleep(POLL_SECONDS)
                 continue

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import DRIFTPROOF, QUICKSTART, write_results
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 
 STEPS = 1000
 EVERY = 50

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from benchmarks.harness import QUICKSTART, driftproof, spread, write_results
 from driftproof.config import load_config
-from driftproof.ledger.store import FINISHED, Ledger
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import FINISHED
 from driftproof.runtime.build import make_learner, preflight, prepare_directory
 from driftproof.runtime.processes import run_learner, run_worker
 from driftproof.weights.models import inspect_model
@@ -56,7 +57,7 @@ def both_alone(model: Path, directory: Path) -> tuple[float, float]:
         learner = context.Process(target=run_learner, args=(run.path,))
         learner.start()
         learner.join()
-        assert ledger.state == FINISHED, (run.logs / "learner.log").read_text()
+        assert ledger.state() == FINISHED, (run.logs / "learner.log").read_text()
     return rollouts, step_seconds(run.ledger)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.harness import DRIFTPROOF, QUICKSTART, ROOT, write_results
 from driftproof.errors import LedgerError
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 
 EVERY_SECONDS = 10.0
 WARM_UP_SECONDS = 120.0

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,11 +17,12 @@ from benchmarks.chaos import processes, storm, witness
 from benchmarks.chaos.judge import Evidence, Held, judge, surviving
 from benchmarks.chaos.repeat import compare
 from driftproof import faults
-from driftproof.ledger.schema import CONTENT
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Plan
 from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.files import write_tensors
 from tests.groups import make_group
+from tests.ledger.tampering import UNTRAINED, tamper, with_content_of
 
 STEPS, GROUPS_PER_STEP = 4, 2
 PLAN = Plan(seed=0, prompts=5, groups_per_step=GROUPS_PER_STEP, max_staleness=STEPS, steps=STEPS)
@@ -67,11 +67,6 @@ def play(path: Path, between: Callable[[Ledger], object] = lambda ledger: None) 
     )
 
 
-def doctor(ledger: Ledger, statement: str) -> None:
-    with sqlite3.connect(ledger.path) as database:
-        assert database.execute(statement).rowcount == 1
-
-
 def test_all_is_well_where_a_resume_has_undone_a_step(tmp_path: Path) -> None:
     evidence = play(tmp_path, lambda ledger: ledger.rewind(1))
     assert [training["step"] for training in evidence.trainings] == [1, 2, 2, 3, 4]
@@ -81,15 +76,13 @@ def test_all_is_well_where_a_resume_has_undone_a_step(tmp_path: Path) -> None:
 
 
 def test_a_group_that_is_trained_twice_and_the_one_that_is_lost_for_it_are_found(tmp_path: Path) -> None:
-    again = "UPDATE groups SET state = 'ready', trained_step = NULL WHERE dispatch = 0"
-    found = judge(play(tmp_path, lambda ledger: doctor(ledger, again)))
+    again = f"{UNTRAINED} WHERE dispatch = 0"
+    found = judge(play(tmp_path, lambda ledger: tamper(ledger.path, again)))
     assert (found.groups_committed, found.trained_once, found.trained_twice, found.lost) == (8, 6, [0], [7])
 
 
 def test_a_group_whose_content_was_exchanged_is_lost(tmp_path: Path) -> None:
-    columns = f"{CONTENT}, checksum"
-    exchange = f"UPDATE groups SET ({columns}) = (SELECT {columns} FROM groups WHERE dispatch = 1) WHERE dispatch = 0"
-    assert judge(play(tmp_path, lambda ledger: doctor(ledger, exchange))).lost == [0]
+    assert judge(play(tmp_path, lambda ledger: tamper(ledger.path, *with_content_of(1, 0)))).lost == [0]
 
 
 def test_what_a_worker_was_told_is_kept_must_be_kept(tmp_path: Path) -> None:
@@ -141,8 +134,10 @@ def test_the_history_that_survives_is_that_of_the_published_weights() -> None:
 def test_the_witness_notes_what_processes_commit(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Plan
 from tests.groups import make_group
+from tests.ledger.tampering import UNTRAINED, tamper, with_content_of
 plan = Plan(seed=0, prompts=5, groups_per_step=1, max_staleness=2, steps=2)
 with Ledger.create(Path({str(tmp_path / "ledger.sqlite")!r}), plan) as ledger:
     ledger.lease("one", 1, 60)

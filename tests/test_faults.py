@@ -36,7 +36,7 @@ def test_every_write_is_somewhere_in_the_code():
     code = "".join(path.read_text() for path in SRC.rglob("*.py"))
     for write in faults.WRITES:
         room, _, name = write.partition(" ")
-        call = f'_durable("{name}")' if room == "ledger" else f'fault_points("{write}")'
+        call = f'transaction(fault="{name}")' if room == "ledger" else f'fault_points("{write}")'
         assert code.count(call) == 1, write
     assert code.count("fault_point(ENGINE, EngineError)") == 1
 

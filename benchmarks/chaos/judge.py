@@ -15,7 +15,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmarks.chaos import witness
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Plan
 from driftproof.weights.files import WEIGHTS
 
 

@@ -16,7 +16,7 @@ from benchmarks.chaos import processes
 from benchmarks.chaos.storm import PATIENCE_SECONDS, StormError, spied_environment
 from benchmarks.harness import DRIFTPROOF, QUICKSTART, ROOT
 from driftproof import faults
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 
 PLACES = (
     "after ledger take",

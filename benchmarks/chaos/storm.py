@@ -29,7 +29,7 @@ from benchmarks.chaos import processes, verifier, witness
 from benchmarks.harness import DRIFTPROOF, QUICKSTART, ROOT
 from driftproof import faults
 from driftproof.errors import LedgerError
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 
 VICTIMS = {"worker": 6, "verifier": 5, "learner": 3, "parent": 2, "inbox": 2, "stranger": 2}
 """Who is killed at random moments, and how often one against the other."""

@@ -41,7 +41,7 @@ def ours(model: Path, seed: int, steps: int, directory: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from benchmarks.trl_comparison.accuracy import exact_accuracy
-    from driftproof.ledger.store import Ledger
+    from driftproof.ledger.ledger import Ledger
     from driftproof.tasks.arithmetic import arithmetic
     from driftproof.weights.snapshots import list_snapshots
 

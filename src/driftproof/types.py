@@ -6,8 +6,9 @@ ask again whether lengths agree, log-probs are finite or rewards are numbers. Wh
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -122,11 +123,13 @@ class Response:
     """int32 [T], the stop token included, the prompt excluded."""
     finish_reason: FinishReason
     behavior_logprobs: NDArray[np.float32] | None = None
-    """float32 [T], nats, of the distribution sampled from; None unless asked for."""
+    """float32 [trained tokens], nats, of the distribution sampled from; None unless asked for."""
     reward: float | None = None
     """Known already for recorded traces; None for fresh responses, which the verifier scores."""
     retokenized: bool = False
     """True when the learner's tokenizer made the tokens from text; False when they were sampled."""
+    trained: NDArray[np.bool_] | None = None
+    """bool [T]: the tokens that the policy wrote and the loss sees; the others are context. None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,8 @@ class Group:
     """One prompt with its G responses and rewards: the unit that is leased, committed, trained and counted.
 
     Responses lie one behind the other in flat arrays. A group of two responses, of 3 and 1 tokens:
-    `response_tokens=[5, 6, 1, 1], response_lengths=[3, 1], rewards=[1.0, 0.0]`.
+    `response_tokens=[5, 6, 1, 1], response_lengths=[3, 1], rewards=[1.0, 0.0]`. A response whose context was rewritten
+    on the way has several sequences: there are S of them, S > G, and `sequence_of` says which response each is of.
     """
 
     prompt_index: int
@@ -152,7 +156,7 @@ class Group:
     response_tokens: Tokens
     """int32 [sum of lengths]."""
     response_lengths: NDArray[np.int32]
-    """int32 [G]."""
+    """int32 [S], one per sequence; S = G without `sequence_of`."""
     rewards: NDArray[np.float64]
     """float64 [G]; NaN marks a response without a reward, and `problems` says why."""
     finish_reasons: tuple[FinishReason, ...]
@@ -160,9 +164,15 @@ class Group:
     problems: tuple[str, ...] = ()
     """[G] or empty: per response "" or why its verification gave no reward."""
     behavior_logprobs: NDArray[np.float32] | None = None
-    """float32 [sum of lengths], or None when the objective does not need it."""
+    """float32 [trained tokens], or None when the objective does not need it."""
     retokenized: bool = False
     """True when the learner's tokenizer made the tokens of a response from text."""
+    trained: NDArray[np.bool_] | None = None
+    """bool [sum of lengths]: the tokens that the policy wrote and the loss sees. None: all."""
+    sequence_of: NDArray[np.int32] | None = None
+    """int32 [S], ascending: the response of each sequence. None: one sequence each."""
+    facts: Mapping[str, Any] | None = None
+    """What an environment tells of its episodes (JSON values); shown, never trained on."""
 
     def __post_init__(self) -> None:
         _check_group(self)
@@ -170,7 +180,7 @@ class Group:
     @property
     def size(self) -> int:
         """G."""
-        return len(self.response_lengths)
+        return len(self.rewards)
 
     @classmethod
     def from_responses(
@@ -206,10 +216,13 @@ class Group:
             problems=problems if any(problems) else (),
             behavior_logprobs=_concatenate(given, np.float32) if given else None,
             retokenized=any(r.retokenized for r in responses),
+            trained=_concatenate(map(_mask, responses), np.bool_)
+            if any(r.trained is not None for r in responses)
+            else None,
         )
 
     def split(self) -> list[Tokens]:
-        """The responses' token ids, G arrays."""
+        """The sequences' token ids, S arrays."""
         return np.split(self.response_tokens, np.cumsum(self.response_lengths)[:-1])
 
 
@@ -221,7 +234,9 @@ class Batch:
     """The step that trains them, 1-based: the first update is step 1."""
     groups: tuple[Group, ...]
     ages: tuple[int, ...]
-    """Per group: learner updates between its dispatch and this step."""
+    """Learner updates between each group's dispatch and this step."""
+    weights_ages: tuple[int, ...] = ()
+    """The same from the step of the weights that were newest at dispatch; empty where it was not recorded."""
 
     @property
     def responses(self) -> int:
@@ -238,24 +253,27 @@ def _concatenate(arrays: Iterable[NDArray[Any]], dtype: type[np.generic]) -> NDA
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
 
 
+def _mask(response: Response) -> NDArray[np.bool_]:
+    return np.ones(len(response.tokens), bool) if response.trained is None else response.trained
+
+
 def _check_group(group: Group) -> None:
     where = f"prompt {group.prompt_index}"
-    size, total = group.size, int(group.response_lengths.sum())
+    size, sequences, total = group.size, len(group.response_lengths), int(group.response_lengths.sum())
     if size == 0:
         raise GroupError(f"{where}: a group needs at least one response")
     if len(group.prompt_tokens) == 0:
         raise GroupError(f"{where}: the prompt has no tokens")
-    if group.response_lengths.min() < 0 or len(group.response_tokens) != total:
+    if group.response_lengths.min(initial=0) < 0 or len(group.response_tokens) != total:
         raise GroupError(
             f"{where}: {len(group.response_tokens)} response tokens do not match lengths that sum to {total}"
         )
     lowest = min(int(tokens.min(initial=0)) for tokens in (group.prompt_tokens, group.response_tokens))
     if lowest < 0:
         raise GroupError(f"{where}: a token id is {lowest}; ids start at 0")
-    if len(group.rewards) != size or len(group.finish_reasons) != size:
-        raise GroupError(
-            f"{where}: {size} responses, {len(group.rewards)} rewards, {len(group.finish_reasons)} finish reasons"
-        )
+    responses = sequences if group.sequence_of is None else size
+    if size != responses or len(group.finish_reasons) != responses:
+        raise GroupError(f"{where}: {responses} responses, {size} rewards, {len(group.finish_reasons)} finish reasons")
     if group.problems and len(group.problems) != size:
         raise GroupError(f"{where}: {size} responses but {len(group.problems)} problems")
     for position in np.flatnonzero(~np.isfinite(group.rewards)):
@@ -263,16 +281,44 @@ def _check_group(group: Group) -> None:
             raise GroupError(
                 f"{where}, response {position}: reward is {group.rewards[position]}; rewards must be finite"
             )
+    _check_episodes(where, group)
     if group.behavior_logprobs is not None:
-        _check_logprobs(where, group.behavior_logprobs, group.response_lengths)
+        _check_logprobs(where, group.behavior_logprobs, group)
 
 
-def _check_logprobs(where: str, logprobs: NDArray[np.float32], lengths: NDArray[np.int32]) -> None:
-    if len(logprobs) != int(lengths.sum()):
-        raise GroupError(f"{where}: {len(logprobs)} behavior_logprobs for {int(lengths.sum())} response tokens")
+def _check_episodes(where: str, group: Group) -> None:
+    """Check what only responses of several turns have."""
+    tokens, sequences = len(group.response_tokens), len(group.response_lengths)
+    if group.trained is not None and (group.trained.dtype != bool or len(group.trained) != tokens):
+        raise GroupError(
+            f"{where}: trained has {len(group.trained)} {group.trained.dtype} for {tokens} response tokens"
+        )
+    if group.sequence_of is not None and (
+        len(group.sequence_of) != sequences or not np.array_equal(np.unique(group.sequence_of), np.arange(group.size))
+        or np.any(np.diff(group.sequence_of) < 0)
+    ):  # fmt: skip
+        raise GroupError(
+            f"{where}: sequence_of is {group.sequence_of.tolist()} for {sequences} sequences; it must name the "
+            f"{group.size} responses in their order"
+        )
+    if group.facts is not None:
+        try:
+            json.dumps(group.facts)
+        except (TypeError, ValueError) as error:
+            raise GroupError(f"{where}: facts are no JSON: {error}") from error
+
+
+def _check_logprobs(where: str, logprobs: NDArray[np.float32], group: Group) -> None:
+    trained = group.trained
+    expected = len(group.response_tokens) if trained is None else int(trained.sum())
+    if len(logprobs) != expected:
+        kind = "response" if trained is None else "trained"
+        raise GroupError(f"{where}: {len(logprobs)} behavior_logprobs for {expected} {kind} tokens")
     bad = np.flatnonzero(~(np.isfinite(logprobs) & (logprobs <= 0)))
     if len(bad):
-        response = int(np.searchsorted(np.cumsum(lengths), bad[0], side="right"))
+        token = bad[0] if trained is None else np.flatnonzero(trained)[bad[0]]
+        sequence = int(np.searchsorted(np.cumsum(group.response_lengths), token, side="right"))
+        response = sequence if group.sequence_of is None else group.sequence_of[sequence]
         raise GroupError(
             f"{where}, response {response}: behavior_logprobs has {logprobs[bad[0]]}; "
             "a log-probability must be finite and at most 0"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 from benchmarks.load import DIGITS, Trained, Work, check, content, learn, saturation, tag, untag, work, write
-from driftproof.ledger.schema import CONTENT
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Plan
+from tests.ledger.tampering import tamper, with_content_of
 
 PROBLEMS = (
     "groups_lost",
@@ -63,12 +63,7 @@ def test_nothing_is_lost_and_what_is_planted_is_found(tmp_path: Path) -> None:
 
     again = Trained(steps=trained.steps, dispatches=[*trained.dispatches, 0], take_seconds=[], cpu_seconds=0.0)
     assert check(path, done, again)["trained_twice"] == 1
-    with sqlite3.connect(path) as database:
-        database.execute("DELETE FROM groups WHERE dispatch = 3")
-        columns = f"{CONTENT}, checksum"
-        database.execute(
-            f"UPDATE groups SET ({columns}) = (SELECT {columns} FROM groups WHERE dispatch = 5) WHERE dispatch = 4"
-        )
+    tamper(path, "DELETE FROM groups WHERE dispatch = 3", *with_content_of(5, 4))
     broken = check(path, done, trained)
     assert (broken["groups_lost"], broken["groups_mixed_up"], broken["trained_but_not_recorded"]) == (1, 1, 1)
     assert broken["steps_of_another_size"] == 1

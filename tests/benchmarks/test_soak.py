@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.soak import MIB, Process, Sample, judge, quarters, sample, slope
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Plan
 
 
 def watched(minutes: int = 45, **grows: float) -> list[Sample]:

@@ -21,7 +21,8 @@ import pytest
 
 from driftproof.errors import ConfigError
 from driftproof.inbox.serve import serve
-from driftproof.ledger.store import FINISHED, Ledger
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import FINISHED
 from driftproof.runtime.inbox import open_inbox
 from tests.inbox.live import TOKEN, Client, make_run
 

@@ -18,7 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftproof.ledger.store import FINISHED, STOPPING, Ledger
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import FINISHED, STOPPING
 from driftproof.report.view import View
 from driftproof.rollout.requests import make_request
 from driftproof.runtime.inbox import open_inbox
@@ -177,7 +178,7 @@ def test_logprobs_are_taken_exactly_where_the_objective_needs_them(tmp_path: Pat
         logprobs = next(ledger.records()).group.behavior_logprobs
         assert logprobs is not None
         assert logprobs.tolist() == [-0.5, -0.25] * 4
-        assert ledger.workers()["inbox:w"]["requests_with_logprobs"] == 1
+        assert ledger.workers()["inbox:w"].requests_with_logprobs == 1
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_duplicates_are_accepted_once_by_whomever(client: Client, ledger: Ledger
     assert (again.status, again.outcomes) == (200, ["duplicate"])
     assert client.post(written(prompt, "other")).outcomes == ["duplicate"]
     assert ledger.status().ready == 1
-    assert ledger.workers()["inbox:w"]["groups"] == 1
+    assert ledger.workers()["inbox:w"].groups == 1
 
 
 POST = """
@@ -378,15 +379,15 @@ def test_workers_are_counted_like_built_in_ones(run: Path, ledger: Ledger) -> No
         time.sleep(0.1)
         client.prompts(1)
         counters = ledger.workers()["inbox:w"]
-        assert (counters["groups"], counters["tokens"], counters["requests_with_logprobs"]) == (2, 16, 0)
-        assert 0.2 <= counters["busy_seconds"] < 2
-        assert 0.1 <= counters["waiting_seconds"] < 2
+        assert (counters.groups, counters.tokens, counters.requests_with_logprobs) == (2, 16, 0)
+        assert 0.2 <= counters.busy_seconds < 2
+        assert 0.1 <= counters.waiting_seconds < 2
         assert View.of(ledger).workers == 1
     with serving(run) as client:
         client.post(*map(written, client.prompts(1)))
         after = ledger.workers()["inbox:w"]
-    assert after["groups"] == 3, "another inbox goes on counting"
-    assert after["busy_seconds"] >= counters["busy_seconds"]
+    assert after.groups == 3, "another inbox goes on counting"
+    assert after.busy_seconds >= counters.busy_seconds
 
 
 def test_weights(run: Path, client: Client, tiny_model_dir: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.learner import Learner
 from driftproof.learner.loop import learn
-from driftproof.ledger.store import STOPPING, Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import STOPPING, Counters, Plan
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE
 from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.snapshots import Publisher, latest, list_snapshots
@@ -55,7 +56,7 @@ class Run:
             newest = latest(self.snapshots)
             self.seen.append(-1 if newest is None else newest.step)
             group = make_group([1], [[2, 3], [4]], [1.0, 0.0], prompt_index=lease.prompt_index)
-            self.ledger.commit("a", {lease.dispatch: group}, {"busy_seconds": 1.5 * len(self.seen), "tokens": 3})
+            self.ledger.commit("a", {lease.dispatch: group}, Counters(busy_seconds=1.5 * len(self.seen), tokens=3))
 
     def learn(
         self,
@@ -186,7 +187,7 @@ def test_steps_skipped_in_a_row_stop_the_run_with_everything_saved(run: Run):
     with pytest.raises(DivergenceError, match=sentence):
         run.learn(learner, write_badly(run, good=lambda step: step == 2), max_skipped=2)
     assert [path.name for path in list_checkpoints(run.checkpoints)] == ["step-00000004"]
-    assert (run.ledger.state, run.ledger.step) == (STOPPING, 4)
+    assert (run.ledger.state(), run.ledger.step) == (STOPPING, 4)
     run.ledger.rewind(4)
     run.learn(learner, write_badly(run), max_skipped=2)
     assert run.ledger.step == STEPS, "after a resume the count begins anew"

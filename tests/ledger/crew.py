@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from driftproof.ledger.store import RUNNING, Ledger
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import RUNNING
 from driftproof.types import FinishReason, Group
 
 
@@ -29,7 +30,7 @@ def make_group(dispatch: int, prompt_index: int, worker: int) -> Group:
 def write(ledger: Ledger, name: str) -> None:
     """Lease for a moment only, and now and then dawdle until the lease has passed on."""
     generator = random.Random(name)
-    while ledger.state == RUNNING:
+    while ledger.state() == RUNNING:
         leases = ledger.lease(name, generator.randint(1, 3), seconds=0.01)
         if not leases:
             time.sleep(0.001)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Counters, Plan
 from driftproof.run import remove_at_once, rename_durably
 from driftproof.types import FinishReason, Group
 
@@ -38,7 +39,7 @@ def make_run(run: Path, steps: int = 23, total: int = 40) -> Path:
         go_on(run, ledger, steps)
         ledger.record_evaluation("heldout", 0, {"sampled": 0.5})
         ledger.record_event("late commit", "one")
-        ledger.report_worker("a", {"tokens": 3})
+        ledger.report_worker("a", Counters(tokens=3))
         if steps < total:
             assert ledger.take(PER_STEP) is not None
             write(ledger, 2)

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 
 from driftproof.errors import GroupError, LedgerError
-from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Lease, Ledger, Plan
+from driftproof.ledger.codec import row_checksum
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import FINISHED, RUNNING, STOPPING, Counters, Lease, Plan
+from driftproof.ledger.store import changed
 from driftproof.report.view import View
 from driftproof.types import Batch, Channel, Group
 from tests.groups import make_group
+from tests.ledger.tampering import tamper
 
 LONG = 1000.0
 OVER = -1.0
@@ -72,15 +76,16 @@ def test_a_ledger_remembers_its_plan(make_ledger: MakeLedger):
     with Ledger(ledger.path) as again:
         assert again.plan == ledger.plan
         assert again.plan.channels == {Channel.BEHAVIOR_LOGPROBS}
-        assert (again.state, again.step) == (RUNNING, 0)
+        assert (again.state(), again.step) == (RUNNING, 0)
 
 
 def test_a_ledger_from_before_recorded_shares_opens(ledger: Ledger):
     order = [ledger.prompt_of(n) for n in range(20)]
     database = sqlite3.connect(ledger.path, isolation_level=None)
     remove = "UPDATE meta SET value = json_remove(value, '$.recorded_prompts', '$.recorded_share') WHERE key = 'plan'"
+    database.create_function("row_checksum", -1, row_checksum)
     database.execute(remove)
-    database.execute("DELETE FROM meta WHERE key = 'plan_checksum'")
+    database.execute("UPDATE meta SET checksum = row_checksum(key, value)")
     assert "recorded" not in database.execute("SELECT value FROM meta WHERE key = 'plan'").fetchone()[0]
     database.close()
     with Ledger(ledger.path) as again:
@@ -103,10 +108,10 @@ def test_a_second_ledger_in_the_same_place_is_refused(ledger: Ledger):
 
 def test_what_a_killed_creation_left_behind_is_no_obstacle(tmp_path: Path, ledger: Ledger):
     for suffix in ("", "-wal", "-shm"):
-        (tmp_path / f"new.partial{suffix}").write_bytes(b"half written")
+        (tmp_path / f".partial-new.sqlite{suffix}").write_bytes(b"half written")
     with Ledger.create(tmp_path / "new.sqlite", ledger.plan) as new:
         assert new.plan == ledger.plan
-    assert not list(tmp_path.glob("new.partial*"))
+    assert not list(tmp_path.glob(".partial*"))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,7 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path):
 def test_another_format_is_refused(ledger: Ledger):
     change(ledger, "UPDATE meta SET value = '99' WHERE key = 'format_version'")
     change(ledger, "UPDATE meta SET value = '7.0' WHERE key = 'driftproof'")
-    message = r"has ledger format 99, made by driftproof 7.0; .*, which reads formats 1 to 2: install driftproof 7.0"
+    message = r"has ledger format 99, made by driftproof 7.0; .*, which reads formats 1 to 3: install driftproof 7.0"
     with pytest.raises(LedgerError, match=message):
         Ledger(ledger.path)
 
@@ -211,7 +216,7 @@ def test_no_more_is_leased_than_asked_for(ledger: Ledger):
 def test_nothing_is_leased_once_the_run_is_to_end(ledger: Ledger, state: str):
     (lease,) = ledger.lease("a", 1, LONG)
     ledger.set_state(state)
-    assert ledger.state == state
+    assert ledger.state() == state
     assert ledger.lease("a", 1, LONG) == []
     assert ledger.commit("a", {lease.dispatch: group_of(lease)}) == 1
 
@@ -278,16 +283,16 @@ def test_renewing_moves_the_deadlines_of_one_worker(ledger: Ledger):
     ledger.lease("a", 1, OVER)
     ledger.lease("b", 2, OVER)
     # b took over the group of a.
-    ledger.renew("a", LONG)
+    ledger.renew("a", LONG, Counters())
     assert [lease.dispatch for lease in ledger.lease("c", 1, LONG)] == [0]
-    ledger.renew("b", LONG)
+    ledger.renew("b", LONG, Counters())
     assert [lease.dispatch for lease in ledger.lease("d", 9, LONG)] == [2, 3]
 
 
 def test_a_worker_of_the_same_name_does_not_revive_the_leases_of_a_dead_one(ledger: Ledger):
     ledger.lease("a", 2, LONG)
     ledger.release("a")
-    ledger.renew("a", LONG)
+    ledger.renew("a", LONG, Counters())
     assert [lease.dispatch for lease in ledger.lease("a", 2, LONG)] == [0, 1]
 
 
@@ -329,10 +334,12 @@ def test_channels_are_there_exactly_when_the_plan_wants_them(make_ledger: MakeLe
 
 
 def test_counters_of_workers_are_replaced(ledger: Ledger):
-    ledger.report_worker("b", {"tokens": 1})
-    ledger.commit("a", {}, {"tokens": 5, "busy_seconds": 0.5})
-    ledger.report_worker("b", {"tokens": 2})
-    assert ledger.workers() == {"a": {"tokens": 5, "busy_seconds": 0.5}, "b": {"tokens": 2}}
+    a, b = Counters(tokens=5, busy_seconds=0.5, engine={"steps": 3}), Counters(tokens=2, phase="decodes")
+    ledger.report_worker("b", Counters(tokens=1))
+    ledger.commit("a", {}, a)
+    ledger.renew("b", LONG, b)
+    assert ledger.workers() == {"a": a, "b": b}
+    assert (ledger.counters("a"), ledger.counters("c")) == (a, Counters())
 
 
 # Training
@@ -427,7 +434,7 @@ def test_rewinding_makes_ready_what_was_trained_later(make_ledger: MakeLedger):
     ledger.lease("a", 2, LONG)
     ledger.set_state(STOPPING)
     assert ledger.rewind(1) == 4
-    assert (ledger.step, ledger.state) == (1, RUNNING)
+    assert (ledger.step, ledger.state()) == (1, RUNNING)
     status = ledger.status()
     assert (status.dispatched, status.leased, status.ready, status.trained) == (8, 2, 4, 2)
     assert [metrics["step"] for metrics in ledger.steps()] == [1]
@@ -491,11 +498,11 @@ def test_a_failed_transaction_leaves_nothing_behind(ledger: Ledger):
 def test_no_question_of_a_step_reads_what_grows(ledger: Ledger):
     """A long run must not become slower: every statement finds its rows by number or by an index of few."""
     statements: list[str] = []
-    database = ledger._database
+    database = ledger._store.database
     database.set_trace_callback(statements.append)
     write(ledger, 2)
     ledger.lease("a", 1, LONG)
-    ledger.renew("a", LONG)
+    ledger.renew("a", LONG, Counters())
     ledger.release("a")
     ledger.record_event("late commit", "one")
     train(ledger)
@@ -527,16 +534,13 @@ def test_no_question_of_a_step_reads_what_grows(ledger: Ledger):
 
 
 def change(ledger: Ledger, statement: str) -> None:
-    database = sqlite3.connect(ledger.path)
-    assert database.execute(statement).rowcount > 0
-    database.commit()
-    database.close()
+    tamper(ledger.path, statement)
 
 
 @pytest.mark.parametrize("column", ["response_tokens", "rewards", "prompt_tokens", "response_lengths"])
 def test_a_group_that_was_damaged_on_disk_is_never_trained(ledger: Ledger, column: str):
     write(ledger, 2)
-    change(ledger, f"UPDATE groups SET {column} = CAST({column} || x'01' AS BLOB) WHERE dispatch = 1")
+    change(ledger, f"UPDATE contents SET {column} = CAST({column} || x'01' AS BLOB) WHERE dispatch = 1")
     message = r"is damaged \(group 1: its checksum does not agree\); .*driftproof ledger repair"
     with pytest.raises(LedgerError, match=message):
         ledger.take(2)
@@ -547,7 +551,8 @@ def test_a_group_that_was_damaged_on_disk_is_never_trained(ledger: Ledger, colum
 
 def test_a_group_without_a_checksum_that_is_no_group_is_never_trained(ledger: Ledger):
     write(ledger, 2)
-    change(ledger, "UPDATE groups SET checksum = NULL, finish_reasons = '[' WHERE dispatch = 1")
+    change(ledger, "UPDATE contents SET finish_reasons = '[' WHERE dispatch = 1")
+    change(ledger, f"UPDATE groups SET {changed(content_checksum='NULL')} WHERE dispatch = 1")
     with pytest.raises(LedgerError, match=r"is damaged \(group 1: it is no group"):
         ledger.take(2)
 

@@ -7,8 +7,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.maintenance.check import check_ledger
-from driftproof.ledger.store import FINISHED, Ledger, Plan
+from driftproof.ledger.records import FINISHED, Plan
 from tests.ledger.crew import make_group
 
 CREW = Path(__file__).with_name("crew.py")
@@ -113,7 +114,7 @@ def test_whoever_is_killed_whenever_nothing_is_wrong(tmp_path: Path):
 
 def ledger_state(path: Path) -> str:
     with Ledger(path) as ledger:
-        return ledger.state
+        return ledger.state()
 
 
 def wait_for_step(ledger: Ledger, step: int) -> None:

@@ -8,9 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.maintenance.check import check_ledger
 from driftproof.ledger.maintenance.prune import prunable_step
-from driftproof.ledger.store import Lease, Ledger, Plan
+from driftproof.ledger.records import Counters, Lease, Plan
 from driftproof.types import Batch
 from tests.groups import make_group
 
@@ -85,7 +86,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def renew(self, worker: str) -> None:
         for n in self.numbers("leased"):
             self.groups[n].over &= self.groups[n].worker != worker
-        self.ledger.renew(worker, 1000.0)
+        self.ledger.renew(worker, 1000.0, Counters())
 
     @rule(worker=workers, later=st.integers(0, 2), others=st.sets(st.integers(0, 17), max_size=4))
     def commit(self, worker: str, later: int, others: set[int]) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.ledger.store import FINISHED, Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import FINISHED, Plan
 
 from .ledgers import AFTER, BEFORE, GROUPS_PER_STEP, RECIPE, grow
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Counters
 from driftproof.types import FinishReason, Group
 
 GROUPS_PER_STEP, GROUP_SIZE = 2, 4
@@ -68,7 +69,7 @@ def group(ledger: Ledger, dispatch: int, rewards: list[float] | None = None) -> 
 def grow(ledger: Ledger, steps: int, **metrics: bool) -> None:
     """Lease, commit, take and finish `steps` more steps."""
     for worker in ("worker-0", "worker-1"):
-        ledger.report_worker(worker, {"busy_seconds": 1.0, "tokens": 24})
+        ledger.report_worker(worker, Counters(busy_seconds=1.0, tokens=24))
     for step in range(ledger.step + 1, ledger.step + steps + 1):
         if ledger.status().ready < GROUPS_PER_STEP:
             leases = ledger.lease("worker-0", 16 * GROUPS_PER_STEP, 60)

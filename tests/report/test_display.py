@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from driftproof.ledger.store import STOPPING, Ledger
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import STOPPING
 from driftproof.report import display
 from driftproof.report.display import LiveDisplay, LogLines, log_line, open_display, render, sparkline
 from driftproof.report.view import View

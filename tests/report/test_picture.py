@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.report.picture import draw, merge, moving_mean
 
 from .conftest import MakeLedger

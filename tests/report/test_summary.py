@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.report.summary import summarize, write_summary
 
 from .conftest import MakeLedger

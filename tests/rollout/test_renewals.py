@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Completed
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.rollout.renewals import Renewals
 from driftproof.weights.snapshots import Publisher
 from tests.rollout.test_worker import PLAN, worker
@@ -87,7 +87,7 @@ def test_a_long_step_costs_no_lease(
     while time.monotonic() < until:
         assert not ledger.lease("another", 4, 60), "all four are the busy worker's"
         time.sleep(0.1)
-    assert ledger.workers()["worker"]["renewals"] >= leases, "it reports while it is busy"
+    assert ledger.workers()["worker"].renewals >= leases, "it reports while it is busy"
     engine.may_end.set()
     thread.join(120)
     assert ledger.status().ready == 4

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Capabilities, Completed
 from driftproof.errors import EngineError
-from driftproof.ledger.store import STOPPING, Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.reader import LedgerReader
+from driftproof.ledger.records import STOPPING, Plan
 from driftproof.rollout.settings import RolloutSettings
 from driftproof.rollout.worker import ATTEMPTS, FAILED_GROUPS, RolloutWorker
 from driftproof.tasks import arithmetic
@@ -97,8 +99,10 @@ def worker(ledger: Ledger, engine: EmbeddedEngine | Failing, model: Path, **sett
 
 def work_until_ready(rollouts: RolloutWorker, groups: int) -> None:
     deadline = time.monotonic() + 30
-    while rollouts.ledger.status().ready < groups:
-        assert time.monotonic() < deadline, rollouts.ledger.status()
+    ledger = rollouts.leases
+    assert isinstance(ledger, LedgerReader)
+    while ledger.status().ready < groups:
+        assert time.monotonic() < deadline, ledger.status()
         rollouts.work()
 
 
@@ -210,7 +214,7 @@ def test_log_probs_are_asked_for_exactly_when_the_plan_says_so(
     with Ledger.create(tmp_path / "corrected.sqlite", plan) as ledger:
         work_until_ready(worker(ledger, engine, tiny_model_dir), 4)
         assert all(record.group.behavior_logprobs is not None for record in ledger.records())
-        assert ledger.workers()["worker"]["requests_with_logprobs"] == 4
+        assert ledger.workers()["worker"].requests_with_logprobs == 4
 
 
 def test_it_stops_when_the_run_stops(ledger: Ledger, engine: EmbeddedEngine, tiny_model_dir: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from driftproof.cli.main import main
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 
 RECIPE = """
 [run]

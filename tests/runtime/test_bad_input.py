@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from driftproof.cli.main import main
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.tiny.model import make_tiny_model
 from tests.runtime.runs import launch, summary, train, trained_once, wait_for_step, write_recipe
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from tests.runtime import runs
 from tests.runtime.runs import launch, processes, summary, train, trained_once, wait_for_step, write_recipe
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.runtime.inbox import open_inbox
 from driftproof.tasks.codec import Codec
 from tests.runtime import runs
@@ -57,7 +57,7 @@ def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_exactly_the_share_is_recorded_and_verbatim(run: Path, tiny_model_dir: Path) -> None:
     codec = Codec(tiny_model_dir)
     with Ledger(run / "ledger.sqlite") as ledger:
-        records, snapshots = list(ledger.records()), ledger.workers()["worker-0"]["snapshot"]
+        records, snapshots = list(ledger.records()), ledger.workers()["worker-0"].snapshot
     live = 8
     assert [record.group.retokenized for record in records] == [False, False, False, True] * 6
     assert [record.group.prompt_index >= live for record in records] == [False, False, False, True] * 6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.tiny.model import make_tiny_model
 from tests.runtime.runs import summary, train, trained_once
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import generate
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.tasks import arithmetic
 from driftproof.tasks.codec import Codec
 from driftproof.types import Request, Sampling
@@ -111,7 +111,7 @@ def test_channels_exist_exactly_where_the_objective_needs_them(
         stored = [record.group.behavior_logprobs is not None for record in records]
         assert stored == [objective == "grpo"] * 8
         counters = ledger.workers()["worker-0"]
-    assert counters["requests_with_logprobs"] == (8 if objective == "grpo" else 0)
+    assert counters.requests_with_logprobs == (8 if objective == "grpo" else 0)
 
 
 def test_equal_sync_runs_are_equal_and_interrupted_ones_too(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.ledger.store import Ledger, Status
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import Status
 from driftproof.runtime.watchdog import ANSWER_SECONDS, Reports, Stacks, Standstill, ask_for_stacks, who_waits
 from tests.runtime import runs
 from tests.runtime.runs import launch, processes, summary, train, trained_once, wait_for_step, write_recipe

@@ -13,7 +13,7 @@ from driftproof.engines.protocol import Capabilities, Completed
 from driftproof.evaluation.heldout import evaluate
 from driftproof.inbox.messages import GroupMessage, ResponseMessage
 from driftproof.inbox.service import Inbox
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.rollout.worker import RolloutSettings, RolloutWorker
 from driftproof.run import RunDirectory
 from driftproof.runtime.inbox import open_inbox

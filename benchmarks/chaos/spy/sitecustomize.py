@@ -38,8 +38,8 @@ def _note(**note: Any) -> None:
     witness.append(Path(os.environ["DRIFTPROOF_FAULTS"]) / witness.NOTES, note)
 
 
-def _wrap_ledger(module: Any) -> None:
-    commit, take = module.Ledger.commit, module.Ledger.take
+def _wrap_leases(module: Any) -> None:
+    commit = module.LocalLeases.commit
 
     def noted_commit(ledger: Any, worker: str, groups: Any, *rest: Any) -> int:
         accepted: int = commit(ledger, worker, groups, *rest)
@@ -51,14 +51,20 @@ def _wrap_ledger(module: Any) -> None:
             _note(what="commit", dispatch=dispatch, prompt=groups[dispatch].prompt_index, content=content)
         return accepted
 
+    module.LocalLeases.commit = noted_commit
+
+
+def _wrap_steps(module: Any) -> None:
+    take = module.Steps.take
+
     def noted_take(ledger: Any, count: int) -> Any:
         batch = take(ledger, count)
         if batch is not None:
-            query = "SELECT dispatch FROM groups WHERE trained_step = ? ORDER BY dispatch"
-            _taken[batch.step] = [row[0] for row in ledger._database.execute(query, (batch.step,))]
+            trained = ledger.browse("oldest", step=batch.step, limit=len(batch.groups) + 1)
+            _taken[batch.step] = [group.dispatch for group in trained]
         return batch
 
-    module.Ledger.commit, module.Ledger.take = noted_commit, noted_take
+    module.Steps.take = noted_take
 
 
 def _content_of(ledger: Any, dispatch: int, worker: str) -> str | None:
@@ -81,7 +87,11 @@ def _wrap_learner(module: Any) -> None:
     module.Learner.train = noted_train
 
 
-_WRAPPERS = {"driftproof.ledger.store": _wrap_ledger, "driftproof.learner.learner": _wrap_learner}
+_WRAPPERS = {
+    "driftproof.ledger.leases": _wrap_leases,
+    "driftproof.ledger.steps": _wrap_steps,
+    "driftproof.learner.learner": _wrap_learner,
+}
 
 if os.environ.get("DRIFTPROOF_FAULTS"):
     sys.path.append(str(Path(__file__).parents[3]))

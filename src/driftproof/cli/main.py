@@ -189,13 +189,13 @@ def _resumed_config(run: Path, overrides: list[str]) -> Config:
 
 def _show_result(console: Console, directory: RunDirectory) -> None:
     from driftproof.errors import RunError
-    from driftproof.ledger.store import Ledger
+    from driftproof.ledger.reader import LedgerReader
     from driftproof.report.picture import draw
     from driftproof.report.summary import summarize, write_summary
     from driftproof.report.tables import before_after_table, events_table
 
     model = directory.snapshots / "latest"
-    with Ledger(directory.ledger) as ledger:
+    with LedgerReader(directory.ledger) as ledger:
         summary = summarize(ledger, model)
         try:
             write_summary(directory.path / "summary.json", summary)
@@ -366,13 +366,13 @@ def _show_plan(config: LabConfig, directory: Path, found: Sequence[Result]) -> N
 
 
 def _groups(known: argparse.Namespace, _: list[str]) -> int:
-    from driftproof.ledger.store import Ledger
+    from driftproof.ledger.reader import LedgerReader
     from driftproof.report.tables import groups_table
     from driftproof.tasks.codec import Codec
 
     config = _resumed_config(known.run, [])
     codec = Codec(config.model.path)
-    with Ledger(known.run / "ledger.sqlite") as ledger:
+    with LedgerReader(known.run / "ledger.sqlite") as ledger:
         Console().print(groups_table(ledger.records(), codec.decode, by=known.by, limit=known.limit))
     return 0
 

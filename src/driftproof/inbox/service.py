@@ -34,7 +34,8 @@ from driftproof.inbox.messages import (
     shown,
 )
 from driftproof.inbox.workers import Workers
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.leases import LocalLeases
+from driftproof.ledger.reader import LedgerReader
 from driftproof.rollout.requests import make_request
 from driftproof.rollout.settings import RolloutSettings
 from driftproof.tasks.codec import Codec
@@ -87,7 +88,7 @@ class Inbox:
         self.vocabulary = vocabulary
         self.settings = settings
         self.sampling = sampling
-        with Ledger(ledger) as opened:
+        with LedgerReader(ledger) as opened:
             self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in opened.plan.channels
         self._verifier = _OpenedOnDemand(open_verifier)
         self._up_to_date = up_to_date
@@ -97,7 +98,7 @@ class Inbox:
         self._verifier.close()
 
     def status(self) -> RunStatus:
-        with Ledger(self.ledger) as ledger:
+        with LedgerReader(self.ledger) as ledger:
             status = ledger.status()
             fields = {name: getattr(status, name) for name in type(status).__dataclass_fields__}
             return RunStatus(**fields, steps=ledger.plan.steps)
@@ -110,8 +111,8 @@ class Inbox:
         """
         self._check_settings()
         name, seconds = ledger_name(worker), self.settings.lease_seconds
-        with Ledger(self.ledger) as ledger:
-            state = ledger.state
+        with LocalLeases(self.ledger) as ledger:
+            state = ledger.state()
             leases = ledger.lease(name, min(count, MAX_PROMPTS), seconds)
             dispatches = [lease.dispatch for lease in leases]
             self._workers.leased(ledger, name, dispatches, seconds, self.want_logprobs)
@@ -131,7 +132,7 @@ class Inbox:
             StaleInboxError: see there. VerifierError: the verifier cannot be started; nothing is recorded then.
         """
         self._check_settings()
-        with Ledger(self.ledger) as ledger:
+        with LocalLeases(self.ledger) as ledger:
             dispatched = ledger.status().dispatched
             read = [self._read(f"groups[{i}]", group, ledger, dispatched) for i, group in enumerate(groups)]
             written = [group.completed for group in read if isinstance(group, _Written)]
@@ -184,7 +185,9 @@ class Inbox:
             want_logprobs=self.want_logprobs,
         )
 
-    def _read(self, where: str, group: GroupMessage | Refusal, ledger: Ledger, dispatched: int) -> _Written | Outcome:
+    def _read(
+        self, where: str, group: GroupMessage | Refusal, ledger: LocalLeases, dispatched: int
+    ) -> _Written | Outcome:
         """A group as the engine of a built-in worker would have returned it, or why it is refused."""
         if isinstance(group, Refusal):
             problems = [f"{where}{_under(place)}: {message}" for place, message in group.problems]
@@ -253,7 +256,7 @@ class Inbox:
             raise _Refused(f"{where}.text: is empty, and nothing was cut off; finish_reason must be 'stop'")
         return tokens
 
-    def _record(self, ledger: Ledger, worker: str, dispatch: int, group: Group) -> Outcome:
+    def _record(self, ledger: LocalLeases, worker: str, dispatch: int, group: Group) -> Outcome:
         name = ledger_name(worker)
         try:
             accepted = ledger.commit(name, {dispatch: group})

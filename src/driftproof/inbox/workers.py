@@ -5,25 +5,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.leases import LocalLeases
+from driftproof.ledger.records import Counters
 
 
 @dataclass(slots=True, kw_only=True)
 class _Worker:
-    totals: dict[str, Any]
+    counters: Counters
     seen: float
-    """Of its last request, monotonic seconds."""
+    """Time of its last request, monotonic seconds."""
     deadlines: dict[int, float] = field(default_factory=dict)
-    """Of the leases that it holds, by dispatch."""
+    """Deadlines of the leases that it holds, by dispatch."""
 
     def advance(self, now: float) -> None:
-        """It was busy as long as it held a lease, and waited otherwise."""
+        """Count it as busy for as long as it held a lease, and as waiting otherwise."""
         busy = min(max(max(self.deadlines.values(), default=self.seen) - self.seen, 0.0), now - self.seen)
-        self.totals["busy_seconds"] += busy
-        self.totals["waiting_seconds"] += now - self.seen - busy
+        self.counters = replace(
+            self.counters,
+            busy_seconds=self.counters.busy_seconds + busy,
+            waiting_seconds=self.counters.waiting_seconds + now - self.seen - busy,
+        )
         self.deadlines = {dispatch: deadline for dispatch, deadline in self.deadlines.items() if deadline > now}
         self.seen = now
 
@@ -35,35 +38,31 @@ class Workers:
         self._workers: dict[str, _Worker] = {}
         self._lock = threading.Lock()
 
-    def leased(self, ledger: Ledger, name: str, dispatches: Iterable[int], seconds: float, logprobs: bool) -> None:
-        """A worker has asked for prompts and was given these."""
+    def leased(self, leases: LocalLeases, name: str, dispatches: Iterable[int], seconds: float, logprobs: bool) -> None:
+        """Count a worker's question for prompts, to which it was given these."""
         with self._lock:
-            worker = self._advanced(ledger, name)
+            worker = self._advanced(leases, name)
             deadlines = dict.fromkeys(dispatches, worker.seen + seconds)
             worker.deadlines |= deadlines
-            worker.totals["requests_with_logprobs"] += len(deadlines) * logprobs
-            ledger.report_worker(name, worker.totals)
+            asked = worker.counters.requests_with_logprobs + len(deadlines) * logprobs
+            worker.counters = replace(worker.counters, requests_with_logprobs=asked)
+            leases.report_worker(name, worker.counters)
 
-    def written(self, ledger: Ledger, name: str, dispatch: int, groups: int, tokens: int) -> None:
-        """A worker has sent a group; `groups` is 1 where it was accepted, else 0."""
+    def written(self, leases: LocalLeases, name: str, dispatch: int, groups: int, tokens: int) -> None:
+        """Count a group that a worker has sent; `groups` is 1 where it was accepted, else 0."""
         with self._lock:
-            worker = self._advanced(ledger, name)
+            worker = self._advanced(leases, name)
             worker.deadlines.pop(dispatch, None)
-            worker.totals["groups"] += groups
-            worker.totals["tokens"] += groups * tokens
-            ledger.report_worker(name, worker.totals)
+            counters = worker.counters
+            worker.counters = replace(
+                counters, groups=counters.groups + groups, tokens=counters.tokens + groups * tokens
+            )
+            leases.report_worker(name, worker.counters)
 
-    def _advanced(self, ledger: Ledger, name: str) -> _Worker:
+    def _advanced(self, leases: LocalLeases, name: str) -> _Worker:
         now = time.monotonic()
         if name not in self._workers:
-            totals = {
-                "busy_seconds": 0.0,
-                "waiting_seconds": 0.0,
-                "tokens": 0,
-                "groups": 0,
-                "requests_with_logprobs": 0,
-            } | ledger.workers().get(name, {})
-            self._workers[name] = _Worker(totals=totals, seen=now)
+            self._workers[name] = _Worker(counters=leases.counters(name), seen=now)
         worker = self._workers[name]
         worker.advance(now)
         return worker

@@ -30,7 +30,7 @@ from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, plann
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.staleness import ExactLag, Periodic, Replay, Staleness
 from driftproof.ledger.order import PromptOrder
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.reader import LedgerReader
 from driftproof.run import RunDirectory, written_whole
 from driftproof.runtime.build import (
     limit_threads,
@@ -262,7 +262,7 @@ def make_staleness(config: LabConfig, staleness: int) -> Staleness:
     """
     if config.lab.replay is not None:
         try:
-            with Ledger(RunDirectory(path=config.lab.replay).ledger) as ledger:
+            with LedgerReader(RunDirectory(path=config.lab.replay).ledger) as ledger:
                 ages = ledger.ages_by_step()
         except LedgerError as error:
             raise ConfigError(f"lab.replay: {error}") from error

@@ -15,8 +15,11 @@ from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.checkpoint import save_checkpoint
 from driftproof.learner.learner import Learner
 from driftproof.learner.skipped import save_skipped
+from driftproof.ledger.backoff import Backoff
 from driftproof.ledger.maintenance.prune import prune
-from driftproof.ledger.store import RUNNING, STOPPING, Ledger
+from driftproof.ledger.reader import LedgerReader
+from driftproof.ledger.records import RUNNING, STOPPING
+from driftproof.ledger.steps import Steps
 from driftproof.metrics import names
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, CollapseDetector
 from driftproof.metrics.trackers import Tracker
@@ -26,20 +29,20 @@ from driftproof.weights.snapshots import Publisher
 
 
 def learn(
-    ledger: Ledger,
+    ledger: Steps,
     learner: Learner,
     publisher: Publisher,
     checkpoints: Path,
     skipped: Path,
     trackers: list[Tracker],
-    while_waiting: Callable[[], object],
+    while_waiting: Callable[[], object] | None = None,
     *,
     stall_seconds: float,
 ) -> None:
     """Train until the plan's steps are done or somebody asks to stop.
 
-    `while_waiting` is called again and again while too few groups are ready: it sleeps, or, without overlap, does the
-    rollout side's work. The groups of updates whose loss or gradient is not finite are kept in `skipped`.
+    `while_waiting` is called again and again while too few groups are ready: without overlap it does the rollout side's
+    work; None sleeps. The groups of updates whose loss or gradient is not finite are kept in `skipped`.
 
     Raises:
         StallError: no new group within `stall_seconds`.
@@ -65,6 +68,7 @@ def learn(
             raise DivergenceError(_diverged(learner, checkpoints))
         if learner.step % settings.publish_every == 0 or learner.step == steps:
             publisher.publish(learner.step, learner.policy.state())
+            ledger.published(learner.step)
         now = time.monotonic()
         metrics |= {
             names.RECORD_SECONDS: recorded - end_of_step - checkpoint_seconds,
@@ -103,9 +107,10 @@ def learn(
     _checkpoint(ledger, learner, checkpoints, settings.keep_groups)
 
 
-def _wait_for_batch(ledger: Ledger, stall_seconds: float, while_waiting: Callable[[], object]) -> Batch | None:
+def _wait_for_batch(ledger: Steps, stall_seconds: float, while_waiting: Callable[[], object] | None) -> Batch | None:
     waiting: tuple[float, int] | None = None
-    while ledger.state == RUNNING:
+    wait = while_waiting or Backoff().pause
+    while ledger.state() == RUNNING:
         batch = ledger.take(ledger.plan.groups_per_step)
         if batch is not None:
             return batch
@@ -117,7 +122,7 @@ def _wait_for_batch(ledger: Ledger, stall_seconds: float, while_waiting: Callabl
                     f"{status.ready} are ready, {status.leased} are leased; workers: {ledger.workers()}"
                 )
             waiting = time.monotonic(), status.ready
-        while_waiting()
+        wait()
     return None
 
 
@@ -139,7 +144,7 @@ def _diverged(learner: Learner, checkpoints: Path) -> str:
     )
 
 
-def _checkpoint(ledger: Ledger, learner: Learner, checkpoints: Path, keep_groups: int) -> None:
+def _checkpoint(ledger: Steps, learner: Learner, checkpoints: Path, keep_groups: int) -> None:
     ledger.make_durable()
     save_checkpoint(checkpoints, learner)
     if keep_groups:
@@ -149,7 +154,7 @@ def _checkpoint(ledger: Ledger, learner: Learner, checkpoints: Path, keep_groups
 class _RolloutMeter:
     """The rollout side's work between two steps, from the counters that its workers left in the ledger."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: LedgerReader) -> None:
         self._ledger = ledger
         self._totals = self._read()
 
@@ -162,4 +167,4 @@ class _RolloutMeter:
     def _read(self) -> dict[str, float]:
         workers = list(self._ledger.workers().values())
         names = ("busy_seconds", "tokens")
-        return {name: float(sum(worker.get(name, 0) for worker in workers)) for name in names}
+        return {name: float(sum(getattr(worker, name) for worker in workers)) for name in names}

@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.ledger.store import RUNNING, Ledger
+from driftproof.ledger.reader import LedgerReader
+from driftproof.ledger.records import RUNNING
 from driftproof.report.text import duration, printable, shorten
 from driftproof.report.view import View
 
@@ -30,7 +31,7 @@ WIDE = 90
 class Display(Protocol):
     """A place where a run shows itself: updated as often as one likes, it looks at the ledger when it is due."""
 
-    def update(self, ledger: Ledger) -> None: ...
+    def update(self, ledger: LedgerReader) -> None: ...
 
     def message(self, text: str) -> None: ...
 
@@ -60,8 +61,8 @@ class LiveDisplay:
         self._view: View | None = None
         self._drawn = float("-inf")
 
-    def update(self, ledger: Ledger) -> None:
-        if time.monotonic() - self._drawn < REFRESH_SECONDS and ledger.state == RUNNING:
+    def update(self, ledger: LedgerReader) -> None:
+        if time.monotonic() - self._drawn < REFRESH_SECONDS and ledger.state() == RUNNING:
             return
         self._view = View.of(ledger, self._view)
         self._live.start()
@@ -84,8 +85,8 @@ class LogLines:
         self._view: View | None = None
         self._written = float("-inf")
 
-    def update(self, ledger: Ledger) -> None:
-        if time.monotonic() - self._written < self._every_seconds and ledger.state == RUNNING:
+    def update(self, ledger: LedgerReader) -> None:
+        if time.monotonic() - self._written < self._every_seconds and ledger.state() == RUNNING:
             return
         previous, self._view = self._view, View.of(ledger, self._view)
         self._written = time.monotonic()

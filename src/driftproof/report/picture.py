@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.reader import LedgerReader
 from driftproof.metrics import names
 from driftproof.report.figure import BLUE, GREEN, GREY, ORANGE, has_data, new_figure, style_panel
 from driftproof.report.overlap import Overlap, finite, overlap
@@ -26,7 +26,7 @@ POINTS = 1500
 """Most points of a curve; more are merged."""
 
 
-def draw(ledger: Ledger, path: Path) -> None:
+def draw(ledger: LedgerReader, path: Path) -> None:
     """Write the picture of a run as PNG."""
     recipe = read_recipe(ledger)
     model = Path(recipe.get("model", {}).get("path", ""))

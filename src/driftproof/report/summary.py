@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.reader import LedgerReader
 from driftproof.metrics import names
 from driftproof.report.overlap import finite, overlap, ratio
 from driftproof.run import RunDirectory, written_whole
@@ -67,7 +67,7 @@ class Summary:
         return values
 
 
-def summarize(ledger: Ledger, model: Path) -> Summary:
+def summarize(ledger: LedgerReader, model: Path) -> Summary:
     """The summary of a run; `model` is the directory of the model that it made."""
     steps = ledger.steps()
     status = ledger.status()
@@ -111,7 +111,7 @@ def write_summary(path: Path, summary: Summary) -> None:
         partial.write_text(json.dumps(summary.to_json(), indent=2, allow_nan=False) + "\n")
 
 
-def read_recipe(ledger: Ledger) -> dict[str, Any]:
+def read_recipe(ledger: LedgerReader) -> dict[str, Any]:
     """The `config.toml` beside a ledger; {} for a ledger that stands alone."""
     path = RunDirectory(path=ledger.path.parent).config
     return tomllib.loads(path.read_text()) if path.is_file() else {}

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.ledger.store import Record
+from driftproof.ledger.records import Record
 from driftproof.report.summary import Summary
 from driftproof.report.text import printable, shorten
 
@@ -43,7 +43,7 @@ def before_after_table(summary: Summary) -> Table:
 
 
 def events_table(events: Mapping[str, tuple[int, str]]) -> Table:
-    """What `Ledger.events` counted, with the last message of each kind."""
+    """What `LedgerReader.events` counted, with the last message of each kind."""
     table = _table("event", "count", "last message")
     table.columns[2].justify = "left"
     for kind, (count, message) in events.items():

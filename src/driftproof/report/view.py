@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from driftproof.ledger.store import FINISHED, STOPPING, Ledger, Plan, Status
+from driftproof.ledger.reader import LedgerReader
+from driftproof.ledger.records import FINISHED, STOPPING, Plan, Status
 from driftproof.metrics import names
 from driftproof.report.overlap import Overlap, finite, overlap
 
@@ -38,7 +39,7 @@ class View:
     """Wall time of all steps done."""
 
     @classmethod
-    def of(cls, ledger: Ledger, previous: View | None = None) -> View:
+    def of(cls, ledger: LedgerReader, previous: View | None = None) -> View:
         """The view of a ledger; with the previous one, only later steps are read."""
         accuracy = previous.accuracy_before if previous else None
         if accuracy is None:

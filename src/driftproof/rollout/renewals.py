@@ -12,20 +12,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Self
 
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.leases import Leases
 
 
 class Renewals:
     """A thread that calls `renew` at once and then every few seconds, until it is left.
 
-    with Renewals(partial(Ledger, path), renew, every=30.0) as renewals:
+    with Renewals(partial(LocalLeases, path), renew, every=30.0) as renewals:
         while working:
             renewals.check()
             work()
     """
 
     def __init__(
-        self, connect: Callable[[], AbstractContextManager[Ledger]], renew: Callable[[Ledger], object], *, every: float
+        self, connect: Callable[[], AbstractContextManager[Leases]], renew: Callable[[Leases], object], *, every: float
     ) -> None:
         self._connect = connect
         self._renew = renew
@@ -48,7 +48,7 @@ class Renewals:
         self._executor.shutdown()
 
     def _run(self) -> None:
-        with self._connect() as ledger:
-            self._renew(ledger)
+        with self._connect() as leases:
+            self._renew(leases)
             while not self._left.wait(self._every):
-                self._renew(ledger)
+                self._renew(leases)

@@ -14,13 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from driftproof.engines.protocol import Completed, Engine
 from driftproof.errors import EngineError
 from driftproof.faults import ENGINE, fault_point
-from driftproof.ledger.store import RUNNING, Ledger
+from driftproof.ledger.backoff import Backoff
+from driftproof.ledger.leases import Leases
+from driftproof.ledger.records import RUNNING, Counters
 from driftproof.rollout.renewals import Renewals
 from driftproof.rollout.requests import make_request
 from driftproof.rollout.settings import RolloutSettings
@@ -47,7 +49,7 @@ class RolloutWorker:
     def __init__(
         self,
         name: str,
-        ledger: Ledger,
+        leases: Leases,
         engine: Engine,
         task: Task,
         codec: Codec,
@@ -59,14 +61,14 @@ class RolloutWorker:
     ) -> None:
         """`phase` is told, in a few words, whenever the worker turns to something else."""
         self.name = name
-        self.ledger = ledger
+        self.leases = leases
         self.engine = engine
         self.task = task
         self.codec = codec
         self.verifier = verifier
         self.settings = settings
         self.sampling = sampling
-        self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels
+        self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in leases.plan.channels
         self.weights = WeightFollower(engine, snapshots, phase=phase, refused=self._snapshot_refused)
         self._phase = phase
         self._under_way = 0
@@ -80,15 +82,9 @@ class RolloutWorker:
         """When `work` was called that has not returned yet."""
         self._reporting = threading.Lock()
         """Held from counting to writing, so that no older counters replace newer ones."""
+        self._totals = Counters()
         self._engine_counters: dict[str, float] = {}
-        self._totals: dict[str, Any] = {
-            "busy_seconds": 0.0,
-            "waiting_seconds": 0.0,
-            "tokens": 0,
-            "groups": 0,
-            "requests_with_logprobs": 0,
-            "renewals": 0,
-        }
+        self._renewed = 0
 
     def work(self) -> bool:
         """One moment of work: take leases, follow the weights, one engine step, commit what is verified.
@@ -102,44 +98,47 @@ class RolloutWorker:
         self.weights.follow()
         for request in requests:
             self.engine.submit(request)
-            self._totals["requests_with_logprobs"] += request.want_logprobs
+        self._count(requests_with_logprobs=sum(request.want_logprobs for request in requests))
         self._under_way += len(requests)
         fault_point(ENGINE, EngineError)
         if self._under_way:
             self._phase("waits for its engine")
             self._sort(self.engine.collect())
-        self._engine_counters = {f"engine/{name}": value for name, value in self.engine.counters.items()}
+        # Read in this thread: an engine's counters may change while it works.
+        self._engine_counters = dict(self.engine.counters)
         committed = self._commit()
         active = bool(requests or committed or self._under_way)
         if not active:
             self._phase("waits for its verifier" if self._verifying else "waits for a prompt that it may lease")
-        self._totals["busy_seconds" if active else "waiting_seconds"] += time.monotonic() - started
+        seconds = time.monotonic() - started
+        self._count(**{"busy_seconds" if active else "waiting_seconds": seconds})
         self._busy_since = None
         return active
 
-    def run(self, pause_seconds: float = 0.001) -> None:
+    def run(self) -> None:
         """Work until the run is no longer running; what is under way then is written after a resume."""
-        while self.ledger.state == RUNNING:
-            if not self.work():
-                time.sleep(pause_seconds)
-                self._totals["waiting_seconds"] += pause_seconds
+        backoff = Backoff()
+        while self.leases.state() == RUNNING:
+            if self.work():
+                backoff.reset()
+            else:
+                self._count(waiting_seconds=backoff.pause())
 
     @contextmanager
     def renewing(
-        self, connect: Callable[[], AbstractContextManager[Ledger]], *, longest_step: float = 300.0
+        self, connect: Callable[[], AbstractContextManager[Leases]], *, longest_step: float = 300.0
     ) -> Iterator[None]:
         """Renew the leases, and report, four times while a lease lasts, in a thread beside the work.
 
         A call of `work` that takes longer than `longest_step` seconds is stuck: its leases are left to others.
         """
 
-        def renew(ledger: Ledger) -> None:
+        def renew(leases: Leases) -> None:
             since = self._busy_since
             if since is None or time.monotonic() - since < longest_step:
-                self._totals["renewals"] += 1
+                self._renewed += 1
                 with self._reporting:
-                    ledger.renew(self.name, self.settings.lease_seconds)
-                    ledger.report_worker(self.name, self._counters())
+                    leases.renew(self.name, self.settings.lease_seconds, self._counters())
 
         with Renewals(connect, renew, every=self.settings.lease_seconds / 4) as self._renewals:
             yield
@@ -157,7 +156,7 @@ class RolloutWorker:
         if room <= 0:
             return []
         self._phase("asks the ledger for prompts")
-        leases = self.ledger.lease(self.name, room, self.settings.lease_seconds)
+        leases = self.leases.lease(self.name, room, self.settings.lease_seconds)
         prompts = [self.task.train[lease.prompt_index] for lease in leases]
         return [
             make_request(
@@ -192,7 +191,7 @@ class RolloutWorker:
         """
         key = item.request.key
         self._attempts[key] += 1
-        self.ledger.record_event("generation failed", f"group {key}: {item.error}")
+        self.leases.record_event("generation failed", f"group {key}: {item.error}")
         if self._attempts[key] < ATTEMPTS:
             self.engine.submit(item.request)
             return
@@ -200,7 +199,7 @@ class RolloutWorker:
         self._failed_in_a_row += 1
         if self._failed_in_a_row == FAILED_GROUPS:
             raise EngineError(f"{FAILED_GROUPS} groups in a row could not be written; {failure}")
-        self.ledger.record_event("group without responses", failure)
+        self.leases.record_event("group without responses", failure)
         self._under_way -= 1
         (self._given_up[key],) = judge(self.codec, self.verifier, [item])
 
@@ -219,15 +218,24 @@ class RolloutWorker:
         self._given_up = {}
         for group in groups.values():
             for problem in filter(None, group.problems):
-                self.ledger.record_event("verification failed", f"prompt {group.prompt_index}: {problem}")
-        self._totals["tokens"] += sum(len(group.response_tokens) for group in groups.values())
-        self._totals["groups"] += len(groups)
+                self.leases.record_event("verification failed", f"prompt {group.prompt_index}: {problem}")
+        self._count(tokens=sum(len(group.response_tokens) for group in groups.values()), groups=len(groups))
         with self._reporting:
-            self.ledger.commit(self.name, groups | failed, self._counters())
+            self.leases.commit(self.name, groups | failed, self._counters())
         return len(groups) + len(failed)
 
-    def _counters(self) -> dict[str, Any]:
-        return self._totals | self._engine_counters | {"snapshot": self.weights.loaded_step}
+    def _count(self, **more: float) -> None:
+        self._totals = replace(
+            self._totals, **{name: getattr(self._totals, name) + value for name, value in more.items()}
+        )
+
+    def _counters(self) -> Counters:
+        return replace(
+            self._totals,
+            snapshot=self.weights.loaded_step,
+            renewals=self._renewed,
+            engine=self._engine_counters,
+        )
 
     def _snapshot_refused(self, problem: str) -> None:
-        self.ledger.record_event("snapshot not loaded", f"{self.name}: {problem}")
+        self.leases.record_event("snapshot not loaded", f"{self.name}: {problem}")

@@ -22,7 +22,10 @@ from driftproof.engines.recorded import RecordedEngine
 from driftproof.errors import ConfigError, EngineError, TaskError
 from driftproof.learner.learner import Learner
 from driftproof.learner.policy import Policy
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.leases import Leases
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.reader import LedgerReader
+from driftproof.ledger.records import Plan
 from driftproof.metrics.trackers import Tracker, check_trackers, open_trackers
 from driftproof.objectives import Objective, build, find
 from driftproof.rollout.worker import RolloutWorker
@@ -76,6 +79,7 @@ def preflight(config: Config) -> Plan:
         groups_per_step=config.learner.groups_per_step,
         max_staleness=config.rollouts.max_staleness,
         steps=config.run.steps,
+        publish_every=config.learner.publish_every,
         channels=objective.needs & GROUP_CHANNELS,
         model=model.fingerprint,
         recorded_prompts=len(task.recorded),
@@ -192,7 +196,7 @@ def make_learner(config: Config) -> Learner:
     )
 
 
-def make_trackers(config: Config, directory: RunDirectory, ledger: Ledger) -> list[Tracker]:
+def make_trackers(config: Config, directory: RunDirectory, ledger: LedgerReader) -> list[Tracker]:
     return open_trackers(
         directory.path,
         ledger.steps(),
@@ -202,12 +206,12 @@ def make_trackers(config: Config, directory: RunDirectory, ledger: Ledger) -> li
     )
 
 
-def make_worker(config: Config, directory: RunDirectory, ledger: Ledger, name: str) -> RolloutWorker:
+def make_worker(config: Config, directory: RunDirectory, leases: Leases, name: str) -> RolloutWorker:
     task = make_task(config)
     codec = Codec(config.model.path)
     return RolloutWorker(
         name,
-        ledger,
+        leases,
         make_engine(config, directory, task, codec),
         task,
         codec,

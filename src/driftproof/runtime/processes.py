@@ -29,7 +29,9 @@ from driftproof.errors import DriftproofError
 from driftproof.learner.checkpoint import load_checkpoint
 from driftproof.learner.learner import Learner
 from driftproof.learner.loop import learn
-from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Ledger
+from driftproof.ledger.leases import Leases, LocalLeases
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import FINISHED, RUNNING, STOPPING
 from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory, hold_run_lock
 from driftproof.runtime.build import (
@@ -43,7 +45,6 @@ from driftproof.runtime.evaluation import evaluate_heldout, heldout_evaluation
 from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.snapshots import Publisher, latest
 
-POLL_SECONDS = 0.001
 EVALUATOR = "evaluator"
 STOP_SECONDS = 120.0
 """How long a clean stop may take before processes are killed."""
@@ -90,17 +91,17 @@ def write_trouble(error: Exception, directory: Path) -> str | None:
 
 def _write(config: Config, directory: RunDirectory, name: str) -> None:
     limit_threads(config.engine.threads)
-    with Ledger(directory.ledger) as ledger:
+    with LocalLeases(directory.ledger) as ledger:
         worker = make_worker(config, directory, ledger, name)
         _wait_for_snapshot(ledger, directory)
         with _renewing(worker, config, directory):
-            worker.run(pause_seconds=POLL_SECONDS)
+            worker.run()
         worker.close()
 
 
 def _renewing(worker: RolloutWorker, config: Config, directory: RunDirectory) -> AbstractContextManager[None]:
     # Sooner than the whole run is stopped for a stall.
-    return worker.renewing(partial(Ledger, directory.ledger), longest_step=config.runtime.stall_seconds / 2)
+    return worker.renewing(partial(LocalLeases, directory.ledger), longest_step=config.runtime.stall_seconds / 2)
 
 
 def _evaluate(config: Config, directory: RunDirectory) -> None:
@@ -108,7 +109,7 @@ def _evaluate(config: Config, directory: RunDirectory) -> None:
     engine = open_engine(config, config.model.path)
     with Ledger(directory.ledger) as ledger, heldout_evaluation(config) as evaluate:
         evaluated = max(ledger.evaluations().get("heldout", {}), default=0)
-        while ledger.state == RUNNING:
+        while ledger.state() == RUNNING:
             snapshot = latest(directory.snapshots)
             # The last step's is the learner's to evaluate.
             if snapshot is None or not evaluated + config.evaluation.every <= snapshot.step < config.run.steps:
@@ -129,8 +130,9 @@ def _learn(config: Config, directory: RunDirectory, worker_name: str | None) -> 
             load_checkpoint(list_checkpoints(directory.checkpoints)[-1], learner)
         publisher = Publisher(directory.snapshots, config.model.path, keep=config.learner.keep_snapshots)
         publisher.publish(learner.step, learner.policy.state())
+        ledger.published(learner.step)
         # Asked to stop while the model was loaded: that much sooner.
-        if learner.step == 0 and ledger.state == RUNNING:
+        if learner.step == 0 and ledger.state() == RUNNING:
             _evaluate_heldout(config, directory, ledger, learner)
         trackers = make_trackers(config, directory, ledger)
         worker = make_worker(config, directory, ledger, worker_name) if worker_name else None
@@ -142,7 +144,7 @@ def _learn(config: Config, directory: RunDirectory, worker_name: str | None) -> 
                 directory.checkpoints,
                 directory.skipped,
                 trackers,
-                worker.work if worker else _pause,
+                worker.work if worker else None,
                 # The run's parent notices first: it sees all processes, and asks them for their stacks.
                 stall_seconds=config.runtime.start_seconds + config.runtime.stall_seconds,
             )
@@ -202,7 +204,7 @@ def _watch_parent(ledger_path: Path) -> None:
     parent.join()
     try:
         with Ledger(ledger_path) as ledger:
-            if ledger.state != FINISHED:
+            if ledger.state() != FINISHED:
                 ledger.set_state(STOPPING)
         time.sleep(STOP_SECONDS)
     finally:
@@ -210,10 +212,6 @@ def _watch_parent(ledger_path: Path) -> None:
         os._exit(1)
 
 
-def _wait_for_snapshot(ledger: Ledger, directory: RunDirectory) -> None:
-    while latest(directory.snapshots) is None and ledger.state == RUNNING:
+def _wait_for_snapshot(leases: Leases, directory: RunDirectory) -> None:
+    while latest(directory.snapshots) is None and leases.state() == RUNNING:
         time.sleep(0.01)
-
-
-def _pause() -> None:
-    time.sleep(POLL_SECONDS)

@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from driftproof.config import Config
 from driftproof.errors import CheckpointError, ConfigError, LedgerError, RunError
-from driftproof.ledger.store import FINISHED, RUNNING, STOPPING, Ledger, Plan
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.reader import LedgerReader
+from driftproof.ledger.records import FINISHED, RUNNING, STOPPING, Counters, Plan
 from driftproof.report.display import Display
 from driftproof.run import RunDirectory, fsync, locked
 from driftproof.runtime.build import preflight, prepare_directory, resolve_device
@@ -77,8 +79,8 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
         step = _step_to_go_on_from(directory, config, ledger.step)
         settled = _write_beside(directory.config, config.to_toml())
         try:
-            if plan.steps != ledger.plan.steps:
-                ledger.extend(plan.steps)
+            if (plan.steps, plan.publish_every) != (ledger.plan.steps, ledger.plan.publish_every):
+                ledger.extend(plan.steps, plan.publish_every)
             again = ledger.rewind(step)
             # That of this very step is written anew, from the checkpoint that was looked at.
             discard_after(directory.snapshots, step - 1)
@@ -234,7 +236,7 @@ def _launched(
 class _Nowhere:
     """The display of a run whose terminal is gone."""
 
-    def update(self, ledger: Ledger) -> None: ...
+    def update(self, ledger: LedgerReader) -> None: ...
 
     def message(self, text: str) -> None: ...
 
@@ -306,7 +308,7 @@ class _Crew:
         stopping_since: float | None = None
         while self._learner.alive:
             self._show()
-            state = self._ledger.state
+            state = self._ledger.state()
             if state == RUNNING and (signals or isinstance(self._display, _Nowhere)):
                 self._say("stopping: the learner finishes its step and writes a checkpoint")
                 self._ledger.set_state(STOPPING)
@@ -324,7 +326,7 @@ class _Crew:
                         self._stand_still(f"the learner did not stop within {STOP_SECONDS:.0f} s")
             self._learner.process.join(TICK_SECONDS)
         self._show()
-        if self._ledger.state == FINISHED:
+        if self._ledger.state() == FINISHED:
             return
         if self._learner.process.exitcode != 0:
             words = self._with_last_words("learner", self._learner.ending())
@@ -334,7 +336,7 @@ class _Crew:
     def end(self) -> None:
         """Leave no process behind, whatever the ledger has come to."""
         try:
-            seconds = EXIT_SECONDS if self._ledger.state != RUNNING else 0
+            seconds = EXIT_SECONDS if self._ledger.state() != RUNNING else 0
         except (LedgerError, sqlite3.Error):
             seconds = 0
         for member in (self._learner, *self._workers.values()):
@@ -348,7 +350,7 @@ class _Crew:
         return _hint(self._directory.path)
 
     def _start_worker(self, name: str) -> _Member:
-        self._reports.started(name, self._ledger.workers().get(name, {}), time.monotonic())
+        self._reports.started(name, self._ledger.counters(name), time.monotonic())
         return self._start(run_evaluator if name == EVALUATOR else run_worker, name)
 
     def _start(self, target: Callable[[Path, str, Connection], None], name: str) -> _Member:
@@ -377,7 +379,7 @@ class _Crew:
 
     def _replace_dead_workers(self) -> None:
         for name, worker in self._workers.items():
-            if worker.alive or self._ledger.state != RUNNING:
+            if worker.alive or self._ledger.state() != RUNNING:
                 continue
             leases = self._ledger.release(name)
             ending, back = worker.ending(), f"{leases} leases went back to the pool"
@@ -413,7 +415,7 @@ class _Crew:
         """Seconds since the last report of each living rollout worker."""
         counters, now = self._ledger.workers(), time.monotonic()
         return {
-            name: self._reports.silence(name, counters.get(name, {}), now)
+            name: self._reports.silence(name, counters.get(name, Counters()), now)
             for name, worker in self._workers.items()
             if name != EVALUATOR and worker.alive
         }

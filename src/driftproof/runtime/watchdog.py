@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from driftproof.ledger.store import Status
+from driftproof.ledger.records import Counters, Status
 from driftproof.runtime.processes import STACKS
 
 ANSWER_SECONDS = 3.0
@@ -70,13 +69,13 @@ class Reports:
     """When each rollout worker last reported, seen by the counters that it leaves in the ledger."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[Mapping[str, Any], float, bool]] = {}
+        self._last: dict[str, tuple[Counters, float, bool]] = {}
 
-    def started(self, worker: str, counters: Mapping[str, Any], now: float) -> None:
+    def started(self, worker: str, counters: Counters, now: float) -> None:
         """A worker is started (again); the counters are what was there before."""
         self._last[worker] = (counters, now, False)
 
-    def silence(self, worker: str, counters: Mapping[str, Any], now: float) -> float:
+    def silence(self, worker: str, counters: Counters, now: float) -> float:
         """Seconds since its last report, or since it was started."""
         if counters != self._last[worker][0]:
             self._last[worker] = counters, now, True

@@ -19,7 +19,7 @@ from driftproof.engines.openai.probe import probe
 from driftproof.engines.openai.wire import Dialect
 from driftproof.engines.protocol import Engine, generate
 from driftproof.errors import EngineError
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.rollout.requests import make_request
 from driftproof.tasks import build
 from driftproof.tasks.codec import Codec

@@ -17,7 +17,7 @@ from driftproof.engines.vllm.canary import Canary
 from driftproof.engines.vllm.launch import Server, check_environment, launch
 from driftproof.engines.vllm.updater import VllmUpdater
 from driftproof.errors import EngineError
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.ledger import Ledger
 from driftproof.weights.snapshots import Publisher
 from tests.engines.vllm.test_canary import check
 from tests.runtime import runs
@@ -110,10 +110,10 @@ def test_a_server_that_dies_under_a_run_is_started_again(tmp_path: Path) -> None
     with Ledger(run / "ledger.sqlite") as ledger:
         assert ledger.events()["server died"][0] == 1
         worker = ledger.workers()["worker-0"]
-    assert worker["engine/ejected"] >= 1
-    assert worker["engine/readmitted"] >= 1
+    assert worker.engine["ejected"] >= 1
+    assert worker.engine["readmitted"] >= 1
     # It began again with the base model's weights, and had the newest before it was asked anything.
-    assert worker["engine/canary_difference"] < 1e-3
+    assert worker.engine["canary_difference"] < 1e-3
 
 
 def _commands() -> Iterator[tuple[int, list[str]]]:
@@ -144,7 +144,7 @@ def test_the_quickstart_learns_through_it(objective: str, tmp_path: Path) -> Non
         workers = list(ledger.workers().values())
     half = len(rewards) // 2
     assert sum(rewards[half:]) / half > sum(rewards[:half]) / half + 0.05
-    assert sum(worker["engine/weight_updates"] for worker in workers) >= 5
-    assert max(worker["engine/canary_difference"] for worker in workers) < 1e-4
-    asked = sum(worker["requests_with_logprobs"] for worker in workers)
+    assert sum(worker.engine["weight_updates"] for worker in workers) >= 5
+    assert max(worker.engine["canary_difference"] for worker in workers) < 1e-4
+    asked = sum(worker.requests_with_logprobs for worker in workers)
     assert (asked > 0) == (objective == "grpo")

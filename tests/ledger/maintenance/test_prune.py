@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from driftproof.cli.main import main
 from driftproof.errors import LedgerError
 from driftproof.learner.loop import learn
+from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.maintenance.check import check_run
 from driftproof.ledger.maintenance.prune import prunable_step, prune
-from driftproof.ledger.store import Ledger, Plan
+from driftproof.ledger.records import Plan
 from driftproof.run import locked
 from driftproof.weights.snapshots import Publisher
 from tests.groups import make_group

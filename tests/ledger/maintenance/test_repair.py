@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from driftproof.cli.main import main
 from driftproof.errors import LedgerError, UnavailableError
+from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.maintenance.check import check_run
-from driftproof.ledger.maintenance.repair import Repair, repair_run
-from driftproof.ledger.maintenance.settle import Row, settle
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.maintenance.repair import Repair, plan_repair, repair_run
+from driftproof.ledger.records import Plan
 from driftproof.run import locked
 from tests.ledger.made import files_of, go_on, is_original, make_run, resume, trained_all_once
 from tests.runtime import runs
@@ -114,7 +116,7 @@ def test_a_sound_ledger_is_left_alone(run: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_step_that_a_checkpoint_has_learned_stays_done_without_its_group(run: Path) -> None:
-    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+    change(run, "UPDATE contents SET rewards = zeroblob(64) WHERE dispatch = 9")
     change(run, "DELETE FROM groups WHERE dispatch IN (40, 41)")
     change(run, "DELETE FROM steps WHERE step = 7")
     done = repaired_is_right(run)
@@ -123,7 +125,7 @@ def test_a_step_that_a_checkpoint_has_learned_stays_done_without_its_group(run: 
 
 
 def test_a_step_after_the_checkpoint_is_undone_where_a_group_of_it_is_lost(run: Path) -> None:
-    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 85")
+    change(run, "UPDATE contents SET rewards = zeroblob(64) WHERE dispatch = 85")
     done = repair_run(run)
     assert done is not None
     assert (done.step, done.step_before, done.saved, done.again, done.lost) == (20, 23, 101, 3, 0)
@@ -132,35 +134,44 @@ def test_a_step_after_the_checkpoint_is_undone_where_a_group_of_it_is_lost(run: 
     assert repair_run(run) is None
 
 
-def test_a_lost_group_is_told_from_the_others_by_the_index(run: Path) -> None:
+def test_a_lost_group_is_told_from_the_others_by_the_index() -> None:
     """A slow group that is not trained yet, and a trained one: only the trained one's step is done without it."""
-    with Ledger(run / "ledger.sqlite") as ledger:
-        ledger.rewind(20)
-    change(run, "UPDATE groups SET state = 'leased', trained_step = NULL WHERE dispatch = 10")
-    change(run, "UPDATE groups SET state = 'trained', trained_step = 3 WHERE dispatch = 90")
-    lost = {10: None, 90: 3}
-    rows, claims = _read(run)
-    settled = settle(
-        plan=Ledger(run / "ledger.sqlite").plan,
-        rows={n: row for n, row in rows.items() if n not in lost},
-        claims=claims,
-        step=20,
-        base=20,
-        pruned_step=0,
+    plan = Plan(seed=3, prompts=17, groups_per_step=2, max_staleness=1, steps=9)
+    trained = {0: 1, 2: 1, 3: 2, 4: 2}
+    step, found = plan_repair(
+        plan, rows=[0, 2, 3, 5], trained_in=trained, whole=[0, 2, 3, 5], step=2, base=2, pruned_step=0
     )
-    assert settled.trained.get(10) is None
-    assert settled.trained[90] == 3
-    assert (settled.lost, settled.again[0]) == ((90,), 10)
+    assert (step, found) == (2, trained)
+    del trained[4]
+    step, found = plan_repair(
+        plan, rows=[0, 2, 3, 5], trained_in=trained, whole=[0, 2, 3, 5], step=2, base=2, pruned_step=0
+    )
+    assert (step, found) == (2, trained | {1: 2})
 
 
-def _read(run: Path) -> tuple[dict[int, Row], dict[int, int]]:
-    database = sqlite3.connect(run / "ledger.sqlite")
-    found = database.execute("SELECT dispatch, state, worker, dispatched_step, trained_step FROM groups").fetchall()
-    database.close()
-    rows = {
-        n: Row(state=s, worker=w, dispatched_step=d, trained_step=t, whole=s != "leased") for n, s, w, d, t in found
-    }
-    return rows, {n: row.trained_step for n, row in rows.items() if row.trained_step is not None}
+@given(data=st.data())
+def test_whatever_is_lost_each_step_done_has_its_groups_and_none_is_trained_twice(data: st.DataObject) -> None:
+    size, steps = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 6))
+    plan = Plan(seed=3, prompts=17, groups_per_step=size, max_staleness=2, steps=steps)
+    step = data.draw(st.integers(0, steps))
+    order = data.draw(st.permutations(range(min(step + 2, steps) * size)))
+    history = {n: place // size + 1 for place, n in enumerate(order[: step * size])}
+    rows = {n for n in order if data.draw(st.booleans())}
+    whole = {n for n in rows if data.draw(st.booleans())}
+    indexed = {n for n in history if data.draw(st.booleans())}
+    base, pruned_step = data.draw(st.integers(0, steps)), data.draw(st.integers(0, step))
+    trained_in = {n: k for n, k in history.items() if n in rows or n in indexed}
+    done, trained = plan_repair(
+        plan, rows=rows, trained_in=trained_in, whole=whole, step=step, base=base, pruned_step=pruned_step
+    )
+    assert done in (step, base)
+    assert done >= base
+    assert all(list(trained.values()).count(k) == size for k in range(1, done + 1))
+    assert len(trained) == done * size
+    survivors = {n: k for n, k in trained_in.items() if k <= done}
+    assert survivors.items() <= trained.items()
+    if done > base:
+        assert {n: k for n, k in history.items() if k > base} == {n: k for n, k in trained.items() if k > base}
 
 
 def test_a_write_ahead_log_that_was_deleted(tmp_path: Path) -> None:
@@ -181,7 +192,7 @@ def test_what_is_in_the_write_ahead_log_is_saved(run: Path) -> None:
     killed = run.with_name("killed")
     with resume(run) as ledger:
         go_on(run, ledger, 30)
-        change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+        change(run, "UPDATE contents SET rewards = zeroblob(64) WHERE dispatch = 9")
         shutil.copytree(run, killed)
     assert (killed / "ledger.sqlite-wal").stat().st_size > 0
     log = (killed / "ledger.sqlite-wal").read_bytes()
@@ -193,7 +204,7 @@ def test_what_is_in_the_write_ahead_log_is_saved(run: Path) -> None:
 
 
 def test_a_repair_that_was_killed_in_the_middle_is_begun_anew(run: Path) -> None:
-    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+    change(run, "UPDATE contents SET rewards = zeroblob(64) WHERE dispatch = 9")
     (run / "ledger.sqlite.damaged").hardlink_to(run / "ledger.sqlite")
     (run / "ledger.sqlite.damaged-wal").write_bytes(b"")
     done = repaired_is_right(run)
@@ -203,7 +214,7 @@ def test_a_repair_that_was_killed_in_the_middle_is_begun_anew(run: Path) -> None
 
 
 def test_the_repaired_ledger_is_put_elsewhere_where_asked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+    change(run, "UPDATE contents SET rewards = zeroblob(64) WHERE dispatch = 9")
     before = files_of(run, FILES)
     output = run / "new.sqlite"
     assert main(["ledger", "repair", str(run), "--output", str(output)]) == 0
@@ -218,14 +229,14 @@ def test_the_repaired_ledger_is_put_elsewhere_where_asked(run: Path, capsys: pyt
 
 
 def test_repair_is_refused_while_the_run_is_worked_on(run: Path) -> None:
-    change(run, "UPDATE groups SET rewards = zeroblob(64) WHERE dispatch = 9")
+    change(run, "UPDATE contents SET rewards = zeroblob(64) WHERE dispatch = 9")
     with locked(run), pytest.raises(UnavailableError, match=r"is in use by another driftproof"):
         repair_run(run)
 
 
 def test_a_second_repair_keeps_what_the_first_kept(run: Path) -> None:
     for _ in range(2):
-        change(run, "UPDATE groups SET rewards = zeroblob(8) WHERE dispatch = (SELECT max(dispatch) - 3 FROM groups)")
+        change(run, "UPDATE contents SET rewards = zeroblob(8) WHERE dispatch = (SELECT max(dispatch) - 3 FROM groups)")
         assert repair_run(run) is not None
         with resume(run) as ledger:
             go_on(run, ledger, ledger.step + 1)

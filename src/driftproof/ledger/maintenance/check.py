@@ -7,46 +7,65 @@ with the files becomes a finding, a sentence for people.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from driftproof.errors import DamageError, LedgerError, UnavailableError
+from driftproof.ledger.codec import figures_of, read_group, row_checksum
 from driftproof.ledger.maintenance.files import file_problems
-from driftproof.ledger.schema import CONTENT, read_group
-from driftproof.ledger.store import (
-    FINISHED,
-    RUNNING,
-    STOPPING,
-    UNREADABLE,
-    Plan,
-    channel_problem,
-    check_format,
-    order_of,
-    read_plan,
-)
+from driftproof.ledger.records import STATES, Plan
+from driftproof.ledger.schema import CONTENT, ROW
+from driftproof.ledger.store import UNREADABLE, Store, channel_problem, open_read_only
 from driftproof.run import RunDirectory, step_directories
 
 ATTEMPTS = 5
-"""Times that a ledger is read anew because a run has begun to write it."""
+"""Readings of a ledger that a run begins to write meanwhile."""
 SHOWN = 5
 """Numbers that a finding names before it counts the rest."""
+UNSEALED = "its checksum does not agree"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Integrity:
-    """What was found in a run."""
+    """Findings on a run."""
 
     groups: int
-    """Dispatched."""
+    """Groups dispatched."""
     steps: int
-    """Finished."""
+    """Steps done."""
     findings: tuple[str, ...]
-    """Empty where nothing is wrong."""
+    """Sentences on all that is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerHeader:
+    """Facts that a ledger's `meta` holds; a number that cannot be read is -1."""
+
+    plan: Plan
+    state: str = ""
+    step: int = -1
+    durable_step: int = -1
+    published_step: int = -1
+    pruned_step: int = -1
+    furthest_step: int = -1
+    """The most steps that were done before a resume went back."""
+
+    @classmethod
+    def of(cls, plan: Plan, meta: Mapping[str, str]) -> Self:
+        numbers = [name for name in cls.__dataclass_fields__ if name.endswith("_step") or name == "step"]
+        steps = {name: int(meta[name]) if meta.get(name, "").isdecimal() else -1 for name in numbers}
+        return cls(plan=plan, state=meta.get("state", ""), **steps)
+
+    @property
+    def admitted(self) -> int:
+        """Groups that may have been dispatched, in all."""
+        furthest = max(self.step, self.furthest_step)
+        return self.plan.admitted(furthest, furthest)
 
 
 def check_run(run: Path) -> Integrity:
@@ -61,225 +80,191 @@ def check_run(run: Path) -> Integrity:
     # Before the ledger is read, which knows of a step before its checkpoint is named.
     checkpoints = list(step_directories(directory.checkpoints))
     found = check_ledger(directory.ledger)
-    beyond = [f"{directory.checkpoints} has a checkpoint of step {step}" for step in checkpoints if step > found.steps]
-    beyond = [f"{finding}, the ledger is at step {found.steps}" for finding in beyond]
+    beyond = [
+        f"{directory.checkpoints} has a checkpoint of step {step}, the ledger is at step {found.steps}"
+        for step in checkpoints
+        if step > found.steps
+    ]
     return Integrity(groups=found.groups, steps=found.steps, findings=(*found.findings, *beyond, *file_problems(run)))
 
 
 def check_ledger(path: Path) -> Integrity:
     """Verify a ledger alone."""
     for _ in range(ATTEMPTS):
-        before = _stamp(path)
-        with reading(path) as database:
-            found = _check(path, database)
-        if _stamp(path) == before or path.with_name(f"{path.name}-wal").exists():
-            return found
+        before = path.stat()
+        found = _check(path)
+        after = path.stat()
+        log = path.with_name(f"{path.name}-wal")
+        if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size) or log.exists():
+            break
     return found
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that can only read, and leaves no file behind."""
-    # Without a write-ahead log nobody has it open; SQLite would make one to read, unless told that nobody will.
-    immutable = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
-    database = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True, timeout=60, isolation_level=None
-    )
-    database.text_factory = lambda text: text.decode(errors="replace")
+def _check(path: Path) -> Integrity:
     try:
-        yield database
-    finally:
-        database.close()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
-
-
-def _check(path: Path, database: sqlite3.Connection) -> Integrity:
-    try:
-        database.execute("BEGIN")
-        meta = {str(key): str(value) for key, value in database.execute("SELECT key, value FROM meta")}
-    except UNREADABLE as error:
-        return Integrity(groups=0, steps=0, findings=(f"{path} cannot be read: {error}",))
-    try:
-        check_format(path, meta)
-        facts = Facts.of(read_plan(path, meta), meta)
+        with closing(open_read_only(path, untouched=True)) as store:
+            store.database.text_factory = lambda text: text.decode(errors="replace")
+            store.execute("BEGIN")
+            header = LedgerHeader.of(store.plan, store.header())
+            dispatched = store.number("SELECT coalesce(max(dispatch), -1) + 1 FROM groups")
+            findings = tuple(_findings(store, header, dispatched))
     except LedgerError as error:
         return Integrity(groups=0, steps=0, findings=(str(error),))
-    questions: dict[str, Callable[[sqlite3.Connection, Facts], Iterator[str]]] = {
+    except UNREADABLE as error:
+        return Integrity(groups=0, steps=0, findings=(f"{path} cannot be read: {error}",))
+    return Integrity(groups=dispatched, steps=header.step, findings=findings)
+
+
+def _findings(store: Store, header: LedgerHeader, dispatched: int) -> Iterator[str]:
+    questions: dict[str, Callable[[Store, LedgerHeader], Iterator[str]]] = {
         "the file": _file,
         "meta": _meta,
         "steps": _steps,
         "groups": _groups,
         "evaluations, workers and events": _others,
     }
-    findings: list[str] = []
     for what, question in questions.items():
         try:
-            findings += question(database, facts)
+            yield from question(store, header)
         except UNREADABLE as error:
-            findings.append(f"{what}: cannot be read: {error}")
-    return Integrity(groups=facts.dispatched, steps=facts.step, findings=tuple(findings))
+            yield f"{what}: cannot be read: {error}"
+    if dispatched > header.admitted:
+        yield f"groups: {dispatched} dispatched, {header.admitted} admitted"
 
 
-@dataclass(slots=True, kw_only=True)
-class Facts:
-    """What a ledger says of itself, and what is counted while it is read."""
-
-    plan: Plan
-    version: int
-    state: str
-    step: int
-    pruned_step: int
-    checked_from: int | None
-    """Groups dispatched from here on have a checksum; None: none has."""
-    furthest_step: int | None
-    """The most that was done before a resume went back; None where it is not known."""
-    dispatched: int = 0
-    trained: Counter[int] = field(default_factory=Counter)
-    """Groups by the step that trained them."""
-
-    @classmethod
-    def of(cls, plan: Plan, meta: Mapping[str, str]) -> Facts:
-        """A number that is no number is -1, which nothing agrees with."""
-
-        def number(key: str) -> int:
-            return int(meta[key]) if meta.get(key, "").isdecimal() else -1
-
-        version = number("format_version")
-        return cls(
-            plan=plan,
-            version=version,
-            state=meta.get("state", ""),
-            step=number("step"),
-            pruned_step=0 if version == 1 else number("pruned_step"),
-            checked_from=None if version == 1 else number("checked_from"),
-            furthest_step=number("furthest_step") if "furthest_step" in meta else None,
-        )
-
-
-def group_problem(facts: Facts, prompt_index: int, row: Sequence[Any]) -> str:
-    """What is wrong with a row of `GROUP_COLUMNS` whose prompt must be this one; empty where nothing is."""
-    dispatch, prompt, state, worker, dispatched_step, trained_step, crc, *content = row
-    if prompt != prompt_index:
-        return f"of prompt {prompt}, where the permutation has another"
-    if not (isinstance(dispatched_step, int) and dispatched_step >= 0):
-        return "dispatched in a step that never was"
-    if state == "leased":
-        held = any(column is not None for column in content) or trained_step is not None
-        return "leased, and written already" if held else "" if worker else "leased by nobody"
-    if state not in ("ready", "trained"):
-        return "in a state that does not exist"
-    if (state == "trained") != isinstance(trained_step, int):
-        return "trained in no step, or not trained in one"
-    if state == "trained" and trained_step <= facts.pruned_step and all(column is None for column in content):
-        return ""
-    return content_problem(facts, dispatch, prompt_index, crc, content)
-
-
-def content_problem(facts: Facts, dispatch: int, prompt_index: int, crc: object, content: Sequence[Any]) -> str:
-    """What is wrong with the content of a group; empty where nothing is."""
-    if not isinstance(crc, int) and not (crc is None and (facts.checked_from is None or dispatch < facts.checked_from)):
-        return "without a checksum"
-    try:
-        return channel_problem(facts.plan, read_group(prompt_index, content, crc if isinstance(crc, int) else None))
-    except DamageError as error:
-        return str(error)
-
-
-def group_columns(version: int) -> str:
-    """The columns that `group_problem` reads, in a ledger of any format."""
-    crc = "checksum" if version > 1 else "NULL"
-    return f"dispatch, prompt_index, state, worker, dispatched_step, trained_step, {crc}, {CONTENT}"
-
-
-def some(numbers: Sequence[int]) -> str:
-    """The first few, and how many more."""
-    shown = ", ".join(map(str, numbers[:SHOWN]))
-    return shown if len(numbers) <= SHOWN else f"{shown} and {len(numbers) - SHOWN:,} more"
-
-
-def _file(database: sqlite3.Connection, facts: Facts) -> Iterator[str]:
-    for (line,) in database.execute("PRAGMA integrity_check(20)"):
+def _file(store: Store, header: LedgerHeader) -> Iterator[str]:
+    for (line,) in store.execute("PRAGMA integrity_check(20)"):
         if line != "ok":
             yield f"the file: {' '.join(str(line).split())}"
 
 
-def _meta(database: sqlite3.Connection, facts: Facts) -> Iterator[str]:
-    if facts.state not in (RUNNING, STOPPING, FINISHED):
-        yield f"meta: state is {facts.state!r}"
-    if not 0 <= facts.step <= facts.plan.steps:
-        yield f"meta: step is {facts.step} of {facts.plan.steps}"
-    if not 0 <= facts.pruned_step <= max(facts.step, 0):
-        yield f"meta: groups are pruned up to step {facts.pruned_step}, beyond step {facts.step}"
+def _meta(store: Store, header: LedgerHeader) -> Iterator[str]:
+    if header.state not in STATES:
+        yield f"meta: state is {header.state!r}"
+    if not 0 <= header.step <= header.plan.steps:
+        yield f"meta: step is {header.step} of {header.plan.steps}"
+    if not 0 <= header.pruned_step <= max(header.step, 0):
+        yield f"meta: groups are pruned up to step {header.pruned_step}, beyond step {header.step}"
+    if not 0 <= header.published_step <= max(header.step, header.furthest_step, 0):
+        yield f"meta: weights are published of step {header.published_step}, beyond step {header.step}"
 
 
-def _steps(database: sqlite3.Connection, facts: Facts) -> Iterator[str]:
-    numbers = []
-    for step, metrics in database.execute("SELECT step, metrics FROM steps ORDER BY step"):
-        numbers.append(step)
-        if not is_object(metrics):
-            yield f"step {step}: its metrics cannot be read"
-    if missing := sorted(set(range(1, facts.step + 1)) - set(numbers)):
-        yield f"steps: {some(missing)} not recorded"
-    if extra := sorted(set(numbers) - set(range(1, facts.step + 1))):
-        yield f"steps: {some(extra)} recorded, the ledger is at step {facts.step}"
+def _steps(store: Store, header: LedgerHeader) -> Iterator[str]:
+    done = range(1, header.step + 1)
+    numbers = set()
+    for step, metrics, checksum in store.execute("SELECT step, metrics, checksum FROM steps"):
+        numbers.add(step)
+        if problem := object_problem("metrics", (step, metrics, checksum)):
+            yield f"step {step}: {problem}"
+    there = sum(step in done for step in numbers)
+    if there < len(done):
+        yield f"steps: {_some((step for step in done if step not in numbers), len(done) - there)} not recorded"
+    if extra := sorted(step for step in numbers if step not in done):
+        yield f"steps: {_some(extra, len(extra))} recorded, the ledger is at step {header.step}"
 
 
-def _groups(database: sqlite3.Connection, facts: Facts) -> Iterator[str]:
-    order = order_of(facts.plan)
+def _groups(store: Store, header: LedgerHeader) -> Iterator[str]:
+    plan = header.plan
+    every = range(plan.steps * plan.groups_per_step)
+    trained: Counter[int] = Counter()
+    gaps: list[range] = []
     found: dict[str, list[int]] = {}
-    for row in database.execute(f"SELECT {group_columns(facts.version)} FROM groups ORDER BY dispatch"):
-        dispatch, state, trained_step = row[0], row[2], row[5]
-        if not 0 <= dispatch < facts.plan.steps * facts.plan.groups_per_step:
+    expected = 0
+    columns = ", ".join(f"g.{column}" for column in (*ROW, "checksum"))
+    contents = ", ".join(f"c.{column}" for column in ("dispatch", *CONTENT))
+    question = f"SELECT {columns}, {contents} FROM groups g LEFT JOIN contents c USING (dispatch) ORDER BY g.dispatch"
+    for values in store.execute(question):
+        row, (checksum, there, *content) = values[: len(ROW)], values[len(ROW) :]
+        dispatch, state, trained_step = row[0], row[2], row[6]
+        if dispatch not in every:
             found.setdefault("beyond those of the run", []).append(dispatch)
             continue
-        for missing in range(facts.dispatched, dispatch):
-            found.setdefault("not there", []).append(missing)
-        facts.dispatched = dispatch + 1
-        if problem := group_problem(facts, order.prompt_of(dispatch), row):
+        gaps.append(range(expected, dispatch))
+        expected = dispatch + 1
+        problem = row_problem(row, checksum, store.order.prompt_of(dispatch))
+        if there is not None:
+            problem = problem or content_problem(plan, row, content)
+        elif state == "ready" or (state == "trained" and trained_step > header.pruned_step):
+            problem = problem or "without content"
+        if problem:
             found.setdefault(problem, []).append(dispatch)
         if state == "trained" and isinstance(trained_step, int):
-            facts.trained[trained_step] += 1
+            trained[trained_step] += 1
+    if missing := sum(map(len, gaps)):
+        yield f"groups {_some(chain(*gaps), missing)}: not there"
     for problem, numbers in found.items():
-        yield f"groups {some(numbers)}: {problem}"
-    yield from _counts(facts)
+        yield f"groups {_some(numbers, len(numbers))}: {problem}"
+    strays = store.number("SELECT count(*) FROM contents WHERE dispatch NOT IN (SELECT dispatch FROM groups)")
+    if strays:
+        yield f"contents: {strays} of groups that are not there"
+    yield from _counts(header, trained)
 
 
-def _counts(facts: Facts) -> Iterator[str]:
-    plan, under_way = facts.plan, facts.step + 1
-    wrong = [step for step in range(1, facts.step + 1) if facts.trained[step] != plan.groups_per_step]
-    if wrong:
-        first = facts.trained[wrong[0]]
-        yield f"steps {some(wrong)}: trained other than {plan.groups_per_step} groups (the first {first})"
-    if facts.trained[under_way] not in (0, plan.groups_per_step):
-        yield f"step {under_way}: under way with {facts.trained[under_way]} groups, not {plan.groups_per_step}"
-    if nowhere := sorted(step for step in facts.trained if not 1 <= step <= under_way):
-        yield f"steps {some(nowhere)}: trained groups, and are not there"
-    furthest = plan.steps if facts.furthest_step is None else max(facts.step, facts.furthest_step)
-    admitted = min(furthest + 1 + plan.max_staleness, plan.steps) * plan.groups_per_step
-    if facts.dispatched > admitted:
-        yield f"groups: {facts.dispatched} dispatched, {admitted} admitted"
+def _counts(header: LedgerHeader, trained: Counter[int]) -> Iterator[str]:
+    whole, done, under_way = header.plan.groups_per_step, range(1, header.step + 1), header.step + 1
+    if wrong := len(done) - sum(step in done and count == whole for step, count in trained.items()):
+        steps = [*islice((step for step in done if trained[step] != whole), SHOWN)]
+        yield f"steps {_some(steps, wrong)}: trained other than {whole} groups (the first {trained[steps[0]]})"
+    if trained[under_way] not in (0, whole):
+        yield f"step {under_way}: under way with {trained[under_way]} groups, not {whole}"
+    if nowhere := sorted(step for step in trained if not 1 <= step <= under_way):
+        yield f"steps {_some(nowhere, len(nowhere))}: trained groups, and are not there"
 
 
-def _others(database: sqlite3.Connection, facts: Facts) -> Iterator[str]:
-    for name, step, result in database.execute("SELECT name, step, result FROM evaluations"):
-        if not is_object(result):
-            yield f"evaluation {name!r} of step {step}: its result cannot be read"
-    for worker, counters in database.execute("SELECT worker, counters FROM workers"):
-        if not is_object(counters):
-            yield f"worker {worker!r}: its counters cannot be read"
-    if facts.version > 1:
-        counted = dict(database.execute("SELECT kind, count(*) FROM events GROUP BY kind"))
-        if counted != dict(database.execute("SELECT kind, count FROM event_kinds")):
-            yield "events: the counts by kind do not agree with them"
+def row_problem(row: Sequence[Any], checksum: object, prompt: int) -> str:
+    """A sentence on what is wrong with a row of `groups`, whose prompt must be this one; empty where nothing is."""
+    _, prompt_index, state, worker, since, weights_step, trained_step = row[:7]
+    if prompt_index != prompt:
+        return f"of prompt {prompt_index}, where the permutation has another"
+    if not (isinstance(since, int) and since >= 0):
+        return "dispatched in a step that never was"
+    if weights_step is not None and weights_step not in range(since + 1):
+        return "dispatched with weights that were not there"
+    if (state == "trained") != isinstance(trained_step, int):
+        return "trained in no step, or not trained in one"
+    if state == "leased" and not worker:
+        return "leased by nobody"
+    return "" if row_checksum(*row) == checksum else UNSEALED
 
 
-def is_object(text: object) -> bool:
-    """Whether a column holds a JSON object."""
+def content_problem(plan: Plan, row: Sequence[Any], content: Sequence[Any]) -> str:
+    """A sentence on what is wrong with the content of a group with this row; empty where nothing is."""
+    if row[2] == "leased":
+        return "leased, and written already"
     try:
-        return isinstance(json.loads(str(text)), dict)
-    except ValueError:
-        return False
+        group = read_group(row[1], content, row[-1])
+    except DamageError as error:
+        return str(error)
+    if figures_of(group) != row[7:-1]:
+        return "its figures are not those of its content"
+    return channel_problem(plan, group)
+
+
+def _others(store: Store, header: LedgerHeader) -> Iterator[str]:
+    for row in store.execute("SELECT name, step, result, checksum FROM evaluations"):
+        if problem := object_problem("result", row):
+            yield f"evaluation {row[0]!r} of step {row[1]}: {problem}"
+    for row in store.execute("SELECT worker, counters, checksum FROM workers"):
+        if problem := object_problem("counters", row):
+            yield f"worker {row[0]!r}: {problem}"
+    counted = dict(store.execute("SELECT kind, count(*) FROM events GROUP BY kind").fetchall())
+    if counted != dict(store.execute("SELECT kind, count FROM event_kinds").fetchall()):
+        yield "events: the counts by kind do not agree with them"
+
+
+def object_problem(what: str, row: Sequence[Any]) -> str:
+    """A sentence on a row whose last columns are a JSON object and the checksum of all before."""
+    *values, checksum = row
+    try:
+        readable = isinstance(json.loads(values[-1]), dict)
+    except (ValueError, TypeError):
+        readable = False
+    if not readable:
+        return f"its {what} cannot be read"
+    return "" if row_checksum(*values) == checksum else UNSEALED
+
+
+def _some(numbers: Iterable[int], count: int) -> str:
+    """The first few of `count` numbers, and how many more there are."""
+    shown = ", ".join(map(str, islice(numbers, SHOWN)))
+    return shown if count <= SHOWN else f"{shown} and {count - SHOWN:,} more"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from driftproof.errors import LedgerError
-from driftproof.ledger.store import Ledger
+from driftproof.ledger.steps import Steps
 from driftproof.run import RunDirectory, locked, step_directories
 
 
@@ -38,7 +38,7 @@ def prunable_step(step: int, keep_steps: int, checkpoints: Sequence[int]) -> int
     return max(min([step - keep_steps, *checkpoints]), 0) if checkpoints else 0
 
 
-def prune(ledger: Ledger, checkpoints: Path, keep_steps: int) -> int:
+def prune(ledger: Steps, checkpoints: Path, keep_steps: int) -> int:
     """Forget what no checkpoint of this directory can need; the number of groups whose content is gone."""
     return ledger.prune(prunable_step(ledger.step, keep_steps, list(step_directories(checkpoints))))
 
@@ -51,7 +51,7 @@ def prune_run(run: Path, keep_steps: int) -> Pruned:
         LedgerError: the ledger is damaged, or there is no space to write it anew.
     """
     directory = RunDirectory(path=run)
-    with locked(run), Ledger(directory.ledger) as ledger:
+    with locked(run), Steps(directory.ledger) as ledger:
         before = _bytes(directory)
         try:
             groups = prune(ledger, directory.checkpoints, keep_steps)

@@ -1,69 +1,66 @@
-"""What can be saved of a damaged ledger: `driftproof ledger repair`.
+"""Repair of a damaged ledger: `driftproof ledger repair`.
 
 Guarantees: the damaged files are never written to; a group that is saved is the one that was committed, bit for bit
-(those of format 1 have no checksum to tell); nothing that the newest whole checkpoint has learned is learned again;
-`check` finds nothing wrong with the repaired ledger, and a resume goes on from it.
+(the content of one written in format 1 has no checksum to tell); a group of a step that stays done is never trained
+again; `check` finds nothing wrong with the repaired ledger, and a resume goes on from it.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from driftproof.errors import LedgerError
-from driftproof.ledger.maintenance.check import Facts, check_ledger, content_problem, group_columns, is_object
-from driftproof.ledger.maintenance.settle import Row, Settled, settle
-from driftproof.ledger.schema import COLUMNS, CONTENT
-from driftproof.ledger.store import FINISHED, RUNNING, UNREADABLE, Plan, check_format, make_tables, order_of, read_plan
-from driftproof.run import RunDirectory, locked, step_directories
-from driftproof.weights.checkpoints import is_whole
+from driftproof.errors import DriftproofError, LedgerError
+from driftproof.ledger.codec import row_checksum
+from driftproof.ledger.maintenance.check import LedgerHeader, check_ledger, content_problem, object_problem, row_problem
+from driftproof.ledger.migrations import migrate
+from driftproof.ledger.records import FINISHED, RUNNING, Plan
+from driftproof.ledger.schema import FORMAT_VERSION, ROW
+from driftproof.ledger.store import UNREADABLE, Store, check_format, create_store, open_store, read_plan
+from driftproof.run import RunDirectory, fsync, locked, step_of
+from driftproof.weights.checkpoints import is_whole, list_checkpoints
 
 CHUNK = 256
-"""Rows read at once, until one of them cannot be."""
-UNKNOWN_LAST = 4096
-"""Rows looked for in a table whose last one cannot be found."""
-PAGE, HEADER = 4096, 100
-"""Bytes of a page of our ledgers, and of SQLite's header in the first."""
-MOST_GROWTH = 1024
-"""A header that says that so many times as much is missing is damage itself."""
-MOST_ROWS = 10_000_000
-"""A number beyond is damage itself."""
+"""Rows read at once; one by one where that fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """What became of a damaged ledger."""
+    """Outcome of the repair of a ledger."""
 
     path: Path
     """The repaired ledger."""
     kept: Path
     """The damaged one."""
     step: int
-    """At which the repaired one stands."""
+    """Steps done in the repaired one."""
     step_before: int
     saved: int
     """Groups whose content is there."""
     again: int
-    """Dispatch numbers whose groups are to be written again, those among them that were leased."""
+    """Groups to be written again, those among them that were leased."""
     lost: int
-    """Groups that are trained and whose content is lost; it is not needed."""
+    """Trained groups whose content is lost; it is not needed."""
     metrics_lost: int
-    """Steps that are done and whose metrics are lost."""
+    """Steps done whose metrics are lost."""
+    readable: bool
+    """Whether a group could be read."""
 
     def lines(self) -> list[str]:
-        """What a person wants to know."""
+        """The outcome for people."""
+        anew = "no group can be read: the run starts again from its newest checkpoint, and writes all later ones anew"
+        undone = "no step is undone"
         if self.step < self.step_before:
             undone = f"steps {self.step + 1:,} to {self.step_before:,} are undone, and their groups trained again"
-        else:
-            undone = "no step is undone"
         return [
+            *([] if self.readable else [f"unread     {anew}"]),
             f"saved      {self.saved:,} groups",
             f"again      {self.again:,} groups are to be written, again or for the first time",
             f"lost       what {self.lost:,} trained groups held; the metrics of {self.metrics_lost:,} steps",
@@ -73,288 +70,270 @@ class Repair:
         ]
 
 
-def repair_run(run: Path, output: Path | None = None) -> Repair | None:
+def repair_run(run: Path, output: Path | None = None, plan_anew: Callable[[], Plan] | None = None) -> Repair | None:
     """Write what can be saved into a new ledger, and put it in place of the damaged one (or at `output`).
 
     Returns None where nothing is wrong, and then does nothing.
 
+    Args:
+        plan_anew: makes the plan from the run's recipe, where the ledger's cannot be read.
+
     Raises:
-        UnavailableError: not a run, or one that is being worked on. LedgerError: nothing can be saved, `output` exists.
+        UnavailableError: not a run, or one that is being worked on.
+        LedgerError: `output` exists, or there is no plan.
     """
     if output is not None and output.exists():
         raise LedgerError(f"{output} exists already; name a new file")
-    run_directory = RunDirectory(path=run)
-    path = run_directory.ledger
+    directory = RunDirectory(path=run)
+    path = directory.ledger
     with locked(run):
         _finish_interrupted(path)
-        wholes = [step for step, path in step_directories(run_directory.checkpoints).items() if is_whole(path)]
-        base = max(wholes, default=0)
+        base = max((step_of(each) for each in list_checkpoints(directory.checkpoints) if is_whole(each)), default=0)
         found = check_ledger(path)
         if not found.findings and base <= found.steps:
             return None
-        with tempfile.TemporaryDirectory(dir=run, prefix=".repair-") as directory:
-            copy = _copy(path, Path(directory))
-            new = Path(directory) / "repaired.sqlite"
-            repair = _salvage(path, copy, new, base)
-            remaining = check_ledger(new).findings
-            if remaining:
+        with tempfile.TemporaryDirectory(dir=run, prefix=".repair-") as temporary:
+            copy, new = Path(temporary) / path.name, Path(temporary) / "repaired.sqlite"
+            for suffix in ("", "-wal"):
+                if (source := path.with_name(path.name + suffix)).exists():
+                    shutil.copyfile(source, copy.with_name(copy.name + suffix))
+            repair = _salvage(path, copy, new, base, plan_anew)
+            if remaining := check_ledger(new).findings:
                 raise LedgerError(f"{path} cannot be repaired: {remaining[0]}")
             if output is not None:
                 shutil.move(new, output)
-                return _placed(repair, output, path)
-            return _placed(repair, path, _exchange(path, new))
+                return replace(repair, path=output)
+            return replace(repair, kept=_exchange(path, new))
 
 
-def _placed(repair: Repair, path: Path, kept: Path) -> Repair:
-    fields = {name: getattr(repair, name) for name in Repair.__dataclass_fields__}
-    return Repair(**fields | {"path": path, "kept": kept})
+def plan_repair(
+    plan: Plan,
+    *,
+    rows: Collection[int],
+    trained_in: Mapping[int, int],
+    whole: Collection[int],
+    step: int,
+    base: int,
+    pruned_step: int,
+) -> tuple[int, dict[int, int]]:
+    """The step at which a repaired ledger stands, and by dispatch number the steps that trained its groups.
+
+    The weights of the newest whole checkpoint, of step `base`, cannot be undone: the steps up to it stay done, whatever
+    is left of their groups. Later steps, up to `step`, stay where all of their groups are whole, else all are undone.
+
+    Args:
+        rows: dispatch numbers whose row can be read.
+        trained_in: steps by dispatch number, as the rows say, and an index of those that cannot be read.
+        whole: dispatch numbers whose content is there.
+    """
+    size, every = plan.groups_per_step, range(plan.steps * plan.groups_per_step)
+    by_step: dict[int, list[int]] = {}
+    for n, k in sorted(trained_in.items(), key=lambda item: (item[0] not in rows, item[0])):
+        if n in every and len(of_step := by_step.setdefault(k, [])) < size:
+            of_step.append(n)
+
+    def complete(k: int) -> bool:
+        of_step = by_step.get(k, [])
+        return len(of_step) == size and (k <= pruned_step or all(n in whole for n in of_step))
+
+    done = step if base <= step and all(map(complete, range(base + 1, step + 1))) else base
+    trained = {n: k for k in range(1, done + 1) for n in by_step.get(k, [])}
+    # Gaps are filled with groups that nothing is known of. In steps that the ledger has no record of, groups were taken
+    # as ever: the oldest first.
+    unknown = (n for n in chain((n for n in every if n not in rows), every) if n not in trained)
+    oldest = (n for n in every if n not in trained)
+    for k in range(1, done + 1):
+        for _ in range(size - len(by_step.get(k, []))):
+            trained[next(oldest if k > step else unknown)] = k
+    return done, trained
 
 
-def _copy(path: Path, directory: Path) -> Path:
-    """With its write-ahead log, which SQLite applies to the copy then."""
-    for suffix in ("", "-wal"):
-        if (source := path.with_name(path.name + suffix)).exists():
-            shutil.copyfile(source, directory / source.name)
-    return directory / path.name
-
-
-def _exchange(path: Path, new: Path) -> Path:
-    """Put the new ledger in place; where the damaged one is now. There is a ledger at every moment."""
-    with new.open("rb") as file:
-        os.fsync(file.fileno())
-    kept, number = path.with_name(f"{path.name}.damaged"), 1
-    while kept.exists():
-        number += 1
-        kept = path.with_name(f"{path.name}.damaged-{number}")
-    os.link(path, kept)
-    for suffix in ("-wal", "-shm"):
-        if (log := path.with_name(path.name + suffix)).exists():
-            log.rename(kept.with_name(kept.name + suffix))
-    new.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
-    return kept
-
-
-def _finish_interrupted(path: Path) -> None:
-    """A repair that was killed may have moved the log and not yet the ledger."""
-    for kept in path.parent.glob(f"{path.name}.damaged*"):
-        if kept.suffix.endswith(("-wal", "-shm")) or not kept.samefile(path):
-            continue
-        for suffix in ("-wal", "-shm"):
-            if (log := kept.with_name(kept.name + suffix)).exists():
-                log.rename(path.with_name(path.name + suffix))
-        kept.unlink()
-
-
-def _salvage(path: Path, copy: Path, new: Path, base: int) -> Repair:
-    old, facts = _open(path, copy)
-    with closing(old), closing(sqlite3.connect(new, isolation_level=None)) as fresh:
-        rows = _read_rows(path, old, facts)
-        metrics = {
-            step: text
-            for step, text in _rows(
-                old, "SELECT step, metrics FROM steps WHERE step >= ? AND step < ?", 1, facts.plan.steps + 1
+def _salvage(path: Path, copy: Path, new: Path, base: int, plan_anew: Callable[[], Plan] | None) -> Repair:
+    with closing(sqlite3.connect(copy, isolation_level=None)) as old:
+        header = _header(path, old, plan_anew)
+        plan = header.plan
+        create_store(new, plan)
+        with closing(open_store(new)) as store, store.transaction():
+            trained_in = _copy_rows(old, store, header)
+            rows = dict(store.execute("SELECT dispatch, trained_step FROM groups"))
+            trained_in = {n: k for n, k in {**trained_in, **rows}.items() if k is not None}
+            recorded = header.step
+            if not 0 <= recorded <= plan.steps:
+                recorded = store.number("SELECT coalesce(max(step), 0) FROM steps")
+            pruned_step = min(max(header.pruned_step, 0), recorded)
+            whole = {n for (n,) in store.execute("SELECT dispatch FROM contents")}
+            step, trained = plan_repair(
+                plan,
+                rows=rows,
+                trained_in=trained_in,
+                whole=whole,
+                step=recorded,
+                base=min(base, plan.steps),
+                pruned_step=pruned_step,
             )
-            if is_object(text)
-        }
-        recorded = facts.step if 0 <= facts.step <= facts.plan.steps else max(metrics, default=0)
-        pruned_step = facts.pruned_step if 0 <= facts.pruned_step <= recorded else 0
-        settled = settle(
-            plan=facts.plan,
-            rows=rows,
-            claims=_claims(old, facts.plan.steps),
-            step=recorded,
-            base=min(base, facts.plan.steps),
-            pruned_step=pruned_step,
-        )
-        make_tables(fresh, facts.plan)
-        fresh.execute("BEGIN")
-        _write_meta(fresh, facts, settled, base, recorded)
-        _write_groups(old, fresh, facts, settled)
-        done = range(1, settled.step + 1)
-        fresh.executemany("INSERT INTO steps VALUES (?, ?)", [(step, metrics.get(step, "{}")) for step in done])
-        _write_others(old, fresh, settled.step)
-        fresh.execute("COMMIT")
+            dispatched = 1 + max([-1, *rows, *trained_in, *trained])
+            lost = [k for n, k in trained.items() if n not in whole and k > pruned_step]
+            again = sum(n not in whole and n not in trained for n in range(dispatched))
+            _place_groups(store, dispatched, trained, whole, step)
+            metrics_lost = _mend_steps(store, step)
+            finished = header.state == FINISHED and step == recorded == plan.steps and not again
+            dispatched_for = -(-dispatched // plan.groups_per_step) - 1 - plan.max_staleness
+            store.set_meta(
+                state=FINISHED if finished else RUNNING,
+                step=step,
+                durable_step=min(base, step),
+                published_step=min(max(header.published_step, base), step),
+                pruned_step=max([min(pruned_step, step), *lost]),
+                furthest_step=min(max(header.furthest_step, recorded, dispatched_for), plan.steps),
+            )
     return Repair(
-        path=new,
+        path=path,
         kept=path,
-        step=settled.step,
+        step=step,
         step_before=recorded,
-        saved=len(settled.whole),
-        again=len(settled.again),
-        lost=len(settled.lost),
-        metrics_lost=sum(step not in metrics for step in done),
+        saved=len(whole),
+        again=again,
+        lost=len(lost),
+        metrics_lost=metrics_lost,
+        readable=bool(rows),
     )
 
 
-def _open(path: Path, copy: Path) -> tuple[sqlite3.Connection, Facts]:
-    """What the copy says of itself; where its first page, which tells of the tables, is damaged, with a sound one.
-
-    Raises:
-        LedgerError: neither helps.
-    """
-    _pad(copy)
-    problem: Exception | None = None
-    for first_page in (None, *_first_pages(copy.parent)):
-        if first_page is not None:
-            _replace_first_page(copy, first_page)
-        database = sqlite3.connect(copy, isolation_level=None)
-        database.text_factory = lambda text: text.decode(errors="replace")
-        try:
-            database.execute("PRAGMA cell_size_check = ON")
-            meta = {str(key): str(value) for key, value in database.execute("SELECT key, value FROM meta")}
-            check_format(path, meta)
-            return database, Facts.of(read_plan(path, meta), meta)
-        except (*UNREADABLE, LedgerError) as error:
-            problem = problem or error
-            database.close()
-    raise LedgerError(f"nothing of {path} can be saved: what the run set out to do cannot be read ({problem})")
+def _header(path: Path, old: sqlite3.Connection, plan_anew: Callable[[], Plan] | None) -> LedgerHeader:
+    """The header of the damaged ledger, brought to today's format, with the recipe's plan where its own is lost."""
+    old.text_factory = lambda text: text.decode(errors="replace")
+    old.create_function("row_checksum", -1, row_checksum, deterministic=True)
+    meta: dict[str, str] = {}
+    plan: Plan | None = None
+    try:
+        # SQLite then reads a file that was cut off, too, and one that lacks some table.
+        old.execute("PRAGMA writable_schema = ON")
+        old.execute("PRAGMA cell_size_check = ON")
+        meta = _meta(old)
+        version = check_format(path, meta)
+        plan = read_plan(path, meta)
+        if version < FORMAT_VERSION:
+            meta = {}
+            migrate(old)
+            meta = _meta(old)
+    except (*UNREADABLE, LedgerError) as error:
+        plan = plan or _plan_of_recipe(path, error, plan_anew)
+    return LedgerHeader.of(plan, meta)
 
 
-def _pad(copy: Path) -> None:
-    """Give a file that was cut off its full length: SQLite reads nothing of one that is shorter than it says."""
-    with copy.open("r+b") as file:
-        header = file.read(HEADER)
-        page, pages = int.from_bytes(header[16:18]), int.from_bytes(header[28:32])
-        size = copy.stat().st_size
-        if page == PAGE and size < page * pages <= MOST_GROWTH * size:
-            file.truncate(page * pages)
+def _meta(old: sqlite3.Connection) -> dict[str, str]:
+    """All of `meta` whose checksum agrees; formats before 3 have none."""
+    rows = old.execute("SELECT * FROM meta").fetchall()
+    return {key: value for key, value, *seal in rows if seal in ([], [row_checksum(key, value)])}
 
 
-def _first_pages(directory: Path) -> Iterator[bytes]:
-    """Of a new ledger, and of one that was compacted: a table begins on the same page in all such."""
-    path = directory / "sound.sqlite"
-    with closing(sqlite3.connect(path, isolation_level=None)) as sound:
-        make_tables(sound, Plan(seed=0, prompts=1, groups_per_step=1, max_staleness=0, steps=1))
-        yield path.read_bytes()[:PAGE]
-        sound.execute("VACUUM")
-    yield path.read_bytes()[:PAGE]
+def _plan_of_recipe(path: Path, problem: Exception, plan_anew: Callable[[], Plan] | None) -> Plan:
+    reason = f"nothing of {path} can be saved: what the run set out to do cannot be read ({problem})"
+    if plan_anew is None:
+        raise LedgerError(reason) from problem
+    try:
+        return plan_anew()
+    except DriftproofError as error:
+        raise LedgerError(f"{reason}, nor made anew from its recipe ({error})") from error
 
 
-def _replace_first_page(copy: Path, page: bytes) -> None:
-    """The new page says how many pages there are, and that none is free."""
-    with copy.open("r+b") as file:
-        pages = copy.stat().st_size // PAGE
-        file.write(page[:28] + pages.to_bytes(4) + bytes(8) + page[40:92] + page[24:28] + page[96:])
-    copy.with_name(f"{copy.name}-wal").unlink(missing_ok=True)
-
-
-def _read_rows(path: Path, database: sqlite3.Connection, facts: Facts) -> dict[int, Row]:
-    order = order_of(facts.plan)
-    rows: dict[int, Row] = {}
-    strangers = 0
-    for dispatch, prompt, state, worker, dispatched_step, trained_step, crc, *content in _group_rows(database, facts):
-        if prompt != order.prompt_of(dispatch):
-            strangers += 1
-            continue
-        rows[dispatch] = Row(
-            state=state,
-            worker=worker if isinstance(worker, str) else "",
-            dispatched_step=dispatched_step if isinstance(dispatched_step, int) else -1,
-            trained_step=trained_step if isinstance(trained_step, int) else None,
-            whole=not content_problem(facts, dispatch, prompt, crc, content),
-        )
-    if strangers > len(rows):
-        raise LedgerError(
-            f"nothing of {path} can be saved: {strangers} groups are of other prompts than its plan says; "
-            "start the run anew"
-        )
-    return rows
-
-
-def _group_rows(database: sqlite3.Connection, facts: Facts) -> Iterator[Any]:
-    question = f"SELECT {group_columns(facts.version)} FROM groups WHERE dispatch >= ? AND dispatch < ?"
-    yield from _rows(database, question, 0, facts.plan.steps * facts.plan.groups_per_step)
-
-
-def _claims(database: sqlite3.Connection, steps: int) -> dict[int, int]:
-    """By dispatch, the step that trained it, as the index says, which lies on other pages than the groups."""
+def _copy_rows(old: sqlite3.Connection, store: Store, header: LedgerHeader) -> dict[int, int]:
+    """Copy all rows that can be read and are what was written; steps of trained groups, as their index has them."""
+    plan, steps = header.plan, header.plan.steps + 1
+    groups = header.admitted if header.step >= 0 else plan.steps * plan.groups_per_step
+    question = f"SELECT {', '.join(ROW)}, checksum FROM groups WHERE dispatch >= ? AND dispatch < ?"
+    for *row, checksum in _rows(old, question, groups):
+        if not row_problem(row, checksum, store.order.prompt_of(row[0])):
+            store.write_groups([row])
+    for dispatch, *content in _rows(old, "SELECT * FROM contents WHERE dispatch >= ? AND dispatch < ?", groups):
+        row = store.execute(f"SELECT {', '.join(ROW)} FROM groups WHERE dispatch = ?", dispatch).fetchone()
+        if row and not content_problem(plan, row, content):
+            store.write_contents([(dispatch, *content)])
+    sealed = {"steps": _rows(old, "SELECT * FROM steps WHERE step >= ? AND step < ?", steps)}
+    sealed |= {table: _until_damage(old, f"SELECT * FROM {table}") for table in ("evaluations", "workers")}
+    for table, rows in sealed.items():
+        for row in rows:
+            if not object_problem(table, row):
+                store.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
+    for event in _until_damage(old, "SELECT time, step, kind, message FROM events"):
+        if [*map(type, event)] == [float, int, str, str]:
+            store.execute("INSERT INTO events (time, step, kind, message) VALUES (?, ?, ?, ?)", *event)
     question = (
         "SELECT dispatch, trained_step FROM groups INDEXED BY groups_trained "
         "WHERE state = 'trained' AND trained_step >= ? AND trained_step < ?"
     )
-    return {dispatch: step for dispatch, step in _rows(database, question, 1, steps + 1, key=1) if dispatch >= 0}
+    return {n: step for n, step in _rows(old, question, steps) if 0 <= n < groups}
 
 
-def _rows(database: sqlite3.Connection, question: str, low: int, high: int, key: int = 0) -> Iterator[Any]:
-    """All rows that can be read with column `key` from `low` to under `high`, each once per number."""
-    seen: set[int] = set()
-    for start in range(low, high, CHUNK):
-        end = min(start + CHUNK, high)
-        for row in _readable(database, question, start, end):
-            if isinstance(row[key], int) and start <= row[key] < end and row[0] not in seen:
-                seen.add(row[0])
-                yield row
+def _rows(database: sqlite3.Connection, question: str, end: int) -> Iterator[Any]:
+    """All rows that can be read of a question about the numbers from one up to under another, below `end`."""
+    for low in range(0, end, CHUNK):
+        try:
+            yield from database.execute(question, (low, min(low + CHUNK, end))).fetchall()
+        except UNREADABLE:
+            for number in range(low, min(low + CHUNK, end)):
+                with suppress(*UNREADABLE):
+                    yield from database.execute(question, (number, number + 1)).fetchall()
 
 
-def _readable(database: sqlite3.Connection, question: str, low: int, high: int) -> list[Any]:
-    try:
-        return database.execute(question, (low, high)).fetchall()
-    except UNREADABLE:
-        if high - low == 1:
-            return []
-    middle = (low + high) // 2
-    return _readable(database, question, low, middle) + _readable(database, question, middle, high)
+def _until_damage(database: sqlite3.Connection, question: str) -> Iterator[Any]:
+    with suppress(*UNREADABLE):
+        yield from database.execute(question)
 
 
-def _write_meta(database: sqlite3.Connection, facts: Facts, settled: Settled, base: int, recorded: int) -> None:
-    plan = facts.plan
-    dispatched_for = -(-settled.dispatched // plan.groups_per_step) - 1 - plan.max_staleness
-    finished = facts.state == FINISHED and settled.step == recorded == plan.steps and not settled.again
-    meta = {
-        "state": FINISHED if finished else RUNNING,
-        "step": settled.step,
-        "durable_step": min(base, settled.step),
-        "pruned_step": settled.pruned_step,
-        "furthest_step": min(max(facts.furthest_step or 0, recorded, dispatched_for), plan.steps),
-        "checked_from": settled.dispatched if facts.checked_from is None else max(facts.checked_from, 0),
-    }
-    rows = [(key, str(value)) for key, value in meta.items()]
-    database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+def _place_groups(store: Store, dispatched: int, trained: Mapping[int, int], whole: Collection[int], step: int) -> None:
+    """Give every dispatch number its state: trained, ready where its content is whole, else to be written again."""
+    placed = {row[0]: row for row in store.execute(f"SELECT {', '.join(ROW)} FROM groups").fetchall()}
+    for n in range(dispatched):
+        trained_step = trained.get(n)
+        state = "trained" if trained_step else "ready" if n in whole else "leased"
+        since = max((trained_step or step) - 1, 0)
+        row = (n, store.order.prompt_of(n), state, "repair", since, *(None,) * (len(ROW) - 5))
+        if n in placed and state != "leased":
+            row = placed[n]
+        row = (*row[:2], state, *row[3:6], trained_step, *row[7:])
+        if row != placed.get(n):
+            store.write_groups([row])
 
 
-def _write_groups(old: sqlite3.Connection, new: sqlite3.Connection, facts: Facts, settled: Settled) -> None:
-    """Copy what is whole, note what is not."""
-    columns = f"dispatch, prompt_index, state, worker, deadline, dispatched_step, trained_step, checksum, {CONTENT}"
-    insert = f"INSERT INTO groups ({columns}) VALUES ({', '.join('?' * (8 + len(COLUMNS)))})"
-    order = order_of(facts.plan)
-
-    def write(dispatch: int, content: Sequence[Any], crc: int | None = None) -> None:
-        step, row = settled.trained.get(dispatch), settled.rows.get(dispatch)
-        state = ("leased" if dispatch not in settled.whole else "ready") if step is None else "trained"
-        worker = row.worker if row and row.worker else "repair"
-        since = row.dispatched_step if row and row.dispatched_step >= 0 else max((step or settled.step) - 1, 0)
-        new.execute(insert, (dispatch, order.prompt_of(dispatch), state, worker, -1.0, since, step, crc, *content))
-
-    for dispatch, _, _, _, _, _, crc, *content in _group_rows(old, facts):
-        if dispatch in settled.whole:
-            write(dispatch, content, crc)
-    for dispatch in (*settled.lost, *settled.pruned, *settled.again):
-        write(dispatch, (None,) * len(COLUMNS))
-
-
-def _write_others(old: sqlite3.Connection, new: sqlite3.Connection, step: int) -> None:
-    """Evaluations, workers' counters and events, as far as they can be read."""
-
-    def every(table: str, columns: str) -> list[Any]:
-        last = _readable(old, f"SELECT max(rowid) FROM {table} WHERE ? < ?", 0, 1)
-        found = last[0][0] if last else UNKNOWN_LAST
-        high = min(found, MOST_ROWS) + 1 if isinstance(found, int) else 0
-        question = f"SELECT rowid, {columns} FROM {table} WHERE rowid >= ? AND rowid < ?"
-        return [row[1:] for row in _rows(old, question, 0, high)]
-
-    evaluations = [row for row in every("evaluations", "name, step, result") if is_object(row[2])]
-    evaluations = [row for row in evaluations if isinstance(row[1], int) and 0 <= row[1] <= step]
-    new.executemany("INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?)", evaluations)
-    workers = _readable(old, "SELECT worker, counters FROM workers WHERE ? < ?", 0, 1)
-    new.executemany("INSERT OR IGNORE INTO workers VALUES (?, ?)", [row for row in workers if is_object(row[1])])
-    events = [
-        row for row in every("events", "time, step, kind, message") if list(map(type, row)) == [float, int, str, str]
-    ]
-    new.executemany("INSERT INTO events (time, step, kind, message) VALUES (?, ?, ?, ?)", events)
-    new.execute(
+def _mend_steps(store: Store, step: int) -> int:
+    """Have a row for each step done and for no other, and count events by kind; how many metrics are lost."""
+    store.execute("DELETE FROM steps WHERE step > ?", step)
+    store.execute("DELETE FROM evaluations WHERE step > ?", step)
+    there = {number for (number,) in store.execute("SELECT step FROM steps")}
+    missing = [number for number in range(1, step + 1) if number not in there]
+    for number in missing:
+        store.execute("INSERT INTO steps VALUES (?, '{}', ?)", number, row_checksum(number, "{}"))
+    store.execute(
         "INSERT INTO event_kinds SELECT kind, count, message FROM "
         "(SELECT kind, count(*) AS count, message, max(id) FROM events GROUP BY kind)"
     )
+    return len(missing)
+
+
+def _exchange(path: Path, new: Path) -> Path:
+    """Put the new ledger in place; where the damaged one is now. There is a ledger at every moment."""
+    fsync(new)
+    kept, number = path.with_name(f"{path.name}.damaged"), 1
+    while kept.exists():
+        number += 1
+        kept = path.with_name(f"{path.name}.damaged-{number}")
+    kept.hardlink_to(path)
+    _move_log(path, kept)
+    new.rename(path)
+    fsync(path.parent)
+    return kept
+
+
+def _finish_interrupted(path: Path) -> None:
+    """Undo a repair that was killed after it had moved the log, and before the ledger."""
+    for kept in path.parent.glob(f"{path.name}.damaged*"):
+        if not kept.name.endswith(("-wal", "-shm")) and kept.samefile(path):
+            _move_log(kept, path)
+            kept.unlink()
+
+
+def _move_log(ledger: Path, other: Path) -> None:
+    for suffix in ("-wal", "-shm"):
+        if (log := ledger.with_name(ledger.name + suffix)).exists():
+            log.rename(other.with_name(other.name + suffix))

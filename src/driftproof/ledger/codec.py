@@ -1,0 +1,121 @@
+"""How a group becomes rows, and the checksums of rows.
+
+Guarantees: what `read_group` returns is what was committed, bit for bit, where the content has a checksum.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from driftproof.errors import DamageError
+from driftproof.ledger.schema import CONTENT
+from driftproof.types import FinishReason, Group
+
+FIRST_CONTENT = CONTENT.index("trained_mask")
+"""Columns of `contents` that formats 1 and 2 had, too."""
+
+
+def to_row(group: Group) -> tuple[Any, ...]:
+    """The `CONTENT` columns of a group."""
+    mask = group.trained
+    return (
+        _bytes(group.prompt_tokens, np.int32),
+        _bytes(group.response_tokens, np.int32),
+        _bytes(group.response_lengths, np.int32),
+        _bytes(group.rewards, np.float64),
+        json.dumps(group.finish_reasons),
+        json.dumps(group.problems) if group.problems else None,
+        None if group.behavior_logprobs is None else _bytes(group.behavior_logprobs, np.float32),
+        int(group.retokenized),
+        None if mask is None else np.packbits(mask).tobytes(),
+        None if group.sequence_of is None else _bytes(group.sequence_of, np.int32),
+        None if group.facts is None else json.dumps(group.facts),
+    )
+
+
+def from_row(prompt_index: int, row: Sequence[Any]) -> Group:
+    """The group of a row's `CONTENT` columns."""
+    prompt, tokens, lengths, rewards, reasons, problems, logprobs, retokenized, mask, sequence_of, facts = row
+    response_tokens = np.frombuffer(tokens, np.int32)
+    return Group(
+        prompt_index=prompt_index,
+        prompt_tokens=np.frombuffer(prompt, np.int32),
+        response_tokens=response_tokens,
+        response_lengths=np.frombuffer(lengths, np.int32),
+        rewards=np.frombuffer(rewards, np.float64),
+        finish_reasons=tuple(map(FinishReason, json.loads(reasons))),
+        problems=tuple(json.loads(problems)) if problems else (),
+        behavior_logprobs=None if logprobs is None else np.frombuffer(logprobs, np.float32),
+        retokenized=bool(retokenized),
+        trained=None if mask is None else _unpacked(mask, len(response_tokens)),
+        sequence_of=None if sequence_of is None else np.frombuffer(sequence_of, np.int32),
+        facts=None if facts is None else json.loads(facts),
+    )
+
+
+def read_group(prompt_index: int, row: Sequence[Any], expected: int | None) -> Group:
+    """The group of a row's `CONTENT` columns, whose checksum is `expected`; None: it has none.
+
+    Raises:
+        DamageError: the checksum differs, or the columns are no group.
+    """
+    if expected is not None and content_checksum(row) != expected:
+        raise DamageError("its checksum does not agree")
+    try:
+        return from_row(prompt_index, row)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DamageError(f"it is no group: {error}") from error
+
+
+def figures(rewards: NDArray[np.float64], tokens: int, reasons: Sequence[str]) -> tuple[Any, ...]:
+    """The columns of `groups` from `responses` to `unrewarded`."""
+    given = rewards[np.isfinite(rewards)]
+    return (
+        len(rewards),
+        tokens,
+        float(given.mean()) if len(given) else None,
+        float(given.std()) if len(given) else None,
+        reasons.count(FinishReason.LENGTH),
+        reasons.count(FinishReason.FAILED),
+        len(rewards) - len(given),
+    )
+
+
+def figures_of(group: Group) -> tuple[Any, ...]:
+    """The columns of `groups` from `responses` to `unrewarded`, for a whole group."""
+    return figures(group.rewards, len(group.response_tokens), group.finish_reasons)
+
+
+def content_checksum(row: Sequence[Any]) -> int:
+    """CRC-32 of a row's `CONTENT` columns; where one ends and the next begins counts.
+
+    What formats 1 and 2 did not have counts only where it is there, so that their checksums stay right.
+    """
+    value = 0
+    given = row if any(column is not None for column in row[FIRST_CONTENT:]) else row[:FIRST_CONTENT]
+    for column in given:
+        part = column if isinstance(column, bytes) else repr(column).encode(errors="replace")
+        value = zlib.crc32(part, zlib.crc32(len(part).to_bytes(8, "little"), value))
+    return value
+
+
+def row_checksum(*columns: Any) -> int:
+    """CRC-32 of a row of numbers, texts and NULLs; also a function of the ledger's SQL."""
+    return zlib.crc32(json.dumps(columns, default=repr).encode())
+
+
+def _bytes(values: NDArray[Any], dtype: type[np.generic]) -> bytes:
+    return np.ascontiguousarray(values, dtype).tobytes()
+
+
+def _unpacked(mask: bytes, count: int) -> NDArray[np.bool_]:
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8))
+    if not count <= len(bits) < count + 8:
+        raise ValueError(f"{len(bits)} bits for {count} tokens")
+    return bits[:count].astype(bool)

@@ -1,0 +1,185 @@
+"""The rollout side of a ledger: lease a prompt, write its group, commit it.
+
+    leased --commit--> ready --take--> trained
+      |  ^                ^               |
+      +--+ deadline       +--- rewind ----+
+
+Guarantees: every dispatch number is given out once and holds one prompt for ever; a lease whose worker dies returns to
+the pool; a group is committed once. The data's age is counted in the ledger and nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from driftproof.errors import GroupError
+from driftproof.ledger.codec import content_checksum, figures_of, to_row
+from driftproof.ledger.reader import LedgerWriter
+from driftproof.ledger.records import RUNNING, Counters, Lease, Plan
+from driftproof.ledger.store import channel_problem
+from driftproof.types import Group
+
+
+class Leases(Protocol):
+    """All that a rollout worker asks for."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def state(self) -> str:
+        """running, stopping or finished."""
+        ...
+
+    def lease(self, worker: str, count: int, seconds: float) -> list[Lease]:
+        """Up to `count` groups to write within so many seconds; [] when none is admitted now."""
+        ...
+
+    def renew(self, worker: str, seconds: float, counters: Counters) -> None:
+        """Move the deadline of all leases of a living worker, and replace its counters."""
+        ...
+
+    def commit(self, worker: str, groups: Mapping[int, Group], counters: Counters) -> int:
+        """Record written groups by dispatch number, and replace the worker's counters; how many were accepted."""
+        ...
+
+    def record_event(self, kind: str, message: str) -> None:
+        """Count and keep a tolerated failure or another thing to show."""
+        ...
+
+
+class LocalLeases(LedgerWriter):
+    """The leases of a ledger on this host.
+
+    Two groups a step, and the rollout side may be one step ahead: four are admitted before the first step, and two more
+    with every step.
+
+    >>> leases = LocalLeases(path)
+    >>> [lease.dispatch for lease in leases.lease("worker", count=3, seconds=60)]
+    [0, 1, 2]
+    >>> [lease.dispatch for lease in leases.lease("other", count=3, seconds=60)]
+    [3]
+    >>> leases.lease("other", count=3, seconds=60)  # not before the learner has done a step
+    []
+    >>> leases.commit("worker", {0: write(0), 1: write(1)}, Counters(groups=2))
+    2
+    >>> leases.commit("worker", {1: write(1)}, Counters(groups=2))  # a second time counts for nothing
+    0
+    >>> leases.release("worker")  # it died: its last lease goes to whoever asks next
+    1
+    >>> [lease.dispatch for lease in leases.lease("other", count=3, seconds=60)]
+    [2]
+    """
+
+    def lease(self, worker: str, count: int, seconds: float) -> list[Lease]:
+        """Up to `count` groups to write, expired leases first, then new dispatches as far as admission allows.
+
+        A group may be dispatched while dispatched < `Plan.admitted`, and never beyond the run's steps. [] when nothing
+        is admitted now, which only reads.
+        """
+        now = time.monotonic()
+        if not self._leasable(now, count):
+            return []
+        store = self._store
+        with store.transaction(fault="lease"):
+            if self.state() != RUNNING:
+                return []
+            step, dispatched = self.step, self._dispatched()
+            weights_step = self.plan.newest_weights(step, self.published_step)
+            expired = [
+                dispatch
+                for (dispatch,) in store.rows(
+                    "SELECT dispatch FROM groups WHERE state = 'leased' AND deadline < ? ORDER BY dispatch LIMIT ?",
+                    *(now, count),
+                )
+            ]
+            admitted = self.plan.admitted(step, self.published_step)
+            fresh = range(dispatched, min(admitted, dispatched + count - len(expired)))
+            leases = [Lease(dispatch=n, prompt_index=self.prompt_of(n)) for n in [*expired, *fresh]]
+            rows = [
+                (lease.dispatch, lease.prompt_index, "leased", worker, step, weights_step, *(None,) * 9)
+                for lease in leases
+            ]
+            store.write_groups(rows, deadline=now + seconds)
+            if expired:
+                store.add_event("lease expired", f"groups {expired} given to {worker}")
+        return leases
+
+    def renew(self, worker: str, seconds: float, counters: Counters) -> None:
+        """Move the deadline of all leases of a living worker, and replace its counters.
+
+        A lease that was released is no longer its own.
+        """
+        with self._store.transaction():
+            self._store.execute(
+                "UPDATE groups SET deadline = ? WHERE state = 'leased' AND worker = ? AND deadline >= 0",
+                *(time.monotonic() + seconds, worker),
+            )
+            self._store.set_counters(worker, counters)
+
+    def release(self, worker: str | None = None) -> int:
+        """Return the leases of a dead worker (None: of all workers) to the pool; how many there were."""
+        with self._store.transaction():
+            return self._store.execute(
+                "UPDATE groups SET deadline = -1 WHERE state = 'leased' AND deadline >= 0 "
+                "AND worker = coalesce(?, worker)",
+                worker,
+            ).rowcount
+
+    def commit(self, worker: str, groups: Mapping[int, Group], counters: Counters | None = None) -> int:
+        """Record written groups by dispatch number; how many were accepted.
+
+        A group whose lease has passed to another worker, or that is committed already, is not accepted and counted as
+        an event. `counters` replace the worker's.
+
+        Raises:
+            GroupError: a group is not of the prompt it was leased for, or does not carry exactly the planned channels.
+        """
+        written = {}
+        for dispatch, group in groups.items():
+            self._check(dispatch, group)
+            content = to_row(group)
+            written[dispatch] = content, (*figures_of(group), content_checksum(content))
+        with self._store.transaction(fault="commit"):
+            accepted = {dispatch: since for dispatch in groups if (since := self._leased_since(dispatch, worker))}
+            rows = [
+                (n, groups[n].prompt_index, "ready", worker, *since, None, *written[n][1])
+                for n, since in accepted.items()
+            ]
+            self._store.write_groups(rows)
+            self._store.write_contents([(n, *written[n][0]) for n in accepted])
+            if late := len(groups) - len(accepted):
+                self._store.add_event("late commit", f"{late} groups of {worker}, whose leases had expired")
+            if counters is not None:
+                self._store.set_counters(worker, counters)
+        return len(accepted)
+
+    def report_worker(self, worker: str, counters: Counters) -> None:
+        """Replace a worker's counters."""
+        with self._store.transaction():
+            self._store.set_counters(worker, counters)
+
+    def _leasable(self, now: float, count: int) -> bool:
+        """Whether a lease could be given; reads little, and locks nobody out."""
+        if count < 1 or self.state() != RUNNING:
+            return False
+        expired = "SELECT EXISTS (SELECT 1 FROM groups WHERE state = 'leased' AND deadline < ?)"
+        admitted = self.plan.admitted(self.step, self.published_step)
+        return self._dispatched() < admitted or bool(self._store.number(expired, now))
+
+    def _leased_since(self, dispatch: int, worker: str) -> tuple[int, int | None] | None:
+        """The learner's step and the weights' step at which a worker was given a group; None where it has no lease."""
+        question = (
+            "SELECT dispatched_step, weights_step FROM groups WHERE dispatch = ? AND state = 'leased' AND worker = ?"
+        )
+        found: tuple[int, int | None] | None = self._store.execute(question, dispatch, worker).fetchone()
+        return found
+
+    def _check(self, dispatch: int, group: Group) -> None:
+        if group.prompt_index != self.prompt_of(dispatch):
+            raise GroupError(
+                f"dispatch {dispatch} is prompt {self.prompt_of(dispatch)}, the group is of prompt {group.prompt_index}"
+            )
+        if problem := channel_problem(self.plan, group):
+            raise GroupError(f"prompt {group.prompt_index}: {problem}")

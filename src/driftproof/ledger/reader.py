@@ -1,0 +1,241 @@
+"""All that can be asked of a ledger; opened by itself it never writes, and never migrates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from driftproof.errors import DamageError, LedgerError
+from driftproof.ledger.codec import read_group, row_checksum
+from driftproof.ledger.records import Counters, Plan, Record, Status, Summary
+from driftproof.ledger.schema import CONTENT, ROW
+from driftproof.ledger.store import Store, open_read_only, open_store
+from driftproof.types import Group
+
+Order = Literal["newest", "oldest", "best", "worst", "spread", "longest", "shortest", "age", "prompt"]
+ORDERS = {
+    "newest": ("dispatch", "DESC", "1"),
+    "oldest": ("dispatch", "ASC", "1"),
+    "best": ("mean_reward", "DESC", "mean_reward IS NOT NULL"),
+    "worst": ("mean_reward", "ASC", "mean_reward IS NOT NULL"),
+    "spread": ("reward_spread", "DESC", "reward_spread IS NOT NULL"),
+    "longest": ("tokens", "DESC", "tokens IS NOT NULL"),
+    "shortest": ("tokens", "ASC", "tokens IS NOT NULL"),
+    "age": ("trained_step - 1 - dispatched_step", "DESC", "state = 'trained'"),
+    "prompt": ("prompt_index", "ASC", "responses IS NOT NULL"),
+}
+"""Column, direction and the groups that have it; each has an index."""
+Flag = Literal["truncated", "failed", "unrewarded"]
+COLUMNS = ", ".join(f"groups.{column}" for column in (*ROW, "checksum"))
+CONTENTS = ", ".join(f"contents.{column}" for column in CONTENT)
+
+
+class LedgerReader:
+    """A run's groups, steps, metrics, workers and events, as they are now.
+
+    Example: `for step in reader.steps(after=10): print(step["reward"])`, and
+    `reader.record(reader.browse("worst", limit=1)[0].dispatch).group` is the group of lowest mean reward.
+    """
+
+    _open: Callable[[Path], Store] = staticmethod(open_read_only)
+
+    def __init__(self, path: Path) -> None:
+        """Open an existing ledger.
+
+        Raises:
+            LedgerError: no ledger there, a damaged one, or one of a newer format.
+        """
+        self._store = self._open(path)
+
+    def close(self) -> None:
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        return self._store.path
+
+    @property
+    def plan(self) -> Plan:
+        return self._store.plan
+
+    def state(self) -> str:
+        """running, stopping or finished."""
+        return self._store.meta("state")
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._store.meta_number("step")
+
+    @property
+    def published_step(self) -> int:
+        """The step of the newest snapshot."""
+        return self._store.meta_number("published_step")
+
+    @property
+    def pruned_step(self) -> int:
+        """The last step whose groups' content may be forgotten; 0 is none."""
+        return self._store.meta_number("pruned_step")
+
+    def prompt_of(self, dispatch: int) -> int:
+        """The prompt of the n-th dispatch (see `PromptOrder`)."""
+        return self._store.order.prompt_of(dispatch)
+
+    def status(self) -> Status:
+        """Counts of now; its cost does not grow with the number of trained groups."""
+        with self._store.transaction("DEFERRED"):
+            dispatched, leased, ready = self._dispatched(), self._count("leased"), self._count("ready")
+            return Status(
+                state=self.state(),
+                step=self.step,
+                dispatched=dispatched,
+                leased=leased,
+                ready=ready,
+                trained=dispatched - leased - ready,
+            )
+
+    def steps(self, after: int = 0) -> list[dict[str, Any]]:
+        """The metrics of the steps after `after`, in order; each has its `step`."""
+        question = "SELECT step, metrics, checksum FROM steps WHERE step > ? ORDER BY step"
+        return [{"step": step, **metrics} for step, metrics in self._store.sealed(question, "step", _object, after)]
+
+    def evaluations(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Results by name, then step."""
+        question = "SELECT name, step, result, checksum FROM evaluations ORDER BY step"
+        results: dict[str, dict[int, dict[str, Any]]] = {}
+        for name, step, result in self._store.sealed(question, "evaluation", _object):
+            results.setdefault(name, {})[step] = result
+        return results
+
+    def workers(self) -> dict[str, Counters]:
+        """Counters by worker."""
+        question = "SELECT worker, counters, checksum FROM workers ORDER BY worker"
+        return dict(self._store.sealed(question, "worker", Counters.from_json))
+
+    def counters(self, worker: str) -> Counters:
+        """What a worker has reported; all zero where it has not."""
+        question = "SELECT worker, counters, checksum FROM workers WHERE worker = ?"
+        found: dict[str, Counters] = dict(self._store.sealed(question, "worker", Counters.from_json, worker))
+        return found.get(worker, Counters())
+
+    def events(self) -> dict[str, tuple[int, str]]:
+        """The number of events of each kind, and the last message."""
+        rows = self._store.rows("SELECT kind, count, message FROM event_kinds ORDER BY kind")
+        return {kind: (count, message) for kind, count, message in rows}
+
+    def ages_by_step(self) -> tuple[tuple[int, ...], ...]:
+        """The ages of each trained step's groups, in updates, in the order of dispatch."""
+        ages: dict[int, list[int]] = {}
+        for found in self._summaries("WHERE state = 'trained' ORDER BY trained_step, dispatch"):
+            if found.trained_step is not None and found.age is not None:
+                ages.setdefault(found.trained_step, []).append(found.age)
+        return tuple(tuple(of_step) for of_step in ages.values())
+
+    def browse(
+        self,
+        by: Order = "newest",
+        *,
+        step: int | None = None,
+        worker: str | None = None,
+        flag: Flag | None = None,
+        after: int | None = None,
+        limit: int = 50,
+    ) -> list[Summary]:
+        """Up to `limit` groups in an order, those alone that a step trained, a worker wrote or a flag marks.
+
+        `after` is the last dispatch number of the page before. Never touches what the groups hold.
+        """
+        column, direction, known = ORDERS[by]
+        limits: list[tuple[str, Sequence[object]]] = [(known, ())]
+        if step is not None:
+            limits.append(("state = 'trained' AND trained_step = ?", (step,)))
+        if worker is not None:
+            limits.append(("responses IS NOT NULL AND worker = ?", (worker,)))
+        if flag is not None:
+            limits.append((f"{flag} > 0", ()))
+        if after is not None:
+            beyond = "<" if direction == "DESC" else ">"
+            place = f"(SELECT {column}, dispatch FROM groups WHERE dispatch = ?)"
+            limits.append((f"({column}, dispatch) {beyond} {place}", (after,)))
+        where = " AND ".join(condition for condition, _ in limits)
+        values = [value for _, given in limits for value in given]
+        order = f"{column} {direction}, dispatch {direction}"
+        return list(self._summaries(f"WHERE {where} ORDER BY {order} LIMIT ?", *values, limit))
+
+    def record(self, dispatch: int) -> Record | None:
+        """A group with what it holds; None where it is not committed, or pruned.
+
+        Raises:
+            LedgerError: it is no longer what was committed.
+        """
+        return next(self._records("groups.dispatch = ?", dispatch), None)
+
+    def records(self) -> Iterator[Record]:
+        """All committed groups, in the order of dispatch; those that are pruned are left out.
+
+        Raises:
+            LedgerError: a group is no longer what was committed.
+        """
+        return self._records("TRUE")
+
+    def _records(self, which: str, *values: object) -> Iterator[Record]:
+        question = (
+            f"SELECT {COLUMNS}, {CONTENTS} FROM groups LEFT JOIN contents USING (dispatch) "
+            "WHERE state != 'leased' AND (contents.dispatch IS NOT NULL OR trained_step IS NULL OR trained_step > ?) "
+            f"AND {which} ORDER BY groups.dispatch"
+        )
+        for row in self._store.rows(question, self.pruned_step, *values):
+            yield Record(**self._fields(row), group=self._group(row))
+
+    def _summaries(self, which: str, *values: object) -> Iterator[Summary]:
+        for row in self._store.rows(f"SELECT {COLUMNS} FROM groups {which}", *values):
+            yield Summary(**self._fields(row))
+
+    def _fields(self, row: Sequence[Any]) -> dict[str, Any]:
+        """What a `Summary` is made of, from a row that begins with the columns of `groups`."""
+        columns = row[: len(ROW)]
+        if row_checksum(*columns) != row[len(ROW)]:
+            raise self._damage(row[0], "its row's checksum does not agree")
+        return dict(zip(ROW[:-1], columns[:-1], strict=True))
+
+    def _group(self, row: Sequence[Any]) -> Group:
+        dispatch, prompt_index, content_checksum = row[0], row[1], row[len(ROW) - 1]
+        try:
+            return read_group(prompt_index, row[len(ROW) + 1 :], content_checksum)
+        except DamageError as error:
+            raise self._damage(dispatch, str(error)) from error
+
+    def _damage(self, dispatch: int, what: str) -> LedgerError:
+        return self._store.damage(f"group {dispatch}: {what}")
+
+    def _dispatched(self) -> int:
+        return self._store.number("SELECT coalesce(max(dispatch), -1) + 1 FROM groups")
+
+    def _count(self, state: str) -> int:
+        return self._store.number(f"SELECT count(*) FROM groups WHERE state = '{state}'")
+
+
+class LedgerWriter(LedgerReader):
+    """A ledger that is opened to write: what both sides do with it."""
+
+    _open: Callable[[Path], Store] = staticmethod(open_store)
+
+    def record_event(self, kind: str, message: str) -> None:
+        """Count and keep a tolerated failure or another thing to show."""
+        with self._store.transaction():
+            self._store.add_event(kind, message)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    return value

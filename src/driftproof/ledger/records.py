@@ -1,0 +1,200 @@
+"""The nouns of the ledger: what a run set out to do, what was leased, written and counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from driftproof.types import Channel, Group
+
+RUNNING, STOPPING, FINISHED = STATES = ("running", "stopping", "finished")
+"""States of a run."""
+LIMIT = 2**40
+"""Numbers of a plan are below it, but for its seed; what is above is damage."""
+
+GroupState = Literal["leased", "ready", "trained"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run set out to do; written when the ledger is made."""
+
+    seed: int
+    """Seed of the prompt permutations."""
+    prompts: int
+    """Prompts in the task's training split that are answered live."""
+    groups_per_step: int
+    max_staleness: int
+    """Steps the rollout side may be ahead of the learner; 0 is synchronous. This bounds how many groups are dispatched:
+    a slow group is overtaken, not thrown away, and may be older than this when it is trained."""
+    steps: int
+    """Optimizer steps of the whole run; no group is dispatched beyond them."""
+    publish_every: int = 0
+    """Steps between snapshots: admission waits for one that is overdue. 0: it never waits for a snapshot."""
+    channels: frozenset[Channel] = frozenset()
+    """Exactly the channels that every group must carry."""
+    model: str = ""
+    """Fingerprint of the model's configuration and tokenizer."""
+    recorded_prompts: int = 0
+    """Prompts of recorded groups beside those of the task; their indices follow those of the task."""
+    recorded_share: float = 0.0
+    """Share of the dispatches that get a recorded prompt (see `PromptOrder`); 0 without recorded prompts."""
+
+    def newest_weights(self, step: int, published_step: int) -> int:
+        """The step whose weights are the newest a worker can have, while the learner is at `step`."""
+        return min(step, published_step) if self.publish_every else step
+
+    def admitted(self, step: int, published_step: int) -> int:
+        """How many groups may be dispatched while the learner is at `step`, in all.
+
+        The snapshot after `published_step` is due `publish_every` steps later: a learner that has come further without
+        it counts as waiting there.
+        """
+        held_back = min(step, published_step + self.publish_every - 1) if self.publish_every else step
+        return min(held_back + 1 + self.max_staleness, self.steps) * self.groups_per_step
+
+    def problem(self) -> str:
+        """Why the plan cannot be carried out; empty where it can."""
+        prompts = self.recorded_prompts if self.recorded_share == 1 else self.prompts
+        if min(prompts, self.groups_per_step, self.steps) < 1 or min(self.max_staleness, self.publish_every) < 0:
+            return f"a run needs prompts, groups per step and steps above 0 and a staleness from 0; got {self}"
+        if not 0 <= self.recorded_share <= 1 or (self.recorded_share > 0) != (self.recorded_prompts > 0):
+            return f"recorded prompts and a share of them, above 0 and at most 1, belong together; got {self}"
+        return ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"channels": sorted(self.channels)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The plan of a text.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is none.
+        """
+        values: dict[str, Any] = json.loads(text)
+        plan = cls(**values | {"channels": frozenset(map(Channel, values["channels"]))})
+        numbers = [plan.prompts, plan.groups_per_step, plan.max_staleness, plan.steps, plan.publish_every]
+        possible = all(type(number) is int and number < LIMIT for number in (*numbers, plan.recorded_prompts))
+        if not possible or type(plan.seed) is not int or plan.seed < 0:
+            raise ValueError(f"a number is impossible in {plan}")
+        if not isinstance(plan.model, str):
+            raise ValueError(f"the model's fingerprint is {plan.model}")
+        if problem := plan.problem():
+            raise ValueError(problem)
+        return plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to write one group, until the deadline."""
+
+    dispatch: int
+    prompt_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What a worker has done so far, as it reports it with its renewals and commits."""
+
+    phase: str = ""
+    """What it is doing, in words."""
+    busy_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    tokens: int = 0
+    """Response tokens of the groups it wrote."""
+    groups: int = 0
+    requests_with_logprobs: int = 0
+    snapshot: int = -1
+    """Step of the weights it holds; -1 where it holds none of the run's."""
+    renewals: int = 0
+    """Reports beside the work, so that a worker that is busy for long is heard of."""
+    engine: Mapping[str, float] = field(default_factory=dict)
+    """Counters of its engine."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The counters of a text; what another driftproof wrote beside them is left out.
+
+        Raises:
+            ValueError: it holds no counters.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("counters are no object")
+        # Until format 3 the engine's stood among the worker's.
+        engine = {name.removeprefix("engine/"): value for name, value in values.items() if name.startswith("engine/")}
+        known = {name: values[name] for name in (member.name for member in fields(cls)) if name in values}
+        return cls(**{"engine": engine, **known})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The run at one moment."""
+
+    state: str
+    """running, stopping or finished."""
+    step: int
+    """Optimizer steps done."""
+    dispatched: int
+    leased: int
+    ready: int
+    trained: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What the ledger knows of a dispatch without its content: what one browses by."""
+
+    dispatch: int
+    prompt_index: int
+    state: GroupState
+    worker: str
+    """The one that holds the lease, or that committed the group."""
+    dispatched_step: int
+    weights_step: int | None
+    """Step of the weights that were newest at dispatch; None where it was not recorded (before format 3)."""
+    trained_step: int | None
+    responses: int | None
+    """G; None, like the figures below, until the group is committed."""
+    tokens: int | None
+    """Response tokens."""
+    mean_reward: float | None
+    """Mean over the responses that have a reward; None where none has."""
+    reward_spread: float | None
+    """Standard deviation over the same."""
+    truncated: int | None
+    """Responses that used up their token budget."""
+    failed: int | None
+    """Responses that the engine could not write."""
+    unrewarded: int | None
+    """Responses without a reward."""
+
+    @property
+    def age(self) -> int | None:
+        """Learner updates between dispatch and training; None before it is trained.
+
+        Below 0 in one case: the group was dispatched in a step that a resume undid, and is trained earlier now.
+        """
+        return _age(self.trained_step, self.dispatched_step)
+
+    @property
+    def weights_age(self) -> int | None:
+        """Learner updates between the weights that were newest at dispatch and training."""
+        return _age(self.trained_step, self.weights_step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record(Summary):
+    """A committed group with what the ledger knows of it."""
+
+    group: Group
+
+
+def _age(trained_step: int | None, since: int | None) -> int | None:
+    return None if trained_step is None or since is None else trained_step - 1 - since

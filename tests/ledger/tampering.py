@@ -1,0 +1,30 @@
+"""Ledgers that are changed behind driftproof's back, with checksums that agree."""
+
+import sqlite3
+from pathlib import Path
+
+from driftproof.ledger.codec import row_checksum
+from driftproof.ledger.schema import CONTENT
+from driftproof.ledger.store import changed
+
+UNTRAINED = f"UPDATE groups SET {changed(state=repr('ready'), trained_step='NULL')}"
+
+
+def tamper(path: Path, *statements: str) -> None:
+    """Execute statements, which may call `row_checksum`; each changes something."""
+    database = sqlite3.connect(path)
+    database.create_function("row_checksum", -1, row_checksum)
+    for statement in statements:
+        assert database.execute(statement).rowcount > 0
+    database.commit()
+    database.close()
+
+
+def with_content_of(other: int, dispatch: int) -> tuple[str, str]:
+    """Statements that give a group what another holds."""
+    columns = ", ".join(CONTENT)
+    checksum = changed(content_checksum=f"(SELECT content_checksum FROM groups WHERE dispatch = {other})")
+    return (
+        f"INSERT OR REPLACE INTO contents SELECT {dispatch}, {columns} FROM contents WHERE dispatch = {other}",
+        f"UPDATE groups SET {checksum} WHERE dispatch = {dispatch}",
+    )
