@@ -4,6 +4,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driftproof.cli.main import main
-from driftproof.errors import LedgerError, UnavailableError
+from driftproof.errors import ConfigError, LedgerError, UnavailableError
 from driftproof.ledger.ledger import Ledger
-from driftproof.ledger.maintenance.check import check_run
+from driftproof.ledger.maintenance.check import LedgerHeader, check_run
 from driftproof.ledger.maintenance.repair import Repair, plan_repair, repair_run
 from driftproof.ledger.records import Plan
 from driftproof.run import locked
-from tests.ledger.made import files_of, go_on, is_original, make_run, resume, trained_all_once
+from tests.ledger.made import PER_STEP, STALENESS, files_of, go_on, is_original, make_run, resume, trained_all_once
 from tests.runtime import runs
 
 FILES = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")
 PAGE = 4096
 SEEDS = 5
+PLAN = Plan(seed=3, prompts=17, groups_per_step=PER_STEP, max_staleness=STALENESS, steps=40)
+"""Plan of the runs that are made here."""
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +73,17 @@ def swap_pages(path: Path, generator: random.Random) -> None:
 
 
 def repaired_is_right(run: Path) -> Repair | None:
-    """Repair, then: nothing is wrong, nothing was made up, and the run comes to its end. None: it was refused."""
+    """Repair, then: nothing is wrong, nothing was made up, and the run comes to its end. None: nothing was wrong."""
     before = files_of(run, FILES)
-    try:
-        done = repair_run(run)
-    except LedgerError:
-        assert files_of(run, FILES[:2]) == {name: before[name] for name in FILES[:2] if name in before}
-        return None
+    done = repair_run(run, plan_anew=lambda: PLAN)
     assert check_run(run).findings == ()
     if done is not None:
         assert done.kept.read_bytes() == before["ledger.sqlite"]
     with resume(run) as ledger:
         records = list(ledger.records())
         assert all(is_original(record.group, record.dispatch) for record in records)
+        trained = [group.dispatch for group in ledger.browse("oldest", limit=1000) if group.trained_step]
+        assert trained == list(range(ledger.step * PER_STEP)), "the run took its groups in their order"
         assert done is None or len(records) == done.saved
         go_on(run, ledger, ledger.plan.steps)
         trained_all_once(ledger)
@@ -134,19 +135,19 @@ def test_a_step_after_the_checkpoint_is_undone_where_a_group_of_it_is_lost(run: 
     assert repair_run(run) is None
 
 
+def header_of(plan: Plan, step: int, pruned_step: int = 0) -> LedgerHeader:
+    meta = {"state": "running", "step": str(step), "pruned_step": str(pruned_step)}
+    return LedgerHeader.of(plan, meta)
+
+
 def test_a_lost_group_is_told_from_the_others_by_the_index() -> None:
     """A slow group that is not trained yet, and a trained one: only the trained one's step is done without it."""
     plan = Plan(seed=3, prompts=17, groups_per_step=2, max_staleness=1, steps=9)
     trained = {0: 1, 2: 1, 3: 2, 4: 2}
-    step, found = plan_repair(
-        plan, rows=[0, 2, 3, 5], trained_in=trained, whole=[0, 2, 3, 5], step=2, base=2, pruned_step=0
-    )
-    assert (step, found) == (2, trained)
+    rows = [0, 2, 3, 5]
+    assert plan_repair(header_of(plan, 2), 2, rows, trained, rows) == (2, trained)
     del trained[4]
-    step, found = plan_repair(
-        plan, rows=[0, 2, 3, 5], trained_in=trained, whole=[0, 2, 3, 5], step=2, base=2, pruned_step=0
-    )
-    assert (step, found) == (2, trained | {1: 2})
+    assert plan_repair(header_of(plan, 2), 2, rows, trained, rows) == (2, trained | {1: 2})
 
 
 @given(data=st.data())
@@ -161,9 +162,7 @@ def test_whatever_is_lost_each_step_done_has_its_groups_and_none_is_trained_twic
     indexed = {n for n in history if data.draw(st.booleans())}
     base, pruned_step = data.draw(st.integers(0, steps)), data.draw(st.integers(0, step))
     trained_in = {n: k for n, k in history.items() if n in rows or n in indexed}
-    done, trained = plan_repair(
-        plan, rows=rows, trained_in=trained_in, whole=whole, step=step, base=base, pruned_step=pruned_step
-    )
+    done, trained = plan_repair(header_of(plan, step, pruned_step), base, rows, trained_in, whole)
     assert done in (step, base)
     assert done >= base
     assert all(list(trained.values()).count(k) == size for k in range(1, done + 1))
@@ -244,11 +243,49 @@ def test_a_second_repair_keeps_what_the_first_kept(run: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing" * 3000, bytes(40960)])
-def test_where_nothing_can_be_read_repair_says_so(run: Path, content: bytes) -> None:
+def test_where_nothing_can_be_read_the_run_starts_again_from_its_checkpoint(run: Path, content: bytes) -> None:
     (run / "ledger.sqlite").write_bytes(content)
-    with pytest.raises(LedgerError, match=r"nothing of .* can be saved"):
-        repair_run(run)
-    assert (run / "ledger.sqlite").read_bytes() == content
+    done = repaired_is_right(run)
+    assert done is not None
+    assert (done.step, done.saved, done.again, done.lost, done.readable) == (20, 0, 0, 80, False)
+    assert done.lines()[0].startswith(
+        "unread     no group can be read: the run starts again from its newest checkpoint"
+    )
+    assert (run / "ledger.sqlite.damaged").read_bytes() == content
+
+
+def test_without_a_checkpoint_it_starts_from_the_beginning(run: Path) -> None:
+    (run / "ledger.sqlite").write_bytes(b"")
+    shutil.rmtree(run / "checkpoints")
+    done = repaired_is_right(run)
+    assert done is not None
+    assert (done.step, done.saved, done.again, done.lost) == (0, 0, 0, 0)
+
+
+def test_without_a_plan_groups_are_saved_by_that_of_the_recipe(run: Path) -> None:
+    change(run, "UPDATE meta SET value = '?' WHERE key = 'plan'")
+    done = repaired_is_right(run)
+    assert done is not None
+    assert (done.step, done.step_before, done.saved) == (23, 23, 102)
+
+
+def test_groups_of_another_plan_are_not_saved(run: Path) -> None:
+    change(run, "UPDATE meta SET value = '?' WHERE key = 'plan'")
+    done = repair_run(run, plan_anew=lambda: replace(PLAN, seed=4))
+    assert done is not None
+    assert done.saved < 20
+
+
+def test_without_any_plan_nothing_can_be_saved(run: Path) -> None:
+    def refuse() -> Plan:
+        raise ConfigError("there is no config.toml")
+
+    (run / "ledger.sqlite").write_bytes(b"")
+    for plan_anew, reason in ((None, "cannot be read"), (refuse, "nor made anew from its recipe .there is no config")):
+        with pytest.raises(LedgerError, match=f"nothing of .* can be saved: .*{reason}"):
+            repair_run(run, plan_anew=plan_anew)
+        assert (run / "ledger.sqlite").read_bytes() == b""
+    assert not list(run.glob("*.damaged*"))
 
 
 def test_a_real_run_is_repaired_and_goes_on(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -39,31 +39,30 @@ class Integrity:
     steps: int
     """Steps done."""
     findings: tuple[str, ...]
-    """Sentences on all that is wrong."""
+    """A sentence on each thing that is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerHeader:
-    """Facts that a ledger's `meta` holds; a number that cannot be read is -1."""
+    """A ledger's plan, state and steps; a step that cannot be read is -1."""
 
     plan: Plan
-    state: str = ""
-    step: int = -1
-    durable_step: int = -1
-    published_step: int = -1
-    pruned_step: int = -1
-    furthest_step: int = -1
+    state: str
+    step: int
+    published_step: int
+    pruned_step: int
+    furthest_step: int
     """The most steps that were done before a resume went back."""
 
     @classmethod
     def of(cls, plan: Plan, meta: Mapping[str, str]) -> Self:
-        numbers = [name for name in cls.__dataclass_fields__ if name.endswith("_step") or name == "step"]
-        steps = {name: int(meta[name]) if meta.get(name, "").isdecimal() else -1 for name in numbers}
+        texts = {name: meta.get(name, "") for name in ("step", "published_step", "pruned_step", "furthest_step")}
+        steps = {name: int(text) if text.isdecimal() and len(text) < 16 else -1 for name, text in texts.items()}
         return cls(plan=plan, state=meta.get("state", ""), **steps)
 
     @property
     def admitted(self) -> int:
-        """Groups that may have been dispatched, in all."""
+        """The most groups that may have been dispatched."""
         furthest = max(self.step, self.furthest_step)
         return self.plan.admitted(furthest, furthest)
 
@@ -94,8 +93,8 @@ def check_ledger(path: Path) -> Integrity:
         before = path.stat()
         found = _check(path)
         after = path.stat()
-        log = path.with_name(f"{path.name}-wal")
-        if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size) or log.exists():
+        unchanged = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+        if unchanged or path.with_name(f"{path.name}-wal").exists():
             break
     return found
 
@@ -107,23 +106,15 @@ def _check(path: Path) -> Integrity:
             store.execute("BEGIN")
             header = LedgerHeader.of(store.plan, store.header())
             dispatched = store.number("SELECT coalesce(max(dispatch), -1) + 1 FROM groups")
-            findings = tuple(_findings(store, header, dispatched))
+            return Integrity(groups=dispatched, steps=header.step, findings=tuple(_findings(store, header, dispatched)))
     except LedgerError as error:
         return Integrity(groups=0, steps=0, findings=(str(error),))
     except UNREADABLE as error:
         return Integrity(groups=0, steps=0, findings=(f"{path} cannot be read: {error}",))
-    return Integrity(groups=dispatched, steps=header.step, findings=findings)
 
 
 def _findings(store: Store, header: LedgerHeader, dispatched: int) -> Iterator[str]:
-    questions: dict[str, Callable[[Store, LedgerHeader], Iterator[str]]] = {
-        "the file": _file,
-        "meta": _meta,
-        "steps": _steps,
-        "groups": _groups,
-        "evaluations, workers and events": _others,
-    }
-    for what, question in questions.items():
+    for what, question in {"the file": _file, "steps": _steps, "groups": _groups, "the rest": _others}.items():
         try:
             yield from question(store, header)
         except UNREADABLE as error:
@@ -133,47 +124,40 @@ def _findings(store: Store, header: LedgerHeader, dispatched: int) -> Iterator[s
 
 
 def _file(store: Store, header: LedgerHeader) -> Iterator[str]:
-    for (line,) in store.execute("PRAGMA integrity_check(20)"):
-        if line != "ok":
-            yield f"the file: {' '.join(str(line).split())}"
-
-
-def _meta(store: Store, header: LedgerHeader) -> Iterator[str]:
     if header.state not in STATES:
         yield f"meta: state is {header.state!r}"
     if not 0 <= header.step <= header.plan.steps:
         yield f"meta: step is {header.step} of {header.plan.steps}"
     if not 0 <= header.pruned_step <= max(header.step, 0):
         yield f"meta: groups are pruned up to step {header.pruned_step}, beyond step {header.step}"
-    if not 0 <= header.published_step <= max(header.step, header.furthest_step, 0):
+    if not 0 <= header.published_step <= max(header.step, 0):
         yield f"meta: weights are published of step {header.published_step}, beyond step {header.step}"
+    for (line,) in store.execute("PRAGMA integrity_check(20)"):
+        if line != "ok":
+            yield f"the file: {' '.join(str(line).split())}"
 
 
 def _steps(store: Store, header: LedgerHeader) -> Iterator[str]:
     done = range(1, header.step + 1)
     numbers = set()
-    for step, metrics, checksum in store.execute("SELECT step, metrics, checksum FROM steps"):
-        numbers.add(step)
-        if problem := object_problem("metrics", (step, metrics, checksum)):
-            yield f"step {step}: {problem}"
-    there = sum(step in done for step in numbers)
-    if there < len(done):
-        yield f"steps: {_some((step for step in done if step not in numbers), len(done) - there)} not recorded"
+    for row in store.execute("SELECT * FROM steps ORDER BY step"):
+        numbers.add(row[0])
+        if problem := object_problem("metrics", row):
+            yield f"step {row[0]}: {problem}"
+    if missing := len(done) - sum(step in done for step in numbers):
+        yield f"steps: {_some((step for step in done if step not in numbers), missing)} not recorded"
     if extra := sorted(step for step in numbers if step not in done):
         yield f"steps: {_some(extra, len(extra))} recorded, the ledger is at step {header.step}"
 
 
 def _groups(store: Store, header: LedgerHeader) -> Iterator[str]:
-    plan = header.plan
-    every = range(plan.steps * plan.groups_per_step)
+    every = range(header.plan.steps * header.plan.groups_per_step)
     trained: Counter[int] = Counter()
     gaps: list[range] = []
     found: dict[str, list[int]] = {}
     expected = 0
-    columns = ", ".join(f"g.{column}" for column in (*ROW, "checksum"))
-    contents = ", ".join(f"c.{column}" for column in ("dispatch", *CONTENT))
-    question = f"SELECT {columns}, {contents} FROM groups g LEFT JOIN contents c USING (dispatch) ORDER BY g.dispatch"
-    for values in store.execute(question):
+    columns = ", ".join([*(f"groups.{name}" for name in (*ROW, "checksum")), "contents.dispatch", *CONTENT])
+    for values in store.execute(f"SELECT {columns} FROM groups LEFT JOIN contents USING (dispatch) ORDER BY 1"):
         row, (checksum, there, *content) = values[: len(ROW)], values[len(ROW) :]
         dispatch, state, trained_step = row[0], row[2], row[6]
         if dispatch not in every:
@@ -182,10 +166,10 @@ def _groups(store: Store, header: LedgerHeader) -> Iterator[str]:
         gaps.append(range(expected, dispatch))
         expected = dispatch + 1
         problem = row_problem(row, checksum, store.order.prompt_of(dispatch))
-        if there is not None:
-            problem = problem or content_problem(plan, row, content)
-        elif state == "ready" or (state == "trained" and trained_step > header.pruned_step):
-            problem = problem or "without content"
+        if not problem and there is not None:
+            problem = content_problem(header.plan, row, content)
+        elif not problem and state != "leased" and (trained_step or header.step + 1) > header.pruned_step:
+            problem = "without content"
         if problem:
             found.setdefault(problem, []).append(dispatch)
         if state == "trained" and isinstance(trained_step, int):
@@ -194,21 +178,32 @@ def _groups(store: Store, header: LedgerHeader) -> Iterator[str]:
         yield f"groups {_some(chain(*gaps), missing)}: not there"
     for problem, numbers in found.items():
         yield f"groups {_some(numbers, len(numbers))}: {problem}"
-    strays = store.number("SELECT count(*) FROM contents WHERE dispatch NOT IN (SELECT dispatch FROM groups)")
-    if strays:
-        yield f"contents: {strays} of groups that are not there"
     yield from _counts(header, trained)
+    if strays := store.number("SELECT count(*) FROM contents WHERE dispatch NOT IN (SELECT dispatch FROM groups)"):
+        yield f"contents: {strays} of groups that are not there"
 
 
 def _counts(header: LedgerHeader, trained: Counter[int]) -> Iterator[str]:
-    whole, done, under_way = header.plan.groups_per_step, range(1, header.step + 1), header.step + 1
-    if wrong := len(done) - sum(step in done and count == whole for step, count in trained.items()):
-        steps = [*islice((step for step in done if trained[step] != whole), SHOWN)]
-        yield f"steps {_some(steps, wrong)}: trained other than {whole} groups (the first {trained[steps[0]]})"
-    if trained[under_way] not in (0, whole):
-        yield f"step {under_way}: under way with {trained[under_way]} groups, not {whole}"
+    size, done, under_way = header.plan.groups_per_step, range(1, header.step + 1), header.step + 1
+    if wrong := len(done) - sum(step in done and count == size for step, count in trained.items()):
+        steps = [*islice((step for step in done if trained[step] != size), SHOWN)]
+        yield f"steps {_some(steps, wrong)}: trained other than {size} groups (the first {trained[steps[0]]})"
+    if trained[under_way] not in (0, size):
+        yield f"step {under_way}: under way with {trained[under_way]} groups, not {size}"
     if nowhere := sorted(step for step in trained if not 1 <= step <= under_way):
         yield f"steps {_some(nowhere, len(nowhere))}: trained groups, and are not there"
+
+
+def _others(store: Store, header: LedgerHeader) -> Iterator[str]:
+    for row in store.execute("SELECT * FROM evaluations"):
+        if problem := object_problem("result", row):
+            yield f"evaluation {row[0]!r} of step {row[1]}: {problem}"
+    for row in store.execute("SELECT * FROM workers"):
+        if problem := object_problem("counters", row):
+            yield f"worker {row[0]!r}: {problem}"
+    counted = store.execute("SELECT kind, count(*) FROM events GROUP BY kind ORDER BY kind").fetchall()
+    if counted != store.execute("SELECT kind, count FROM event_kinds ORDER BY kind").fetchall():
+        yield "events: the counts by kind do not agree with them"
 
 
 def row_problem(row: Sequence[Any], checksum: object, prompt: int) -> str:
@@ -235,29 +230,17 @@ def content_problem(plan: Plan, row: Sequence[Any], content: Sequence[Any]) -> s
         group = read_group(row[1], content, row[-1])
     except DamageError as error:
         return str(error)
-    if figures_of(group) != row[7:-1]:
+    if figures_of(group) != tuple(row[7:-1]):
         return "its figures are not those of its content"
     return channel_problem(plan, group)
 
 
-def _others(store: Store, header: LedgerHeader) -> Iterator[str]:
-    for row in store.execute("SELECT name, step, result, checksum FROM evaluations"):
-        if problem := object_problem("result", row):
-            yield f"evaluation {row[0]!r} of step {row[1]}: {problem}"
-    for row in store.execute("SELECT worker, counters, checksum FROM workers"):
-        if problem := object_problem("counters", row):
-            yield f"worker {row[0]!r}: {problem}"
-    counted = dict(store.execute("SELECT kind, count(*) FROM events GROUP BY kind").fetchall())
-    if counted != dict(store.execute("SELECT kind, count FROM event_kinds").fetchall()):
-        yield "events: the counts by kind do not agree with them"
-
-
 def object_problem(what: str, row: Sequence[Any]) -> str:
-    """A sentence on a row whose last columns are a JSON object and the checksum of all before."""
+    """A sentence on a row whose last columns are a JSON object and the checksum of all before; empty where it is."""
     *values, checksum = row
     try:
         readable = isinstance(json.loads(values[-1]), dict)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         readable = False
     if not readable:
         return f"its {what} cannot be read"

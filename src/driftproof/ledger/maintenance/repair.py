@@ -107,26 +107,19 @@ def repair_run(run: Path, output: Path | None = None, plan_anew: Callable[[], Pl
 
 
 def plan_repair(
-    plan: Plan,
-    *,
-    rows: Collection[int],
-    trained_in: Mapping[int, int],
-    whole: Collection[int],
-    step: int,
-    base: int,
-    pruned_step: int,
+    header: LedgerHeader, base: int, rows: Collection[int], trained_in: Mapping[int, int], whole: Collection[int]
 ) -> tuple[int, dict[int, int]]:
     """The step at which a repaired ledger stands, and by dispatch number the steps that trained its groups.
 
     The weights of the newest whole checkpoint, of step `base`, cannot be undone: the steps up to it stay done, whatever
-    is left of their groups. Later steps, up to `step`, stay where all of their groups are whole, else all are undone.
+    is left of their groups. Later steps of the header stay where all of their groups are whole, else all are undone.
 
     Args:
         rows: dispatch numbers whose row can be read.
         trained_in: steps by dispatch number, as the rows say, and an index of those that cannot be read.
         whole: dispatch numbers whose content is there.
     """
-    size, every = plan.groups_per_step, range(plan.steps * plan.groups_per_step)
+    size, every = header.plan.groups_per_step, range(header.plan.steps * header.plan.groups_per_step)
     by_step: dict[int, list[int]] = {}
     for n, k in sorted(trained_in.items(), key=lambda item: (item[0] not in rows, item[0])):
         if n in every and len(of_step := by_step.setdefault(k, [])) < size:
@@ -134,9 +127,9 @@ def plan_repair(
 
     def complete(k: int) -> bool:
         of_step = by_step.get(k, [])
-        return len(of_step) == size and (k <= pruned_step or all(n in whole for n in of_step))
+        return len(of_step) == size and (k <= header.pruned_step or all(n in whole for n in of_step))
 
-    done = step if base <= step and all(map(complete, range(base + 1, step + 1))) else base
+    done = max(header.step, base) if all(map(complete, range(base + 1, header.step + 1))) else base
     trained = {n: k for k in range(1, done + 1) for n in by_step.get(k, [])}
     # Gaps are filled with groups that nothing is known of. In steps that the ledger has no record of, groups were taken
     # as ever: the oldest first.
@@ -144,55 +137,43 @@ def plan_repair(
     oldest = (n for n in every if n not in trained)
     for k in range(1, done + 1):
         for _ in range(size - len(by_step.get(k, []))):
-            trained[next(oldest if k > step else unknown)] = k
+            trained[next(oldest if k > header.step else unknown)] = k
     return done, trained
 
 
 def _salvage(path: Path, copy: Path, new: Path, base: int, plan_anew: Callable[[], Plan] | None) -> Repair:
     with closing(sqlite3.connect(copy, isolation_level=None)) as old:
         header = _header(path, old, plan_anew)
-        plan = header.plan
+        plan, base = header.plan, min(base, header.plan.steps)
         create_store(new, plan)
         with closing(open_store(new)) as store, store.transaction():
-            trained_in = _copy_rows(old, store, header)
+            indexed = _copy_rows(old, store, header)
             rows = dict(store.execute("SELECT dispatch, trained_step FROM groups"))
-            trained_in = {n: k for n, k in {**trained_in, **rows}.items() if k is not None}
-            recorded = header.step
-            if not 0 <= recorded <= plan.steps:
-                recorded = store.number("SELECT coalesce(max(step), 0) FROM steps")
-            pruned_step = min(max(header.pruned_step, 0), recorded)
             whole = {n for (n,) in store.execute("SELECT dispatch FROM contents")}
-            step, trained = plan_repair(
-                plan,
-                rows=rows,
-                trained_in=trained_in,
-                whole=whole,
-                step=recorded,
-                base=min(base, plan.steps),
-                pruned_step=pruned_step,
-            )
+            before = header.step if 0 <= header.step <= plan.steps else store.number("SELECT count(*) FROM steps")
+            header = replace(header, step=before, pruned_step=min(max(header.pruned_step, 0), before))
+            trained_in = {n: step for n, step in (indexed | rows).items() if step is not None}
+            step, trained = plan_repair(header, base, rows, trained_in, whole)
             dispatched = 1 + max([-1, *rows, *trained_in, *trained])
-            lost = [k for n, k in trained.items() if n not in whole and k > pruned_step]
-            again = sum(n not in whole and n not in trained for n in range(dispatched))
+            lost = [k for n, k in trained.items() if n not in whole and k > header.pruned_step]
             _place_groups(store, dispatched, trained, whole, step)
             metrics_lost = _mend_steps(store, step)
-            finished = header.state == FINISHED and step == recorded == plan.steps and not again
             dispatched_for = -(-dispatched // plan.groups_per_step) - 1 - plan.max_staleness
             store.set_meta(
-                state=FINISHED if finished else RUNNING,
+                state=FINISHED if header.state == FINISHED and step == plan.steps else RUNNING,
                 step=step,
                 durable_step=min(base, step),
                 published_step=min(max(header.published_step, base), step),
-                pruned_step=max([min(pruned_step, step), *lost]),
-                furthest_step=min(max(header.furthest_step, recorded, dispatched_for), plan.steps),
+                pruned_step=max([min(header.pruned_step, step), *lost]),
+                furthest_step=min(max(header.furthest_step, before, dispatched_for), plan.steps),
             )
     return Repair(
         path=path,
         kept=path,
         step=step,
-        step_before=recorded,
+        step_before=before,
         saved=len(whole),
-        again=again,
+        again=dispatched - len(whole | trained.keys()),
         lost=len(lost),
         metrics_lost=metrics_lost,
         readable=bool(rows),
@@ -200,7 +181,7 @@ def _salvage(path: Path, copy: Path, new: Path, base: int, plan_anew: Callable[[
 
 
 def _header(path: Path, old: sqlite3.Connection, plan_anew: Callable[[], Plan] | None) -> LedgerHeader:
-    """The header of the damaged ledger, brought to today's format, with the recipe's plan where its own is lost."""
+    """The header of the damaged ledger, brought to today's format; the plan is the recipe's where it is lost."""
     old.text_factory = lambda text: text.decode(errors="replace")
     old.create_function("row_checksum", -1, row_checksum, deterministic=True)
     meta: dict[str, str] = {}
@@ -213,7 +194,6 @@ def _header(path: Path, old: sqlite3.Connection, plan_anew: Callable[[], Plan] |
         version = check_format(path, meta)
         plan = read_plan(path, meta)
         if version < FORMAT_VERSION:
-            meta = {}
             migrate(old)
             meta = _meta(old)
     except (*UNREADABLE, LedgerError) as error:
