@@ -394,8 +394,14 @@ def _ledger_check(known: argparse.Namespace, _: list[str]) -> int:
 
 def _ledger_repair(known: argparse.Namespace, _: list[str]) -> int:
     from driftproof.ledger.maintenance.repair import repair_run
+    from driftproof.ledger.records import Plan
 
-    done = repair_run(known.run, known.output)
+    def plan_anew() -> Plan:
+        from driftproof.runtime.build import preflight
+
+        return preflight(_resumed_config(known.run, []))
+
+    done = repair_run(known.run, known.output, plan_anew)
     if done is None:
         print(f"nothing is wrong with the ledger of {known.run}; it is left alone")
         return 0

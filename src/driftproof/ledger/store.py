@@ -356,16 +356,20 @@ def _connect_read_only(path: Path, untouched: bool) -> sqlite3.Connection:
 
 
 def _no_ledger(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
-    if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-        return LedgerError(f"{path} is not a driftproof ledger ({error})")
-    return LedgerError(damaged(path, str(error)))
+    if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return LedgerError(damaged(path, str(error)))
+    run = path.absolute().parent
+    return LedgerError(
+        f"{path} is not a driftproof ledger ({error}); if it was one, start again from the run's newest checkpoint: "
+        f"driftproof ledger repair {run}"
+    )
 
 
 def _format(path: Path, database: sqlite3.Connection) -> int:
     try:
         meta = dict(database.execute("SELECT key, value FROM meta"))
     except sqlite3.OperationalError as error:
-        raise LedgerError(f"{path} is not a driftproof ledger ({error})") from error
+        raise _no_ledger(path, error) from error
     version = check_format(path, meta)
     # Before anything is changed.
     read_plan(path, meta)

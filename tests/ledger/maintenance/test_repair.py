@@ -313,8 +313,8 @@ def test_a_real_run_is_repaired_and_goes_on(
         trained_all_once(ledger)
 
 
-def test_a_real_run_whose_write_ahead_log_is_lost_is_repaired_and_goes_on(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_real_run_whose_log_and_then_whose_first_page_is_lost_is_repaired_and_goes_on(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(runs.__file__).parent))
     run = tmp_path / "run"
@@ -332,8 +332,18 @@ def test_a_real_run_whose_write_ahead_log_is_lost_is_repaired_and_goes_on(
     assert main(["ledger", "repair", str(run)]) == 0
     with Ledger(run / "ledger.sqlite") as ledger:
         steps = ledger.step + 2
-    done = runs.train("--resume", run, "--run.steps", steps)
-    assert done.code == 0, done.stderr
-    assert main(["ledger", "check", str(run)]) == 0
-    with Ledger(run / "ledger.sqlite") as ledger:
-        trained_all_once(ledger)
+    for more in (0, 2):
+        done = runs.train("--resume", run, "--run.steps", steps + more)
+        assert done.code == 0, done.stderr
+        assert main(["ledger", "check", str(run)]) == 0
+        with Ledger(run / "ledger.sqlite") as ledger:
+            trained_all_once(ledger)
+        if not more:
+            # The first page of the file is lost, too.
+            (run / "ledger.sqlite").write_bytes(bytes(PAGE) + (run / "ledger.sqlite").read_bytes()[PAGE:])
+            refused = runs.train("--resume", run)
+            assert refused.code == 1
+            assert f"driftproof ledger repair {run}" in refused.stderr
+            capsys.readouterr()
+            assert main(["ledger", "repair", str(run)]) == 0
+            assert "the run starts again from its newest checkpoint" in capsys.readouterr().out
