@@ -11,8 +11,8 @@ from driftproof.types import Channel, Group
 
 RUNNING, STOPPING, FINISHED = STATES = ("running", "stopping", "finished")
 """States of a run."""
-LIMIT = 2**40
-"""Numbers of a plan are below it, but for its seed; what is above is damage."""
+LIMIT = 10**8
+"""Numbers of a plan are below it, but for its seed: a permutation of all prompts fits into memory."""
 
 GroupState = Literal["leased", "ready", "trained"]
 

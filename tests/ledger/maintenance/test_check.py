@@ -182,7 +182,7 @@ def flipped(value: Any, generator: random.Random) -> Any:
     ("key", "value"),
     [
         ("prompts", 0),
-        ("prompts", 10**15),
+        ("prompts", 10**10),
         ("prompts", "17"),
         ("groups_per_step", 0),
         ("groups_per_step", -4),
