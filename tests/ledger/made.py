@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,17 @@ def trained_all_once(ledger: Ledger) -> None:
 
 def files_of(directory: Path, names: Iterable[str]) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in names if (directory / name).exists()}
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -1,9 +1,6 @@
 """What is pruned can never be needed; what is left counts as before."""
 
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +18,7 @@ from driftproof.run import locked
 from driftproof.weights.snapshots import Publisher
 from tests.groups import make_group
 from tests.learner.tiny import tiny_learner
-from tests.ledger.made import PER_STEP, go_on, is_original, make_run, resume, trained_all_once
+from tests.ledger.made import PER_STEP, files_of_at_most, go_on, is_original, make_run, resume, trained_all_once
 
 
 @pytest.fixture
@@ -100,17 +97,6 @@ def test_pruning_by_command_is_refused_while_the_run_is_worked_on(
     assert "--keep-steps is -1; it must be 0 or more" in capsys.readouterr().err
     with Ledger(run / "ledger.sqlite") as ledger:
         assert ledger.pruned_step == 0
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """No file can grow beyond `size` bytes, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])

@@ -18,7 +18,17 @@ from driftproof.ledger.maintenance.check import LedgerHeader, check_run
 from driftproof.ledger.maintenance.repair import Repair, plan_repair, repair_run
 from driftproof.ledger.records import Plan
 from driftproof.run import locked
-from tests.ledger.made import PER_STEP, STALENESS, files_of, go_on, is_original, make_run, resume, trained_all_once
+from tests.ledger.made import (
+    PER_STEP,
+    STALENESS,
+    files_of,
+    files_of_at_most,
+    go_on,
+    is_original,
+    make_run,
+    resume,
+    trained_all_once,
+)
 from tests.runtime import runs
 
 FILES = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")
@@ -231,6 +241,18 @@ def test_repair_is_refused_while_the_run_is_worked_on(run: Path) -> None:
     change(run, "UPDATE contents SET rewards = zeroblob(64) WHERE dispatch = 9")
     with locked(run), pytest.raises(UnavailableError, match=r"is in use by another driftproof"):
         repair_run(run)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_repair_on_a_full_disk_changes_nothing(run: Path, share: float, capsys: pytest.CaptureFixture[str]) -> None:
+    change(run, "UPDATE contents SET rewards = zeroblob(64) WHERE dispatch = 9")
+    before = files_of(run, FILES)
+    with files_of_at_most(int(len(before["ledger.sqlite"]) * share)):
+        assert main(["ledger", "repair", str(run)]) == 1
+    assert "A repair needs space" in capsys.readouterr().err
+    assert files_of(run, FILES) == before
+    assert {path.name for path in run.iterdir()} == {"ledger.sqlite", "checkpoints", "lock", "processes.lock"}
+    assert repair_run(run) is not None
 
 
 def test_a_second_repair_keeps_what_the_first_kept(run: Path) -> None:

@@ -80,7 +80,7 @@ def repair_run(run: Path, output: Path | None = None, plan_anew: Callable[[], Pl
 
     Raises:
         UnavailableError: not a run, or one that is being worked on.
-        LedgerError: `output` exists, or there is no plan.
+        LedgerError: `output` exists, there is no plan, or no space.
     """
     if output is not None and output.exists():
         raise LedgerError(f"{output} exists already; name a new file")
@@ -92,18 +92,29 @@ def repair_run(run: Path, output: Path | None = None, plan_anew: Callable[[], Pl
         found = check_ledger(path)
         if not found.findings and base <= found.steps:
             return None
-        with tempfile.TemporaryDirectory(dir=run, prefix=".repair-") as temporary:
-            copy, new = Path(temporary) / path.name, Path(temporary) / "repaired.sqlite"
-            for suffix in ("", "-wal"):
-                if (source := path.with_name(path.name + suffix)).exists():
-                    shutil.copyfile(source, copy.with_name(copy.name + suffix))
-            repair = _salvage(path, copy, new, base, plan_anew)
-            if remaining := check_ledger(new).findings:
-                raise LedgerError(f"{path} cannot be repaired: {remaining[0]}")
-            if output is not None:
-                shutil.move(new, output)
-                return replace(repair, path=output)
-            return replace(repair, kept=_exchange(path, new))
+        try:
+            with tempfile.TemporaryDirectory(dir=run, prefix=".repair-") as temporary:
+                return _repair(path, Path(temporary), base, output, plan_anew)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise LedgerError(
+                f"{path} cannot be repaired: {error}; nothing was changed. A repair needs space for two ledgers more"
+            ) from error
+
+
+def _repair(
+    path: Path, temporary: Path, base: int, output: Path | None, plan_anew: Callable[[], Plan] | None
+) -> Repair:
+    copy, new = temporary / path.name, temporary / "repaired.sqlite"
+    for suffix in ("", "-wal"):
+        if (source := path.with_name(path.name + suffix)).exists():
+            shutil.copyfile(source, copy.with_name(copy.name + suffix))
+    repair = _salvage(path, copy, new, base, plan_anew)
+    if remaining := check_ledger(new).findings:
+        raise LedgerError(f"{path} cannot be repaired: {remaining[0]}")
+    if output is None:
+        return replace(repair, kept=_exchange(path, new))
+    shutil.move(new, output)
+    return replace(repair, path=output)
 
 
 def plan_repair(
@@ -250,7 +261,9 @@ def _rows(database: sqlite3.Connection, question: str, end: int) -> Iterator[Any
     for low in range(0, end, CHUNK):
         try:
             yield from database.execute(question, (low, min(low + CHUNK, end))).fetchall()
-        except UNREADABLE:
+        except UNREADABLE as error:
+            if getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+                return
             for number in range(low, min(low + CHUNK, end)):
                 with suppress(*UNREADABLE):
                     yield from database.execute(question, (number, number + 1)).fetchall()
