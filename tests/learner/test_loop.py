@@ -63,6 +63,7 @@ class Run:
         learner: Learner,
         while_waiting: Callable[[], object] | None = None,
         stall_seconds: float = 600.0,
+        phase: Callable[[str], object] = lambda _: None,
         **settings: Any,
     ) -> None:
         learner.settings = replace(learner.settings, **settings)
@@ -76,6 +77,7 @@ class Run:
             [self.tracker],
             while_waiting or self.write,
             stall_seconds=stall_seconds,
+            phase=phase,
         )
 
 
@@ -106,6 +108,14 @@ def test_every_step_is_recorded_once_in_ledger_and_trackers(run: Run):
         assert metrics["time/record_seconds"] >= 0
     # The checkpoint of a step counts in the next one's time.
     assert [s for s, metrics in run.tracker.logged if metrics["time/checkpoint_seconds"] > 0] == [3, 5]
+
+
+def test_phases_are_told_in_words(run: Run):
+    said: list[str] = []
+    run.learn(tiny_learner(), phase=said.append, checkpoint_every=4)
+    turns = [phase for phase, before in zip(said, ["", *said], strict=False) if phase != before]
+    step = ["waits for groups", "trains a step", "publishes weights", "records its step"]
+    assert turns == [*step * 4, "writes a checkpoint", *step, "writes a checkpoint"]
 
 
 def test_snapshots_and_checkpoints_come_at_their_intervals_and_at_the_end(run: Run):

@@ -8,12 +8,15 @@ not finite are neither published nor saved. No wait is without limit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.checkpoint import save_checkpoint
 from driftproof.learner.learner import Learner
+from driftproof.learner.settings import LearnerSettings
 from driftproof.learner.skipped import save_skipped
 from driftproof.ledger.backoff import Backoff
 from driftproof.ledger.maintenance.prune import prune
@@ -27,6 +30,17 @@ from driftproof.types import Batch
 from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.snapshots import Publisher
 
+WAITS_FOR_GROUPS = "waits for groups"
+"""Phase of a learner that has nothing to train on."""
+PHASES = {
+    names.WAIT_SECONDS: WAITS_FOR_GROUPS,
+    names.TRAIN_SECONDS: "trains a step",
+    names.PUBLISH_SECONDS: "publishes weights",
+    names.RECORD_SECONDS: "records its step",
+    names.CHECKPOINT_SECONDS: "writes a checkpoint",
+}
+"""Phases of a step, by the metric that counts their time."""
+
 
 def learn(
     ledger: Steps,
@@ -34,121 +48,160 @@ def learn(
     publisher: Publisher,
     checkpoints: Path,
     skipped: Path,
-    trackers: list[Tracker],
+    trackers: Sequence[Tracker],
     while_waiting: Callable[[], object] | None = None,
     *,
     stall_seconds: float,
+    phase: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Train until the plan's steps are done or somebody asks to stop.
 
     `while_waiting` is called again and again while too few groups are ready: without overlap it does the rollout side's
-    work; None sleeps. The groups of updates whose loss or gradient is not finite are kept in `skipped`.
+    work; None sleeps. The groups of updates whose loss or gradient is not finite are kept in `skipped`. `phase` is told
+    in a few words whenever the loop turns to something else.
 
     Raises:
         StallError: no new group within `stall_seconds`.
         DivergenceError: `max_skipped` steps in a row without an update, after a checkpoint; or weights that are not
             finite.
     """
-    settings, steps = learner.settings, ledger.plan.steps
-    skipped_in_a_row = 0
-    rollout = _RolloutMeter(ledger)
-    detector = CollapseDetector(SIGNS_OF_COLLAPSE if settings.on_collapse != "off" else ())
-    for earlier in ledger.steps():
-        detector.observe(earlier)
-    end_of_step, checkpoint_seconds = time.monotonic(), 0.0
-    while learner.step < steps:
-        recorded = time.monotonic()
-        batch = _wait_for_batch(ledger, stall_seconds, while_waiting)
+    loop = _Loop(ledger, learner, publisher, checkpoints, skipped, trackers, phase)
+    while learner.step < ledger.plan.steps:
+        batch = loop.wait_for_batch(stall_seconds, while_waiting or Backoff().pause)
         if batch is None:
             break
-        taken = time.monotonic()
+        loop.train(batch)
+        if learner.step % learner.settings.checkpoint_every == 0 and learner.step < ledger.plan.steps:
+            loop.checkpoint()
+    loop.checkpoint()
+
+
+@dataclass(slots=True)
+class _Loop:
+    """The parts of a run that one step after the other passes through."""
+
+    ledger: Steps
+    learner: Learner
+    publisher: Publisher
+    checkpoints: Path
+    skipped: Path
+    trackers: Sequence[Tracker]
+    phase: InitVar[Callable[[str], object]]
+    settings: LearnerSettings = field(init=False)
+    detector: CollapseDetector = field(init=False)
+    rollout: _RolloutMeter = field(init=False)
+    clock: _Clock = field(init=False)
+    skipped_in_a_row: int = 0
+
+    def __post_init__(self, phase: Callable[[str], object]) -> None:
+        self.settings = self.learner.settings
+        self.detector = CollapseDetector(SIGNS_OF_COLLAPSE if self.settings.on_collapse != "off" else ())
+        for earlier in self.ledger.steps():
+            self.detector.observe(earlier)
+        self.rollout = _RolloutMeter(self.ledger)
+        self.clock = _Clock(phase)
+
+    def wait_for_batch(self, stall_seconds: float, wait: Callable[[], object]) -> Batch | None:
+        """The next batch; None once the run is to stop."""
+        waiting: tuple[float, int] | None = None
+        while self.ledger.state() == RUNNING:
+            self.clock.turn_to(names.WAIT_SECONDS)
+            batch = self.ledger.take(self.ledger.plan.groups_per_step)
+            if batch is not None:
+                return batch
+            if waiting is None or time.monotonic() - waiting[0] > stall_seconds:
+                status = self.ledger.status()
+                if waiting is not None and status.ready == waiting[1]:
+                    raise StallError(
+                        f"the learner waited {stall_seconds:.0f} s for {self.ledger.plan.groups_per_step} groups; "
+                        f"{status.ready} are ready, {status.leased} are leased; workers: {self.ledger.workers()}"
+                    )
+                waiting = time.monotonic(), status.ready
+            wait()
+        return None
+
+    def train(self, batch: Batch) -> None:
+        """Train on a batch, publish the weights where they are due, then record the step: in this order."""
+        learner, clock = self.learner, self.clock
+        clock.turn_to(names.TRAIN_SECONDS)
         metrics = learner.train(batch)
-        trained = time.monotonic()
         if not learner.finite:
-            raise DivergenceError(_diverged(learner, checkpoints))
-        if learner.step % settings.publish_every == 0 or learner.step == steps:
-            publisher.publish(learner.step, learner.policy.state())
-            ledger.published(learner.step)
-        now = time.monotonic()
-        metrics |= {
-            names.RECORD_SECONDS: recorded - end_of_step - checkpoint_seconds,
-            names.CHECKPOINT_SECONDS: checkpoint_seconds,
-            names.WAIT_SECONDS: taken - recorded,
-            names.TRAIN_SECONDS: trained - taken,
-            names.PUBLISH_SECONDS: now - trained,
-            names.STEP_SECONDS: now - end_of_step,
-            **rollout.since_last_step(),
-        }
-        end_of_step = now
+            raise DivergenceError(self._diverged())
+        clock.turn_to(names.PUBLISH_SECONDS)
+        if learner.step % self.settings.publish_every == 0 or learner.step == self.ledger.plan.steps:
+            self.publisher.publish(learner.step, learner.policy.state())
+            self.ledger.published(learner.step)
+        clock.turn_to(names.RECORD_SECONDS)
+        self._record(batch, metrics | clock.lap() | self.rollout.since_last_step())
+
+    def _record(self, batch: Batch, metrics: dict[str, Any]) -> None:
+        learner = self.learner
         if learner.skipped:
-            kept = save_skipped(skipped, batch, learner.skipped)
-            ledger.record_event("step skipped", _what_was_skipped(batch, learner, kept))
-        ledger.finish_step(learner.step, metrics)
-        for tracker in trackers:
+            kept = save_skipped(self.skipped, batch, learner.skipped)
+            self.ledger.record_event("step skipped", self._what_was_skipped(kept))
+        self.ledger.finish_step(learner.step, metrics)
+        for tracker in self.trackers:
             tracker.log(learner.step, metrics)
-        for alarm in detector.observe(metrics):
-            ledger.record_event("sign of collapse", f"step {learner.step}: {alarm}")
-            if settings.on_collapse == "stop":
-                ledger.set_state(STOPPING)
-        skipped_in_a_row = skipped_in_a_row + 1 if metrics[names.SKIPPED] == 1 else 0
-        if skipped_in_a_row == settings.max_skipped:
-            _checkpoint(ledger, learner, checkpoints, settings.keep_groups)
-            ledger.set_state(STOPPING)
+        for alarm in self.detector.observe(metrics):
+            self.ledger.record_event("sign of collapse", f"step {learner.step}: {alarm}")
+            if self.settings.on_collapse == "stop":
+                self.ledger.set_state(STOPPING)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if metrics[names.SKIPPED] == 1 else 0
+        if self.skipped_in_a_row == self.settings.max_skipped:
+            self.checkpoint()
+            self.ledger.set_state(STOPPING)
             raise DivergenceError(
-                f"{skipped_in_a_row} steps in a row had no finite loss and gradient (learner.max_skipped), the last of "
-                f"them step {learner.step}; everything is saved. Look at their groups in {skipped}, and go on with a "
-                "lower --learner.lr, another --objective.name or smaller rewards"
+                f"{self.skipped_in_a_row} steps in a row had no finite loss and gradient (learner.max_skipped), the "
+                f"last of them step {learner.step}; everything is saved. Look at their groups in {self.skipped}, and "
+                "go on with a lower --learner.lr, another --objective.name or smaller rewards"
             )
-        checkpoint_seconds = 0.0
-        if learner.step % settings.checkpoint_every == 0 and learner.step < steps:
-            before = time.monotonic()
-            _checkpoint(ledger, learner, checkpoints, settings.keep_groups)
-            checkpoint_seconds = time.monotonic() - before
-    _checkpoint(ledger, learner, checkpoints, settings.keep_groups)
+
+    def checkpoint(self) -> None:
+        """Save the learner's state, once the ledger's record of its steps is durable."""
+        self.clock.turn_to(names.CHECKPOINT_SECONDS)
+        self.ledger.make_durable()
+        save_checkpoint(self.checkpoints, self.learner)
+        if self.settings.keep_groups:
+            prune(self.ledger, self.checkpoints, self.settings.keep_groups)
+
+    def _what_was_skipped(self, path: Path) -> str:
+        skipped, updates = self.learner.skipped, self.settings.updates_per_step
+        groups = sum(len(update.offending) for update in skipped)
+        what = f"the loss was {skipped[0].loss:g}, the gradient {skipped[0].grad_norm:g}"
+        if updates > 1:
+            what = f"{len(skipped)} of {updates} updates; in the first {what}"
+        return f"step {self.learner.step}: {what}; its {groups} groups are in {path}"
+
+    def _diverged(self) -> str:
+        saved = list_checkpoints(self.checkpoints)
+        return (
+            f"step {self.learner.step} made weights that are not finite; they were neither published nor saved. Go on "
+            f"from {f'the checkpoint {saved[-1].name}' if saved else 'the start'} with a lower --learner.lr or a "
+            "smaller --learner.max_grad_norm"
+        )
 
 
-def _wait_for_batch(ledger: Steps, stall_seconds: float, while_waiting: Callable[[], object] | None) -> Batch | None:
-    waiting: tuple[float, int] | None = None
-    wait = while_waiting or Backoff().pause
-    while ledger.state() == RUNNING:
-        batch = ledger.take(ledger.plan.groups_per_step)
-        if batch is not None:
-            return batch
-        if waiting is None or time.monotonic() - waiting[0] > stall_seconds:
-            status = ledger.status()
-            if waiting is not None and status.ready == waiting[1]:
-                raise StallError(
-                    f"the learner waited {stall_seconds:.0f} s for {ledger.plan.groups_per_step} groups; "
-                    f"{status.ready} are ready, {status.leased} are leased; workers: {ledger.workers()}"
-                )
-            waiting = time.monotonic(), status.ready
-        wait()
-    return None
+class _Clock:
+    """Seconds of each phase since the last lap; a lap ends where a step is recorded."""
 
+    def __init__(self, phase: Callable[[str], object]) -> None:
+        self._phase = phase
+        self._since = time.monotonic()
+        self._current: str = names.RECORD_SECONDS
+        self._seconds = dict.fromkeys(PHASES, 0.0)
 
-def _what_was_skipped(batch: Batch, learner: Learner, path: Path) -> str:
-    first = learner.skipped[0]
-    groups = sum(len(update.offending) for update in learner.skipped)
-    what = f"the loss was {first.loss:g}, the gradient {first.grad_norm:g}"
-    if learner.settings.updates_per_step > 1:
-        what = f"{len(learner.skipped)} of {learner.settings.updates_per_step} updates; in the first {what}"
-    return f"step {batch.step}: {what}; its {groups} groups are in {path}"
+    def turn_to(self, metric: str) -> None:
+        """End a phase and begin another, named by the metric that counts its time."""
+        now = time.monotonic()
+        self._seconds[self._current] += now - self._since
+        self._since, self._current = now, metric
+        self._phase(PHASES[metric])
 
-
-def _diverged(learner: Learner, checkpoints: Path) -> str:
-    saved = list_checkpoints(checkpoints)
-    return (
-        f"step {learner.step} made weights that are not finite; they were neither published nor saved. Go on from "
-        f"{f'the checkpoint {saved[-1].name}' if saved else 'the start'} with a lower --learner.lr or a smaller "
-        "--learner.max_grad_norm"
-    )
-
-
-def _checkpoint(ledger: Steps, learner: Learner, checkpoints: Path, keep_groups: int) -> None:
-    ledger.make_durable()
-    save_checkpoint(checkpoints, learner)
-    if keep_groups:
-        prune(ledger, checkpoints, keep_groups)
+    def lap(self) -> dict[str, float]:
+        """The metrics of the lap that ends with the phase before the current one."""
+        lap = self._seconds | {names.STEP_SECONDS: sum(self._seconds.values())}
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        return lap
 
 
 class _RolloutMeter:
@@ -160,11 +213,13 @@ class _RolloutMeter:
 
     def since_last_step(self) -> dict[str, float]:
         totals = self._read()
-        change = {f"rollout/{name}": max(totals[name] - self._totals[name], 0) for name in totals}
+        change = {name: max(totals[name] - self._totals[name], 0) for name in totals}
         self._totals = totals
         return change
 
     def _read(self) -> dict[str, float]:
-        workers = list(self._ledger.workers().values())
-        names = ("busy_seconds", "tokens")
-        return {name: float(sum(getattr(worker, name) for worker in workers)) for name in names}
+        workers = self._ledger.workers().values()
+        return {
+            names.BUSY_SECONDS: float(sum(worker.busy_seconds for worker in workers)),
+            names.ROLLOUT_TOKENS: float(sum(worker.tokens for worker in workers)),
+        }
