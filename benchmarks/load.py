@@ -259,7 +259,7 @@ def check(path: Path, done: Work, trained: Trained) -> dict[str, int]:
 def make_run(directory: Path, model: Path, tokens: int) -> Path:
     """A run directory as `driftproof train` makes it, for responses of so many tokens."""
     from driftproof.config import load_config
-    from driftproof.runtime.build import preflight, prepare_directory
+    from driftproof.runtime.preflight import preflight, prepare_directory
 
     run = directory / "run"
     overrides = {

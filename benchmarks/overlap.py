@@ -20,7 +20,8 @@ from benchmarks.harness import QUICKSTART, driftproof, spread, write_results
 from driftproof.config import load_config
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED
-from driftproof.runtime.build import make_learner, preflight, prepare_directory
+from driftproof.runtime.build import make_learner
+from driftproof.runtime.preflight import preflight, prepare_directory
 from driftproof.runtime.processes import run_learner, run_worker
 from driftproof.weights.models import inspect_model
 from driftproof.weights.snapshots import Publisher

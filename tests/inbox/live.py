@@ -25,8 +25,8 @@ from driftproof.config import load_config
 from driftproof.inbox.app import make_app
 from driftproof.inbox.serve import serve
 from driftproof.inbox.service import Inbox
-from driftproof.runtime.build import preflight, prepare_directory
 from driftproof.runtime.inbox import open_inbox
+from driftproof.runtime.preflight import preflight, prepare_directory
 from tests.runtime.runs import write_recipe
 
 TOKEN = "a-token-for-tests"

@@ -10,7 +10,8 @@ import pytest
 
 from driftproof.config import load_config
 from driftproof.objectives import OBJECTIVES
-from driftproof.runtime.build import make_objective, preflight
+from driftproof.runtime.build import make_objective
+from driftproof.runtime.preflight import preflight
 from driftproof.tiny.model import make_tiny_model
 from tests.runtime.runs import summary, train, trained_once
 

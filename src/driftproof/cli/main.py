@@ -158,14 +158,15 @@ def _add_ledger(ledger: argparse.ArgumentParser) -> None:
 def _train(known: argparse.Namespace, overrides: list[str]) -> int:
     from driftproof.report.display import RunConsole, open_display
     from driftproof.runtime import supervisor
-    from driftproof.runtime.build import preflight
+    from driftproof.runtime.preflight import preflight
+    from driftproof.runtime.resources import resolve
 
     if (known.recipe is None) == (known.resume is None):
         raise ConfigError("give a recipe to start a run, or --resume RUN to go on with one")
     config = load_config(known.recipe, overrides) if known.recipe else _resumed_config(known.resume, overrides)
     if known.dry_run:
         preflight(config)
-        print(config.to_toml(), end="")
+        print(resolve(config).to_toml(), end="")
         return 0
     _quiet_libraries()
     console = RunConsole()
@@ -222,18 +223,19 @@ def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
     from contextlib import closing
 
     from driftproof.evaluation.heldout import evaluate
-    from driftproof.runtime.build import limit_threads, make_evaluation_engine, make_sampling, make_task, make_verifier
+    from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_task, make_verifier
+    from driftproof.runtime.resources import evaluation_threads, limit_threads
     from driftproof.tasks.codec import Codec
     from driftproof.weights.models import inspect_model
 
     _quiet_libraries()
     config = load_config(known.recipe, [*overrides, "--model.path", str(known.model)])
-    limit_threads(config.engine.threads)
+    inspect_model(config.model.path)
+    limit_threads(evaluation_threads(config))
     if known.benchmarks:
         return _eval_benchmarks(config, known)
     if known.data or known.output:
         raise ConfigError("--data and --output belong to --benchmarks: driftproof eval MODEL --benchmarks math500")
-    inspect_model(config.model.path)
     task = make_task(config)
     codec = Codec(config.model.path)
     prompts = task.heldout[: config.evaluation.prompts]
@@ -397,7 +399,7 @@ def _ledger_repair(known: argparse.Namespace, _: list[str]) -> int:
     from driftproof.ledger.records import Plan
 
     def plan_anew() -> Plan:
-        from driftproof.runtime.build import preflight
+        from driftproof.runtime.preflight import preflight
 
         return preflight(_resumed_config(known.run, []))
 
@@ -479,8 +481,8 @@ def _check(known: argparse.Namespace, settings: list[str]) -> int:
 def _check_recipe(config: Config) -> int:
     """What a recipe needs, beside what is here; 1 if something is lacking."""
     from driftproof.errors import EngineError
-    from driftproof.runtime.build import preflight
-    from driftproof.runtime.requirements import requirements
+    from driftproof.runtime.preflight import preflight
+    from driftproof.runtime.resources import requirements
 
     _quiet_libraries()
     table = Table("process", "device", "needs", "has", "of that", title="memory, GiB")
@@ -558,7 +560,7 @@ def _version(package: str) -> str:
 
 
 def _tiny_model(known: argparse.Namespace, settings: list[str]) -> int:
-    from driftproof.runtime.build import limit_threads
+    from driftproof.runtime.resources import limit_threads
     from driftproof.tiny.model import make_tiny_model
 
     task_fields = {}
@@ -595,6 +597,6 @@ def _tiny_model(known: argparse.Namespace, settings: list[str]) -> int:
 
 
 def _quiet_libraries() -> None:
-    from driftproof.runtime.build import quiet_libraries
+    from driftproof.runtime.resources import quiet_libraries
 
     quiet_libraries()

@@ -33,15 +33,14 @@ from driftproof.ledger.order import PromptOrder
 from driftproof.ledger.reader import LedgerReader
 from driftproof.run import RunDirectory, written_whole
 from driftproof.runtime.build import (
-    limit_threads,
     make_learner,
     make_sampling,
     make_task,
     make_verifier,
     open_engine,
-    preflight,
-    quiet_libraries,
 )
+from driftproof.runtime.preflight import preflight
+from driftproof.runtime.resources import limit_threads, quiet_libraries
 from driftproof.tasks.codec import Codec
 from driftproof.types import Channel
 from driftproof.weights.models import fingerprint_weights

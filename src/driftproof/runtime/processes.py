@@ -35,13 +35,13 @@ from driftproof.ledger.records import FINISHED, RUNNING, STOPPING
 from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory, hold_run_lock
 from driftproof.runtime.build import (
-    limit_threads,
     make_learner,
     make_trackers,
     make_worker,
     open_engine,
 )
 from driftproof.runtime.evaluation import evaluate_heldout, heldout_evaluation
+from driftproof.runtime.resources import limit_threads
 from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.snapshots import Publisher, latest
 

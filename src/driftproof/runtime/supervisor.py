@@ -29,7 +29,7 @@ from driftproof.ledger.reader import LedgerReader
 from driftproof.ledger.records import FINISHED, RUNNING, STOPPING, Counters, Plan
 from driftproof.report.display import Display
 from driftproof.run import RunDirectory, fsync, locked
-from driftproof.runtime.build import preflight, prepare_directory, resolve_device
+from driftproof.runtime.preflight import preflight, prepare_directory
 from driftproof.runtime.processes import (
     EVALUATOR,
     STOP_SECONDS,
@@ -39,6 +39,7 @@ from driftproof.runtime.processes import (
     run_worker,
     write_trouble,
 )
+from driftproof.runtime.resources import resolve, resolve_device, thread_count
 from driftproof.runtime.watchdog import Reports, Standstill, ask_for_stacks, is_stopped, who_waits, write_stacks
 from driftproof.weights.checkpoints import check_checkpoint, list_checkpoints
 from driftproof.weights.snapshots import discard_after
@@ -59,6 +60,7 @@ def start(config: Config, display: Display) -> RunDirectory:
     """
     _warm_up()
     plan = preflight(config)
+    config = resolve(config)
     directory = prepare_directory(config, plan)
     _run(config, directory, display)
     return directory
@@ -74,6 +76,7 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
     _warm_up()
     directory = RunDirectory(path=path)
     plan = preflight(config)
+    config = resolve(config)
     with locked(path, display.message), Ledger(directory.ledger) as ledger:
         _check_same_run(path, plan, ledger.plan)
         step = _step_to_go_on_from(directory, config, ledger.step)
@@ -220,7 +223,7 @@ def _launched(
         config.model.path,
         log=log,
         device=resolve_device(engine.device),
-        threads=1 if engine.threads == "auto" else engine.threads,
+        threads=thread_count(engine.threads),
         slots=engine.slots,
         arguments=engine.arguments,
     )

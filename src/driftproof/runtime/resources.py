@@ -1,0 +1,210 @@
+"""The devices, cores and memory of this machine: what a recipe needs of them, and what its `auto` settings come to.
+
+Guarantees: nothing is downloaded, loaded or started; of a model only `config.json` and the headers of its weights are
+read. Tiny models always get one thread and the largest budget, so that their runs are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from driftproof.config import Config
+from driftproof.errors import ConfigError, DamageError, ModelError
+from driftproof.learner.settings import MOST_POSITIONS
+from driftproof.runtime.memory import engine_memory, learner_memory, read_config
+from driftproof.weights.files import read_shapes
+
+TINY_PARAMETERS = 10_000_000
+"""Parameters up to which a second thread does not make a model faster, and memory is not a question."""
+LEAST_POSITIONS = 1024
+"""Smallest budget that `auto` tries."""
+USABLE = 0.8
+"""Share of a device's memory that weights, activations and caches may take; the rest is for libraries and others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """Memory that one process of a run needs."""
+
+    process: str
+    device: str
+    parts: dict[str, int]
+    """Bytes, by their purpose."""
+    available: int
+    """Bytes of memory of the whole device."""
+
+    @property
+    def needed(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+
+def requirements(config: Config) -> list[Requirement]:
+    """Needs of the learner and of each rollout worker; the largest micro-batch has as many positions as may be.
+
+    Raises:
+        ModelError: the model directory has no usable config.json.
+        ConfigError: a device this machine does not have.
+    """
+    model = read_config(config.model.path)
+    if config.learner.token_budget == "auto":
+        config = _with_budget(config, _fitting_budget(config, model))
+    found = [_requirement("learner", config.learner.device, _learner(config, model))]
+    if config.engine.name == "embedded":
+        found.append(_requirement("each worker", config.engine.device, _worker(config, model)))
+    return found
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with its `auto` numbers settled, once for all of a run.
+
+    Raises:
+        ModelError: the model directory cannot be used. ConfigError: a device this machine does not have.
+    """
+    learner, engine = config.learner, config.engine
+    if "auto" not in (learner.token_budget, learner.threads, engine.threads):
+        return config
+    parameters = count_parameters(config.model.path)
+    shared = share_cores(_cores(), parameters, config.rollouts.workers, in_turns=config.runtime.mode == "sync")
+    budget = learner.token_budget
+    if budget == "auto":
+        tiny = parameters <= TINY_PARAMETERS
+        budget = MOST_POSITIONS if tiny else _fitting_budget(config, read_config(config.model.path))
+    ours, theirs = (
+        own if found == "auto" else found for own, found in zip(shared, (learner.threads, engine.threads), strict=True)
+    )
+    return config.model_copy(
+        update={
+            "learner": replace(learner, threads=ours, token_budget=budget),
+            "engine": replace(engine, threads=theirs),
+        }
+    )
+
+
+def share_cores(cores: int, parameters: int, workers: int, *, in_turns: bool) -> tuple[int, int]:
+    """Threads of the learner and of each worker, by who is busy.
+
+    A learner is busy all the time, while workers with a model of some size wait for it most of theirs: it gets three
+    quarters of the cores, and they share the rest. In turns, each side has all.
+    """
+    if parameters <= TINY_PARAMETERS:
+        return 1, 1
+    if in_turns:
+        return cores, cores
+    return cores - cores // 4, max(cores // 4 // max(workers, 1), 1)
+
+
+def evaluation_threads(config: Config) -> int:
+    """Threads of an engine that has the machine to itself."""
+    if config.engine.threads != "auto":
+        return config.engine.threads
+    return share_cores(_cores(), count_parameters(config.model.path), 1, in_turns=True)[1]
+
+
+def count_parameters(model: Path) -> int:
+    """Parameters of a model directory, from the headers of its weights.
+
+    Raises:
+        ModelError: weights that are not whole, or cannot be read.
+    """
+    try:
+        return sum(math.prod(shape) for shape in read_shapes(model).values())
+    except (DamageError, OSError) as error:
+        raise ModelError(f"the weights of {model} cannot be read: {error}") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _fitting_budget(config: Config, model: Any) -> int:
+    """The largest budget with which a learner fits beside the workers that share its device."""
+    device = resolve_device(config.learner.device)
+    room = USABLE * memory_of(device)
+    if config.engine.name == "embedded" and resolve_device(config.engine.device) == device:
+        workers = 1 if config.runtime.mode == "sync" else config.rollouts.workers
+        room -= workers * sum(_worker(config, model).values())
+    positions = MOST_POSITIONS
+    while positions > LEAST_POSITIONS and sum(_learner(_with_budget(config, positions), model).values()) > room:
+        positions //= 2
+    return positions
+
+
+def _with_budget(config: Config, positions: int) -> Config:
+    return config.model_copy(update={"learner": replace(config.learner, token_budget=positions)})
+
+
+def _learner(config: Config, model: Any) -> dict[str, int]:
+    learner = config.learner
+    row_tokens = min(_longest(config), learner.positions)
+    found = learner_memory(
+        model,
+        rows=max(learner.positions // row_tokens, 1),
+        row_tokens=row_tokens,
+        bfloat16=learner.dtype == "bfloat16" or (learner.dtype == "auto" and resolve_device(learner.device) != "cpu"),
+        gradient_checkpointing=learner.gradient_checkpointing,
+    )
+    return asdict(found)
+
+
+def _worker(config: Config, model: Any) -> dict[str, int]:
+    return asdict(engine_memory(model, slots=config.engine.slots, tokens=_longest(config)))
+
+
+def _longest(config: Config) -> int:
+    """Tokens of the longest row or response."""
+    return max(config.learner.row_tokens, config.sampling.max_tokens)
+
+
+def _requirement(process: str, device: str, parts: dict[str, int]) -> Requirement:
+    device = resolve_device(device)
+    return Requirement(process=process, device=device, parts=parts, available=memory_of(device))
+
+
+def memory_of(device: str) -> int:
+    """Bytes of a device in all."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resolve_device(name: str) -> str:
+    """The device by that name; `auto` is the first GPU, if there is one.
+
+    Raises:
+        ConfigError: a device this machine does not have.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.split(":")[0]
+    if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
+        return name
+    raise ConfigError(f"device {name!r} is not available here; valid: auto, cpu" + ", cuda" * torch.cuda.is_available())
+
+
+def limit_threads(threads: int | Literal["auto"]) -> None:
+    """Threads of this process, for torch and for whatever it loads."""
+    torch.set_num_threads(thread_count(threads))
+    os.environ["OMP_NUM_THREADS"] = str(thread_count(threads))
+
+
+def thread_count(threads: int | Literal["auto"]) -> int:
+    """A number of threads; one where `auto` has not been resolved."""
+    return 1 if threads == "auto" else threads
+
+
+def quiet_libraries() -> None:
+    """Silence transformers' progress bars, which have no place in our display; its errors stay."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
