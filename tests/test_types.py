@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from driftproof.errors import GroupError
+from driftproof.learner.flat_batch import FlatBatch
 from driftproof.types import Batch, FinishReason, Group, Response, Sampling, Verdict
 from tests.groups import make_group
 
@@ -127,3 +129,71 @@ def test_a_batch_counts_its_responses_and_tokens():
 def test_sampling_out_of_range_is_refused(fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         Sampling(**{"max_tokens": 4} | fields)
+
+
+# Episodes
+
+
+def episodes(**changes: Any) -> Group:
+    """Two responses: one of two sequences, with a tool's answer between its tokens, and one of one."""
+    fields: dict[str, Any] = {
+        "prompt_index": 7,
+        "prompt_tokens": np.array([1], np.int32),
+        "response_tokens": np.array([2, 3, 4, 5, 6, 7], np.int32),
+        "response_lengths": np.array([3, 2, 1], np.int32),
+        "rewards": np.array([1.0, 0.0]),
+        "finish_reasons": (FinishReason.STOP, FinishReason.LENGTH),
+        "trained": np.array([True, False, True, False, True, True]),
+        "sequence_of": np.array([0, 0, 1], np.int32),
+        "behavior_logprobs": np.array([-1.0, -2.0, -3.0, -4.0], np.float32),
+        "facts": {"turns": [2, 1], "tool_calls": 1},
+    }
+    return Group(**fields | changes)
+
+
+def test_a_group_of_episodes():
+    group = episodes()
+    assert group.size == 2
+    assert [tokens.tolist() for tokens in group.split()] == [[2, 3, 4], [5, 6], [7]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trained": np.ones(5, bool)}, "trained has 5 bool for 6 response tokens"),
+        ({"trained": np.ones(6, np.int32)}, "trained has 6 int32 for 6 response tokens"),
+        ({"sequence_of": np.array([0, 1], np.int32)}, r"sequence_of is \[0, 1\] for 3 sequences"),
+        ({"sequence_of": np.array([0, 1, 0], np.int32)}, "it must name the 2 responses in their order"),
+        ({"sequence_of": np.array([0, 0, 2], np.int32)}, "it must name the 2 responses in their order"),
+        ({"sequence_of": None}, "3 responses, 2 rewards, 2 finish reasons"),
+        ({"behavior_logprobs": np.full(6, -1, np.float32)}, "6 behavior_logprobs for 4 trained tokens"),
+        ({"facts": {"when": object()}}, "facts are no JSON object"),
+        ({"facts": [1]}, "facts are no JSON object"),
+        (
+            {"behavior_logprobs": np.array([-1, -1, np.nan, -1], np.float32)},
+            "prompt 7, response 0: behavior_logprobs has nan",
+        ),
+        (
+            {"behavior_logprobs": np.array([-1, -1, -1, 1], np.float32)},
+            "prompt 7, response 1: behavior_logprobs has 1.0",
+        ),
+    ],
+)
+def test_a_group_of_episodes_that_does_not_fit_together_is_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(GroupError, match=message):
+        episodes(**changes)
+
+
+def test_masks_of_responses_are_joined():
+    masked = Response(
+        tokens=np.array([3, 4], np.int32), finish_reason=FinishReason.STOP, trained=np.array([True, False])
+    )
+    group = join([response(5), masked], [Verdict(reward=0.0)] * 2)
+    assert group.trained is not None
+    assert group.trained.tolist() == [True, True, False]
+    assert join([response(5)], [Verdict(reward=0.0)]).trained is None
+
+
+def test_what_the_learner_cannot_train_yet_is_refused():
+    with pytest.raises(GroupError, match="cannot be trained yet"):
+        FlatBatch.of([episodes()], "mean", torch.device("cpu"))

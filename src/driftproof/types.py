@@ -40,7 +40,7 @@ class Channel(StrEnum):
 
 
 GROUP_CHANNELS = frozenset({Channel.BEHAVIOR_LOGPROBS})
-"""Those that come with the group; the learner computes the others."""
+"""Channels that come with the group; the learner computes the others."""
 
 
 class FinishReason(StrEnum):
@@ -64,9 +64,9 @@ class Prompt:
     index: int
     """Position in the task's split, 0-based."""
     text: str
-    """What the policy reads."""
+    """The text that the policy reads."""
     answer: str
-    """What the verifier compares with."""
+    """The text that the verifier compares with."""
     system: str = ""
     """System message, for models with a chat template."""
 
@@ -134,7 +134,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What verification of one response gave: a reward, or the reason why there is none."""
+    """The verification of one response: a reward, or the reason why there is none."""
 
     reward: float | None
     problem: str = ""
@@ -172,7 +172,7 @@ class Group:
     sequence_of: NDArray[np.int32] | None = None
     """int32 [S], ascending: the response of each sequence. None: one sequence each."""
     facts: Mapping[str, Any] | None = None
-    """What an environment tells of its episodes (JSON values); shown, never trained on."""
+    """Facts that an environment tells of its episodes (JSON values); shown, never trained on."""
 
     def __post_init__(self) -> None:
         _check_group(self)
@@ -303,9 +303,9 @@ def _check_episodes(where: str, group: Group) -> None:
         )
     if group.facts is not None:
         try:
-            json.dumps(group.facts)
+            json.dumps(dict(group.facts))
         except (TypeError, ValueError) as error:
-            raise GroupError(f"{where}: facts are no JSON: {error}") from error
+            raise GroupError(f"{where}: facts are no JSON object: {error}") from error
 
 
 def _check_logprobs(where: str, logprobs: NDArray[np.float32], group: Group) -> None:

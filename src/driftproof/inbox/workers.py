@@ -1,4 +1,4 @@
-"""What the workers of an inbox did, counted as built-in workers count themselves."""
+"""The work of an inbox's workers, counted as built-in workers count themselves."""
 
 from __future__ import annotations
 

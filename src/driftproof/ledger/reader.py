@@ -121,7 +121,7 @@ class LedgerReader:
         return dict(self._store.sealed(question, "worker", Counters.from_json))
 
     def counters(self, worker: str) -> Counters:
-        """What a worker has reported; all zero where it has not."""
+        """The counters of one worker; all zero where it has not reported."""
         question = "SELECT worker, counters, checksum FROM workers WHERE worker = ?"
         found: dict[str, Counters] = dict(self._store.sealed(question, "worker", Counters.from_json, worker))
         return found.get(worker, Counters())
@@ -200,7 +200,7 @@ class LedgerReader:
             yield Summary(**self._fields(row))
 
     def _fields(self, row: Sequence[Any]) -> dict[str, Any]:
-        """What a `Summary` is made of, from a row that begins with the columns of `groups`."""
+        """Fields of a `Summary`, from a row that begins with the columns of `groups`."""
         columns = row[: len(ROW)]
         if row_checksum(*columns) != row[len(ROW)]:
             raise self._damage(row[0], "its row's checksum does not agree")

@@ -19,7 +19,7 @@ GroupState = Literal["leased", "ready", "trained"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run set out to do; written when the ledger is made."""
+    """A run's aims and bounds; written when the ledger is made."""
 
     seed: int
     """Seed of the prompt permutations."""
@@ -97,10 +97,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """What a worker has done so far, as it reports it with its renewals and commits."""
+    """The totals of a worker, as it reports them with its renewals and commits."""
 
     phase: str = ""
-    """What it is doing, in words."""
+    """Its present work, in words."""
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
     tokens: int = 0
@@ -149,7 +149,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What the ledger knows of a dispatch without its content: what one browses by."""
+    """All that is known of a dispatch but its content: one browses by it."""
 
     dispatch: int
     prompt_index: int
