@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from driftproof.cli.main import main, split_settings
 from driftproof.config import Config
 from tests.runtime.runs import train, write_recipe
+from tests.storage import read_only
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,21 @@ def test_report_draws_again(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["report", str(run)]) == 0
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "held-out prompts" in capsys.readouterr().out
+
+
+def test_a_run_is_shown_from_storage_that_cannot_be_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = Path(shutil.copytree(run, tmp_path / "fixed", symlinks=True))
+    for log in fixed.glob("ledger.sqlite-*"):
+        log.unlink()
+    with read_only(fixed):
+        assert main(["groups", str(fixed), "--limit", "3"]) == 0
+        assert "+0=" in capsys.readouterr().out
+        assert main(["report", str(fixed)]) == 0
+        assert "picture  none: " in capsys.readouterr().out
+        assert main(["ledger", "check", str(fixed)]) == 0
+        assert "nothing is wrong" in capsys.readouterr().out
 
 
 def test_check_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ only errors in driftproof itself show a traceback.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -194,25 +195,28 @@ def _show_result(console: Console, directory: RunDirectory) -> None:
     from driftproof.report.picture import draw
     from driftproof.report.summary import summarize, write_summary
     from driftproof.report.tables import before_after_table, events_table
+    from driftproof.run import LATEST
 
-    model = directory.snapshots / "latest"
+    model, picture = directory.snapshots / LATEST, str(directory.picture)
     with LedgerReader(directory.ledger) as ledger:
         summary = summarize(ledger, model)
         try:
-            write_summary(directory.path / "summary.json", summary)
-            draw(ledger, directory.path / "report.png")
+            write_summary(directory.summary, summary)
+            draw(ledger, directory.picture)
         except OSError as error:
-            raise RunError(
-                f"summary and picture of {directory.path} cannot be written: {error.strerror}; nothing of the run is "
-                f"lost: make space, and: driftproof report {directory.path}"
-            ) from error
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise RunError(
+                    f"summary and picture of {directory.path} cannot be written: {error.strerror}; nothing of the run "
+                    f"is lost: make space, and: driftproof report {directory.path}"
+                ) from error
+            picture = f"none: {error.strerror}"
         console.print(before_after_table(summary))
         if events := ledger.events():
             console.print(events_table(events))
     for line in (
         f"groups   {summary.groups_committed} committed, {summary.groups_trained} trained; "
         f"{summary.groups_of_equal_reward} of {summary.groups_trained} groups had equal rewards",
-        f"picture  {directory.path / 'report.png'}",
+        f"picture  {picture}",
         f"model    {model.resolve()}",
         f"next     driftproof groups {directory.path}",
     ):
