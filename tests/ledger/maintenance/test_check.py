@@ -226,6 +226,12 @@ def test_more_dispatched_than_admitted_is_found(run: Path) -> None:
     assert check_run(run).findings == ("groups: 105 dispatched, 104 admitted",)
 
 
+def test_weights_are_published_before_their_step_is_recorded(run: Path) -> None:
+    with Ledger(run / "ledger.sqlite") as ledger:
+        ledger.published(24)
+    assert check_run(run).findings == ()
+
+
 def test_what_a_resume_undid_stays_admitted(run: Path) -> None:
     with Ledger(run / "ledger.sqlite") as ledger:
         ledger.rewind(5)

@@ -130,7 +130,8 @@ def _file(store: Store, header: LedgerHeader) -> Iterator[str]:
         yield f"meta: step is {header.step} of {header.plan.steps}"
     if not 0 <= header.pruned_step <= max(header.step, 0):
         yield f"meta: groups are pruned up to step {header.pruned_step}, beyond step {header.step}"
-    if not 0 <= header.published_step <= max(header.step, 0):
+    # Weights are published before their step is recorded.
+    if not 0 <= header.published_step <= header.step + 1:
         yield f"meta: weights are published of step {header.published_step}, beyond step {header.step}"
     for (line,) in store.execute("PRAGMA integrity_check(20)"):
         if line != "ok":

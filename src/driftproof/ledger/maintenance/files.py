@@ -1,4 +1,4 @@
-"""What a run keeps beside its ledger: whether its checkpoints and snapshots are whole.
+"""Integrity of what a run keeps beside its ledger: checkpoints and snapshots.
 
 Guarantees: reads names, sizes and headers alone, never a tensor, so that it takes no time however large a model is.
 """
@@ -14,21 +14,17 @@ from driftproof.weights.files import WEIGHTS
 
 
 def file_problems(run: Path) -> Iterator[str]:
-    """What is wrong with a run's checkpoints and snapshots; a run that is being trained may remove old ones."""
-    for directory in list_checkpoints(RunDirectory(path=run).checkpoints):
-        yield from _present(directory, checkpoint_problems(directory))
-    for directory in step_directories(RunDirectory(path=run).snapshots).values():
-        problem = weights_problem(directory / WEIGHTS)
-        problems = [problem] if problem else []
-        if not (directory / "config.json").is_file():
-            problems.append(f"{directory} has no config.json")
-        yield from _present(directory, problems)
-    newest = RunDirectory(path=run).snapshots / LATEST
+    """A sentence on each checkpoint's or snapshot's file that is not whole."""
+    directory = RunDirectory(path=run)
+    found = {path: checkpoint_problems(path) for path in list_checkpoints(directory.checkpoints)}
+    for path in step_directories(directory.snapshots).values():
+        no_config = "" if (path / "config.json").is_file() else f"{path} has no config.json"
+        found[path] = [problem for problem in (weights_problem(path / WEIGHTS), no_config) if problem]
+    for path, problems in found.items():
+        # A run that is being trained removes old ones meanwhile.
+        if path.is_dir():
+            yield from problems
+    newest = directory.snapshots / LATEST
     # It is swapped before the snapshot that it named is removed.
     if newest.is_symlink() and not newest.is_dir():
         yield f"{newest} names {newest.readlink()}, which is not there"
-
-
-def _present(directory: Path, problems: list[str]) -> list[str]:
-    """None of a directory that was removed under our eyes."""
-    return problems if directory.is_dir() else []

@@ -1,7 +1,7 @@
 """Repair of a damaged ledger: `driftproof ledger repair`.
 
 Guarantees: the damaged files are never written to; a group that is saved is the one that was committed, bit for bit
-(the content of one written in format 1 has no checksum to tell); a group of a step that stays done is never trained
+(the content of one written in format 1 has no checksum to tell); what survives of a step that stays done is not trained
 again; `check` finds nothing wrong with the repaired ledger, and a resume goes on from it.
 """
 
