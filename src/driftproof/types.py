@@ -225,6 +225,18 @@ class Group:
         """The sequences' token ids, S arrays."""
         return np.split(self.response_tokens, np.cumsum(self.response_lengths)[:-1])
 
+    def split_trained(self) -> list[NDArray[np.bool_]]:
+        """The sequences' masks of trained tokens, S arrays."""
+        trained = np.ones(len(self.response_tokens), bool) if self.trained is None else self.trained
+        return np.split(trained, np.cumsum(self.response_lengths)[:-1])
+
+    @property
+    def trained_lengths(self) -> NDArray[np.int32]:
+        """int32 [S]: trained tokens of each sequence."""
+        if self.trained is None:
+            return self.response_lengths
+        return np.array([mask.sum() for mask in self.split_trained()], np.int32)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:

@@ -46,6 +46,7 @@ def test_a_line_says_all_that_is_known_of_a_group(tmp_path: Path):
             "problems": ["time", ""],
             "prompt_tokens": [7, 8],
             "response_tokens": [[1, 2], [3]],
+            "trained": None,
             "behavior_logprobs": [[-0.5, -0.25], [-1.0]],
         }
     ]

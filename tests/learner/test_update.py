@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from driftproof.errors import GroupError
 from driftproof.learner.flat_batch import FixedChannels, FlatBatch
 from driftproof.learner.learner import Learner
 from driftproof.learner.packing import pack
@@ -16,11 +19,11 @@ from driftproof.learner.policy import Policy
 from driftproof.learner.update import Update, backward, plain_backward, score
 from driftproof.logprobs import variants
 from driftproof.objectives import OBJECTIVES, build
-from driftproof.types import Channel, Group
+from driftproof.types import Channel, FinishReason, Group
 from tests.groups import make_batch, make_group, random_groups
 
 from .test_learner import settings_of
-from .tiny import tiny_learner, tiny_model
+from .tiny import own_logprobs, tiny_learner, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -143,3 +146,46 @@ def test_the_host_waits_neither_for_each_parameter_nor_for_each_micro_batch(monk
         counts.append(reads.count)
     assert len(learner.pack(batch.groups)) > 1
     assert len(set(counts)) == 1, counts
+
+
+def masked(group: Group, *masks: list[bool]) -> Group:
+    trained = np.array([flag for mask in masks for flag in mask])
+    logprobs = group.behavior_logprobs
+    return replace(group, trained=trained, behavior_logprobs=None if logprobs is None else logprobs[trained])
+
+
+@pytest.mark.parametrize("token_budget", [1, 1 << 14])
+def test_tokens_that_the_policy_did_not_write_are_context_alone(token_budget: int):
+    """By hand, through the model's own forward pass: tool results and user turns are read and not trained."""
+    tokens = [[3, 4, 5, 6, 7], [8, 9], [2]]
+    masks = [[True, False, False, True, True], [False, True], [False]]
+    group = masked(make_group([1, 2], tokens, [1.0, 0.0, 1.0]), *masks)
+    learner = tiny_learner("naive", token_budget=token_budget)
+    update, gradients = gradients_of(learner, [group], fused=True)
+    model, loss = tiny_model(), torch.zeros(())
+    for response, mask, advantage in zip(tokens, masks, (group.rewards - group.rewards.mean()).tolist(), strict=True):
+        logprobs = own_logprobs(model, [1, 2], response)[torch.tensor(mask)]
+        loss = loss - advantage * logprobs.sum() / max(len(logprobs), 1) / 3
+    loss.backward()
+    assert update.flat.lengths_R.tolist() == [3, 1, 0]
+    assert update.total_loss.item() == pytest.approx(loss.item(), abs=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["asympo", "grpo", "m2po"])
+def test_a_mask_of_all_tokens_is_none(objective: str):
+    groups = groups_for(objective)
+    whole = [masked(group, [True] * len(group.response_tokens)) for group in groups]
+    plain, found = tiny_learner(objective), tiny_learner(objective)
+    assert found.train(make_batch(*whole)) == plain.train(make_batch(*groups))
+
+
+def test_responses_of_several_sequences_are_refused():
+    group = replace(
+        make_group([1], [[2], [3], [4]], [1.0, 0.0]),
+        sequence_of=np.array([0, 0, 1], np.int32),
+        finish_reasons=(FinishReason.STOP,) * 2,
+    )
+    with pytest.raises(GroupError, match="responses of several sequences"):
+        tiny_learner().train(make_batch(group))

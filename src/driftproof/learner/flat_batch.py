@@ -34,7 +34,7 @@ class FixedChannels:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FlatBatch:
-    """Advantages, groups and channels of the R responses and N tokens of a whole update."""
+    """Advantages, groups and channels of the R responses and N trained tokens of a whole update."""
 
     advantages_R: Tensor
     """float32 [R]."""
@@ -61,7 +61,7 @@ class FlatBatch:
             raise GroupError("responses of several turns, or with context between their tokens, cannot be trained yet")
         rewards_R = torch.cat([torch.from_numpy(group.rewards.copy()) for group in groups])
         group_R = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.size for group in groups]))
-        lengths_R = torch.cat([torch.from_numpy(group.response_lengths.copy()) for group in groups]).long()
+        lengths_R = torch.cat([torch.from_numpy(group.trained_lengths.copy()) for group in groups]).long()
         logprobs = [torch.from_numpy(g.behavior_logprobs.copy()) for g in groups if g.behavior_logprobs is not None]
         if len(logprobs) not in (0, len(groups)):
             raise GroupError(f"{len(logprobs)} of the step's {len(groups)} groups carry behavior_logprobs")

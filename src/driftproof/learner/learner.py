@@ -129,14 +129,13 @@ class Learner:
             before = self.score(groups)
             channels = replace(channels, proximal_logprobs_N=before.logprobs_N, old_values_N=before.values_N)
         if self.reference is not None and Channel.REFERENCE_LOGPROBS in needs:
-            tokens = sum(len(group.response_tokens) for group in groups)
-            reference = score(self.reference, self.pack(groups), tokens)
+            reference = score(self.reference, self.pack(groups), _trained_tokens(groups))
             channels = replace(channels, reference_logprobs_N=reference.logprobs_N)
         return channels
 
     def score(self, groups: Sequence[Group]) -> TokenValues:
-        """The policy's values of the response tokens of `groups`, in their order, without gradient."""
-        return score(self.policy, self.pack(groups), sum(len(group.response_tokens) for group in groups))
+        """The policy's values of the trained tokens of `groups`, in their order, without gradient."""
+        return score(self.policy, self.pack(groups), _trained_tokens(groups))
 
     @torch.no_grad()
     def nll_by_sign(self, groups: Iterable[Group]) -> dict[str, float]:
@@ -170,3 +169,7 @@ def split_updates(groups: Sequence[Group], updates: int) -> list[Sequence[Group]
     """Consecutive groups for each update, as equal in number as can be."""
     cuts = [round(len(groups) * update / updates) for update in range(updates + 1)]
     return [groups[start:end] for start, end in pairwise(cuts) if start < end]
+
+
+def _trained_tokens(groups: Sequence[Group]) -> int:
+    return sum(int(group.trained_lengths.sum()) for group in groups)

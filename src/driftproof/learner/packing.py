@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from driftproof.errors import GroupError
 from driftproof.types import Group, Tokens
 
 MOST_PADDING = 0.25
@@ -24,7 +25,7 @@ MOST_PADDING = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """B rows of T positions that hold the N response tokens of R responses."""
+    """B rows of T positions that hold R responses with N trained tokens."""
 
     input_ids: Tensor
     """int64 [B, T]; padded with 0."""
@@ -33,15 +34,15 @@ class MicroBatch:
     attention_mask: Tensor | None
     """bool [B, 1, T, T], true where a position may look; None where every row holds one response (plainly causal)."""
     predict_N: Tensor
-    """int64 [N]: index into the flattened [B * T] positions of the one that predicts each response token."""
+    """int64 [N]: index into the flattened [B * T] positions of the one that predicts each trained token."""
     targets_N: Tensor
-    """int64 [N]: the response tokens."""
+    """int64 [N]: the trained tokens."""
     lengths: list[int]
-    """Tokens of each response; R numbers, on the host."""
+    """Trained tokens of each response; R numbers, on the host."""
     responses_R: Tensor
     """int64 [R]: position of each response in the batch, counted group by group."""
     tokens_N: Tensor
-    """int64 [N]: position of each token in the batch's flat response tokens."""
+    """int64 [N]: position of each token among the batch's trained tokens."""
 
     @property
     def positions(self) -> int:
@@ -57,12 +58,20 @@ class MicroBatch:
         return replace(self, **moved)
 
 
+class _Response(NamedTuple):
+    number: int
+    """Position in the batch, counted group by group."""
+    offset: int
+    """Position of its first trained token among those of the batch."""
+    tokens: Tokens
+    trained: NDArray[np.bool_]
+
+
 @dataclass(slots=True)
 class _Row:
     prompt: Tokens
     length: int
-    responses: list[tuple[int, int, Tokens]] = field(default_factory=list)
-    """Per response: its position in the batch, where it starts in the batch's flat response tokens, its tokens."""
+    responses: list[_Response] = field(default_factory=list)
 
 
 def pack(
@@ -75,7 +84,12 @@ def pack(
         token_budget: positions of a micro-batch, padding included.
         row_tokens: a row takes another response while it stays within so many tokens.
         share_prompts: False puts every response in a row of its own, as models without full attention need.
+
+    Raises:
+        GroupError: a response of several sequences.
     """
+    if any(group.sequence_of is not None for group in groups):
+        raise GroupError("responses of several sequences (`sequence_of`) cannot be trained")
     rows = sorted(_rows(groups, row_tokens if share_prompts else 0), key=lambda row: row.length, reverse=True)
     together: list[list[_Row]] = []
     used = 0
@@ -96,16 +110,16 @@ def _rows(groups: Sequence[Group], row_tokens: int) -> list[_Row]:
     number = offset = 0
     for group in groups:
         row: _Row | None = None
-        for tokens in group.split():
+        for tokens, trained in zip(group.split(), group.split_trained(), strict=True):
             # The last token of a response is predicted, but predicts nothing.
             inputs = max(len(tokens) - 1, 0)
             if row is None or row.length + inputs > row_tokens:
                 row = _Row(group.prompt_tokens, len(group.prompt_tokens))
                 rows.append(row)
-            row.responses.append((number, offset, tokens))
+            row.responses.append(_Response(number, offset, tokens, trained))
             row.length += inputs
             number += 1
-            offset += len(tokens)
+            offset += int(trained.sum())
     return rows
 
 
@@ -122,17 +136,18 @@ def _to_micro_batch(rows: list[_Row]) -> MicroBatch:
         input_ids[index, :prompt_length] = row.prompt
         owner[index, :prompt_length] = -1
         cursor = prompt_length
-        for which, (number, offset, tokens) in enumerate(row.responses):
-            length = len(tokens)
-            inputs = max(length - 1, 0)
+        for which, (number, offset, tokens, trained) in enumerate(row.responses):
+            length = int(trained.sum())
+            inputs = max(len(tokens) - 1, 0)
             input_ids[index, cursor : cursor + inputs] = tokens[:inputs]
             position_ids[index, cursor : cursor + inputs] = np.arange(prompt_length, prompt_length + inputs)
             owner[index, cursor : cursor + inputs] = which
             if length:
                 base = index * width
-                predict.append(np.arange(base + cursor - 1, base + cursor + inputs))
-                predict[-1][0] = base + prompt_length - 1
-                targets.append(tokens)
+                places = np.arange(base + cursor - 1, base + cursor + inputs)
+                places[0] = base + prompt_length - 1
+                predict.append(places[trained])
+                targets.append(tokens[trained])
                 token_positions.append(np.arange(offset, offset + length))
             lengths.append(length)
             numbers.append(number)

@@ -64,7 +64,7 @@ def _lines(batch: Batch, skipped: Sequence[Skipped]) -> Iterator[dict[str, Any]]
         for position, not_finite in update.offending.items():
             group = batch.groups[position]
             logprobs = group.behavior_logprobs
-            ends = np.cumsum(group.response_lengths)[:-1]
+            ends = np.cumsum(group.trained_lengths)[:-1]
             yield {
                 "step": batch.step,
                 "loss": _number(update.loss),
@@ -77,7 +77,8 @@ def _lines(batch: Batch, skipped: Sequence[Skipped]) -> Iterator[dict[str, Any]]
                 "finish_reasons": list(group.finish_reasons),
                 "problems": list(group.problems),
                 "prompt_tokens": group.prompt_tokens.tolist(),
-                "response_tokens": [response.tolist() for response in group.split()],
+                "response_tokens": [tokens.tolist() for tokens in group.split()],
+                "trained": None if group.trained is None else [mask.tolist() for mask in group.split_trained()],
                 "behavior_logprobs": None if logprobs is None else [p.tolist() for p in np.split(logprobs, ends)],
             }
 
