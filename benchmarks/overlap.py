@@ -10,7 +10,6 @@ first 20; the four take turns, five times. Target: asynchronous at most 1.10 tim
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -21,8 +20,9 @@ from driftproof.config import load_config
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED
 from driftproof.runtime.build import make_learner
+from driftproof.runtime.placement.local import LocalPlacement
+from driftproof.runtime.placement.protocol import Resources, Role
 from driftproof.runtime.preflight import preflight, prepare_directory
-from driftproof.runtime.processes import run_learner, run_worker
 from driftproof.weights.models import inspect_model
 from driftproof.weights.snapshots import Publisher
 
@@ -43,10 +43,9 @@ def both_alone(model: Path, directory: Path) -> tuple[float, float]:
     config = load_config(QUICKSTART, overrides)
     run = prepare_directory(config, preflight(config))
     Publisher(run.snapshots, model).publish(0, make_learner(config).policy.state())
-    context = multiprocessing.get_context("spawn")
+    placement, one = LocalPlacement(directory=run), Resources(threads=1)
     with Ledger(run.ledger) as ledger:
-        worker = context.Process(target=run_worker, args=(run.path, "worker-0"))
-        worker.start()
+        worker = placement.start(Role.WORKER, "worker-0", one)
         per_step = ledger.plan.groups_per_step
         times = {}
         while (ready := ledger.status().ready) < STEPS * per_step:
@@ -54,11 +53,10 @@ def both_alone(model: Path, directory: Path) -> tuple[float, float]:
             time.sleep(0.002)
         rollouts = (time.perf_counter() - times[WARM_UP_STEPS]) / (STEPS - WARM_UP_STEPS)
         worker.kill()
-        worker.join()
-        learner = context.Process(target=run_learner, args=(run.path,))
-        learner.start()
-        learner.join()
-        assert ledger.state() == FINISHED, (run.logs / "learner.log").read_text()
+        learner = placement.start(Role.LEARNER, "learner", one)
+        while learner.alive:
+            learner.wait(1.0)
+        assert ledger.state() == FINISHED, run.log("learner").read_text()
     return rollouts, step_seconds(run.ledger)
 
 

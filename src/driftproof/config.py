@@ -30,7 +30,7 @@ from driftproof.weights.settings import ModelSettings
 
 REMOVED = {
     "engine.start_seconds": "a launched server has runtime.start_seconds to answer",
-    "runtime.silent_seconds": "a worker is replaced after 2.5 times rollouts.lease_seconds without a report",
+    "runtime.silent_seconds": "a worker is replaced after twice rollouts.lease_seconds without a report",
     "learner.entropy": "the entropy is always measured",
     "learner.row_tokens": "it is a 32nd of learner.token_budget",
 }

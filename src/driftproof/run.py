@@ -103,8 +103,12 @@ class RunDirectory:
         return self.path / "inbox.lock"
 
     def log(self, process: str) -> Path:
-        """What a process of the run writes to its terminal."""
+        """Terminal output of a process of the run."""
         return self.logs / f"{process}.log"
+
+    def activity(self, process: str) -> Path:
+        """File with the activity of a process, for whoever watches it."""
+        return self.logs / f"{process}.activity"
 
     def stall(self, step: int) -> Path:
         """The stacks of all processes of a run that stood still at `step`."""

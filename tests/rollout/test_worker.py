@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,13 @@ def engine(tiny_model_dir: Path) -> EmbeddedEngine:
     return EmbeddedEngine.from_directory(tiny_model_dir, slots=16)
 
 
-def worker(ledger: Ledger, engine: EmbeddedEngine | Failing, model: Path, **settings: Any) -> RolloutWorker:
+def worker(
+    ledger: Ledger,
+    engine: EmbeddedEngine | Failing,
+    model: Path,
+    phase: Callable[[str], object] = lambda _: None,
+    **settings: Any,
+) -> RolloutWorker:
     codec = Codec(model)
     snapshots = ledger.path.parent / "snapshots"
     return RolloutWorker(
@@ -94,6 +100,7 @@ def worker(ledger: Ledger, engine: EmbeddedEngine | Failing, model: Path, **sett
         snapshots,
         RolloutSettings(group_size=4, **settings),
         Sampling(max_tokens=4, stop_ids=codec.stop_ids),
+        phase,
     )
 
 
@@ -215,6 +222,21 @@ def test_log_probs_are_asked_for_exactly_when_the_plan_says_so(
         work_until_ready(worker(ledger, engine, tiny_model_dir), 4)
         assert all(record.group.behavior_logprobs is not None for record in ledger.records())
         assert ledger.workers()["worker"].requests_with_logprobs == 4
+
+
+def test_it_says_what_it_is_doing(ledger: Ledger, engine: EmbeddedEngine, tiny_model_dir: Path) -> None:
+    told: list[str] = []
+    rollouts = worker(ledger, engine, tiny_model_dir, phase=told.append)
+    Publisher(rollouts.weights.snapshots, tiny_model_dir).publish(3, load_file(tiny_model_dir / "model.safetensors"))
+    work_until_ready(rollouts, 4)
+    while rollouts.work():
+        pass
+    order = [
+        "asks the ledger for prompts", "loads the weights of step 3", "waits for its engine",
+        "commits groups to the ledger", "waits for a prompt that it may lease",
+    ]  # fmt: skip
+    assert list(dict.fromkeys(phase for phase in told if phase != "waits for its verifier")) == order
+    assert ledger.workers()["worker"].phase == "commits groups to the ledger"
 
 
 def test_it_stops_when_the_run_stops(ledger: Ledger, engine: EmbeddedEngine, tiny_model_dir: Path) -> None:

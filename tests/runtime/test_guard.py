@@ -66,7 +66,7 @@ def test_losses_that_are_not_finite_stop_the_run_and_a_broken_checkpoint_is_gone
     before = state_of(run)
     refused = train("--resume", run, "--task.verifier", "scorers:parity")
     assert refused.code == 2
-    assert f"the newest checkpoint is broken: {broken} cannot be read" in refused.stderr
+    assert f"the newest checkpoint is broken: {broken} " in refused.stderr
     assert f"To go on from the one before, {older.name}: mv {newest} {run}/broken-{newest.name}" in refused.stderr
     assert state_of(run) == before
     newest.rename(run / f"broken-{newest.name}")
@@ -172,6 +172,27 @@ def test_a_directory_that_cannot_be_written_is_said(recipe: Path, tmp_path: Path
         refused = train("--resume", run)
         assert refused.code == 2
         assert f"run directory {run} cannot be written: Read-only file system" in refused.stderr
+
+
+def test_a_directory_that_is_moved_under_a_live_run_is_said(recipe: Path, tmp_path: Path) -> None:
+    run, place = tmp_path / "run", tmp_path / "elsewhere"
+    process = launch(
+        recipe, "--run.directory", run, "--run.steps", 3000, "--evaluation.prompts", 0, "--learner.checkpoint_every", 2
+    )
+    wait_for_step(run, 3, process)
+    pids = processes(run).values()
+    run.rename(place)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert f"driftproof: run directory {run} was removed or moved while the run was working on it" in stderr
+    assert "Traceback" not in stderr
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not run.exists()
+    with Ledger(place / "ledger.sqlite") as ledger:
+        steps = ledger.step + 3
+    resumed = train("--resume", place, "--run.steps", steps)
+    assert resumed.code == 0, resumed.stderr
+    trained_once(place, steps=steps, groups_per_step=4)
 
 
 @pytest.mark.slow

@@ -6,17 +6,15 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from driftproof.ledger.ledger import Ledger
-from driftproof.ledger.records import Status
-from driftproof.runtime.watchdog import ANSWER_SECONDS, Reports, Stacks, Standstill, ask_for_stacks, who_waits
+from driftproof.ledger.records import Counters, Status
+from driftproof.runtime.activity import Activity
+from driftproof.runtime.watchdog import Examined, Heartbeats, Watchdog, who_waits, write_stacks
 from tests.runtime import runs
 from tests.runtime.runs import launch, processes, summary, train, trained_once, wait_for_step, write_recipe
 
@@ -34,108 +32,63 @@ def status(step: int, committed: int) -> Status:
 
 
 def test_a_standstill_is_the_time_without_anything_new():
-    standstill = Standstill(3, 9, stall_seconds=10, start_seconds=100)
-    assert standstill.exceeded(status(3, 3), 0, 1000.0) is None
-    assert standstill.exceeded(status(3, 3), 0, 1099.0) is None, "until the first step: the limit of the start"
-    assert standstill.exceeded(status(3, 3), 1, 1100.0) is None
-    assert standstill.exceeded(status(3, 3), 1, 1201.0) == 100
-    assert standstill.exceeded(status(4, 9), 1, 1202.0) is None
-    assert standstill.exceeded(status(4, 9), 1, 1211.0) is None
-    assert standstill.exceeded(status(4, 10), 1, 1213.0) is None, "a group is something new"
-    assert standstill.exceeded(status(4, 10), 1, 1224.0) == 10
-    assert standstill.exceeded(status(9, 10), 1, 1225.0) is None
-    assert standstill.exceeded(status(9, 10), 1, 1300.0) is None, "after the last step: evaluation"
+    watchdog = Watchdog(3, 9, stall_seconds=10, start_seconds=100)
+    assert watchdog.exceeded(status(3, 3), 0, 1000.0) is None
+    assert watchdog.exceeded(status(3, 3), 0, 1099.0) is None, "until the first step: the limit of the start"
+    assert watchdog.exceeded(status(3, 3), 1, 1100.0) is None
+    assert watchdog.exceeded(status(3, 3), 1, 1201.0) == 100
+    assert watchdog.exceeded(status(4, 9), 1, 1202.0) is None
+    assert watchdog.exceeded(status(4, 9), 1, 1211.0) is None
+    assert watchdog.exceeded(status(4, 10), 1, 1213.0) is None, "a group is something new"
+    assert watchdog.exceeded(status(4, 10), 1, 1224.0) == 10
+    assert watchdog.exceeded(status(9, 10), 1, 1225.0) is None
+    assert watchdog.exceeded(status(9, 10), 1, 1300.0) is None, "after the last step: evaluation"
+    watchdog.reset(1320.0)
+    assert watchdog.exceeded(status(9, 10), 1, 1400.0) is None, "somebody was started again"
 
 
 def test_a_worker_is_silent_since_its_last_report():
-    reports, old = Reports(), {"tokens": 5}
-    reports.started("worker-0", old, 0.0)
-    assert reports.silence("worker-0", old, 500.0) == 500
-    assert not reports.is_up("worker-0"), "it loads its model; the counters are those of before"
-    assert reports.silence("worker-0", {"tokens": 6}, 501.0) == 0
-    assert reports.is_up("worker-0")
-    assert reports.silence("worker-0", {"tokens": 6}, 530.0) == 29
-    assert reports.silence("worker-0", {"tokens": 7}, 531.0) == 0
-    reports.started("worker-0", {"tokens": 7}, 600.0)
-    assert reports.silence("worker-0", {"tokens": 7}, 900.0) == 300
-    assert not reports.is_up("worker-0")
-    reports.forgive(900.0)
-    assert reports.silence("worker-0", {"tokens": 7}, 901.0) == 1
+    heartbeats, old = Heartbeats(), Counters(tokens=5)
+    heartbeats.started("worker-0", old, 0.0)
+    assert heartbeats.silence("worker-0", old, 500.0) == 500
+    assert not heartbeats.is_up("worker-0"), "it loads its model; the counters are those of before"
+    assert heartbeats.silence("worker-0", Counters(tokens=6), 501.0) == 0
+    assert heartbeats.is_up("worker-0")
+    assert heartbeats.silence("worker-0", Counters(tokens=6), 530.0) == 29
+    assert heartbeats.silence("worker-0", Counters(tokens=7), 531.0) == 0
+    heartbeats.started("worker-0", Counters(tokens=7), 600.0)
+    assert heartbeats.silence("worker-0", Counters(tokens=7), 900.0) == 300
+    assert not heartbeats.is_up("worker-0")
+    heartbeats.reset(900.0)
+    assert heartbeats.silence("worker-0", Counters(tokens=7), 901.0) == 1
 
 
-DUMP = """Thread 0x00007f1 (most recent call first):
-  File "/x/driftproof/verify/pool.py", line 9 in _advance
-
-Current thread 0x00007f0 (most recent call first):
-  File "/y/torch/nn/functional.py", line 10 in linear
-  File "/x/driftproof/runtime/processes.py", line 20 in _pause
-  File "/x/driftproof/learner/loop.py", line 30 in _wait_for_batch
-  File "/x/driftproof/learner/loop.py", line 40 in learn
-"""
-
-
-@pytest.mark.parametrize(
-    ("stopped", "text", "doing"),
-    [
-        (False, DUMP, "waits for groups (runtime/processes.py:20, _pause)"),
-        (True, "", f"was stopped by a signal (SIGSTOP, SIGTSTP); it did not answer within {ANSWER_SECONDS:.0f} s"),
-        (False, "Current thread 0x1 (most recent call first):\n  File \"/y/a.py\", line 1 in f\n", "is outside of"),
-        (False, DUMP.replace("_wait_for_batch", "xyz").replace("in learn", "in f"), "is busy (runtime/processes.py"),
-    ],
-)  # fmt: skip
-def test_stacks_in_words(stopped: bool, text: str, doing: str):
-    assert doing in Stacks(pid=1, stopped=stopped, text=text).doing
-
-
-def test_who_waits_is_a_line_for_each_process():
-    stacks = {
-        "learner": Stacks(pid=7, stopped=False, text=DUMP),
-        "worker-0": Stacks(pid=8, stopped=True, text=DUMP.replace("_wait_for_batch", "collect")),
-    }
-    both = Status(state="running", step=4, dispatched=32, leased=4, ready=12, trained=16)
-    assert who_waits(stacks, both, 16, {"worker-0": 310.2}).splitlines() == [
-        "learner (pid 7) waits for groups (runtime/processes.py:20, _pause): 12 of 16 are ready, 4 are leased",
-        "worker-0 (pid 8) was stopped by a signal (SIGSTOP, SIGTSTP); it waits for its engine "
-        "(runtime/processes.py:20, _pause); last heard of 310 s ago",
-    ]
-    assert "no rollout worker of the run's own: 4 groups" in who_waits({"learner": stacks["learner"]}, both, 16, {})
-
-
-@contextmanager
-def asleep(log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that answers like those of a run."""
-    code = (
-        "import faulthandler, signal, sys, time; from driftproof.runtime.processes import STACKS\n"
-        "faulthandler.register(STACKS, sys.stderr, all_threads=True)\n"
-        "def collect(): print('up', flush=True); time.sleep(600)\ncollect()"
+def examined(name: str, phase: str, *, paused: bool = False, silence: float | None = None) -> Examined:
+    activity = Activity(phase=phase, since=88.4)
+    return Examined(
+        name=name, where="pid 7", paused=paused, activity=activity, silence=silence, stacks=f"{name}'s stacks"
     )
-    with log.open("ab") as file:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=file)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"up\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
-def test_processes_write_their_stacks_also_when_they_are_stopped(tmp_path: Path):
-    (tmp_path / "a.log").write_text("Thread 0x1 (most recent call first):\n  of long ago\n")
-    with asleep(tmp_path / "a.log") as first, asleep(tmp_path / "b.log") as second:
-        second.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, second.pid, os.WSTOPPED | os.WNOWAIT)
-        found = ask_for_stacks({"a": first.pid, "b": second.pid}, tmp_path)
-    assert [stacks.stopped for stacks in found.values()] == [False, True]
-    for stacks in found.values():
-        assert re.search(r"in collect\n", stacks.text)
-        assert "long ago" not in stacks.text
+def test_who_waits_is_a_line_for_each_process(tmp_path: Path):
+    learner = examined("learner", "waits for groups")
+    worker = examined("worker-0", "waits for its engine", paused=True, silence=310.2)
+    both = Status(state="running", step=4, dispatched=32, leased=4, ready=12, trained=16)
+    summary = who_waits([learner, worker], 100.0, both, 16)
+    assert summary.splitlines() == [
+        "learner (pid 7) waits for groups (for 12 s): 12 of 16 are ready, 4 are leased",
+        "worker-0 (pid 7) was stopped by a signal (SIGSTOP, SIGTSTP); it waits for its engine (for 12 s); "
+        "last heard of 310 s ago",
+    ]
+    assert "no rollout worker of the run's own: 4 groups" in who_waits([learner], 100.0, both, 16)
+    write_stacks(tmp_path / "stall.txt", summary, [learner, worker])
+    assert (tmp_path / "stall.txt").read_text().endswith("worker-0 (pid 7)\nworker-0's stacks\n")
 
 
-def test_a_process_that_is_gone_has_no_stacks(tmp_path: Path):
-    with asleep(tmp_path / "a.log") as process:
-        pass
-    assert ask_for_stacks({"a": process.pid}, tmp_path)["a"].text == ""
+def test_only_a_learner_that_can_go_on_waits_for_groups():
+    assert examined("learner", "waits for groups").waits_for_groups
+    assert not examined("learner", "waits for groups", paused=True).waits_for_groups
+    assert not examined("learner", "trains a step").waits_for_groups
 
 
 def stop(run: Path, name: str) -> int:
@@ -179,8 +132,10 @@ def test_a_worker_that_is_stopped_is_a_stall_that_is_explained(tiny_model_dir: P
     pid = stop(run, "worker-0")
     stderr, stacks = stands_still(run, process)
     assert "no step was finished and no group committed for 6 s" in stderr
-    assert re.search(r"^learner \(pid \d+\) waits for groups \(.*: \d of 4 are ready, \d are leased", stderr, re.M)
-    assert re.search(rf"^worker-0 \(pid {pid}\) was stopped by a signal", stderr, re.M)
+    assert re.search(
+        r"^learner \(pid \d+\) waits for groups \(for \d+ s\): \d of 4 are ready, \d are leased", stderr, re.M
+    )
+    assert re.search(rf"^worker-0 \(pid {pid}\) was stopped by a signal .*; it .* \(for \d+ s\)", stderr, re.M)
     assert re.search(r"in _wait_for_batch\n", stacks)
     assert re.search(r"rollout/worker.py.*in \w+\n", stacks)
     with Ledger(run / "ledger.sqlite") as ledger:
@@ -218,7 +173,7 @@ def test_a_learner_that_is_stopped_is_a_stall(mode: str, tiny_model_dir: Path, t
     stderr, stacks = stands_still(run, process)
     assert re.search(r"^learner \(pid \d+\) was stopped by a signal", stderr, re.M)
     assert ("worker-0 (pid" in stderr) == (mode == "async")
-    assert re.search(r"processes.py.*in run_(learner|both)\n", stacks)
+    assert re.search(r"processes.py.*in _learn\n", stacks)
     goes_on(run)
 
 

@@ -158,9 +158,9 @@ def _add_ledger(ledger: argparse.ArgumentParser) -> None:
 
 def _train(known: argparse.Namespace, overrides: list[str]) -> int:
     from driftproof.report.display import RunConsole, open_display
-    from driftproof.runtime import supervisor
     from driftproof.runtime.preflight import preflight
     from driftproof.runtime.resources import resolve
+    from driftproof.runtime.train import resume, start
 
     if (known.recipe is None) == (known.resume is None):
         raise ConfigError("give a recipe to start a run, or --resume RUN to go on with one")
@@ -173,9 +173,7 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
     console = RunConsole()
     display = open_display(console)
     try:
-        directory = (
-            supervisor.resume(known.resume, config, display) if known.resume else supervisor.start(config, display)
-        )
+        directory = resume(known.resume, config, display) if known.resume else start(config, display)
     finally:
         display.close()
     _show_result(console, directory)

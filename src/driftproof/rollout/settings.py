@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-SILENT_LEASES = 2.5
+SILENT_LEASES = 2.0
 """Leases that a worker may let pass without a report before it is replaced; it reports four times in each."""
 
 
@@ -23,7 +23,7 @@ class RolloutSettings:
     max_staleness: Annotated[int, Ge(0)] = 4
     """Steps that the rollout side may be ahead; 0 is synchronous, and so is any value in `runtime.mode` sync."""
     lease_seconds: Annotated[float, Gt(0)] = 120.0
-    """Silence after which a worker has lost its leases; after 2.5 times as long it is killed and replaced."""
+    """Silence after which a worker has lost its leases; after twice as long it is killed and replaced."""
     path: Path | None = None
     """Recorded trace to train on, in the share below."""
     recorded_share: Annotated[float, Gt(0), Le(1)] | None = None

@@ -69,8 +69,9 @@ class RolloutWorker:
         self.settings = settings
         self.sampling = sampling
         self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in leases.plan.channels
-        self.weights = WeightFollower(engine, snapshots, phase=phase, refused=self._snapshot_refused)
-        self._phase = phase
+        self.weights = WeightFollower(engine, snapshots, phase=self._enter, refused=self._snapshot_refused)
+        self._tell_phase = phase
+        self._phase = ""
         self._under_way = 0
         self._attempts: Counter[int] = Counter()
         self._failed_in_a_row = 0
@@ -102,14 +103,14 @@ class RolloutWorker:
         self._under_way += len(requests)
         fault_point(ENGINE, EngineError)
         if self._under_way:
-            self._phase("waits for its engine")
+            self._enter("waits for its engine")
             self._sort(self.engine.collect())
         # Read in this thread: an engine's counters may change while it works.
         self._engine_counters = dict(self.engine.counters)
         committed = self._commit()
         active = bool(requests or committed or self._under_way)
         if not active:
-            self._phase("waits for its verifier" if self._verifying else "waits for a prompt that it may lease")
+            self._enter("waits for its verifier" if self._verifying else "waits for a prompt that it may lease")
         seconds = time.monotonic() - started
         self._count(**{"busy_seconds" if active else "waiting_seconds": seconds})
         self._busy_since = None
@@ -155,7 +156,7 @@ class RolloutWorker:
             room = 1
         if room <= 0:
             return []
-        self._phase("asks the ledger for prompts")
+        self._enter("asks the ledger for prompts")
         leases = self.leases.lease(self.name, room, self.settings.lease_seconds)
         prompts = [self.task.train[lease.prompt_index] for lease in leases]
         return [
@@ -212,7 +213,7 @@ class RolloutWorker:
         done = [future for future in self._verifying if future.done()]
         if not (done or self._given_up):
             return 0
-        self._phase("commits groups to the ledger")
+        self._enter("commits groups to the ledger")
         self._verifying = [future for future in self._verifying if not future.done()]
         groups, failed = {key: group for future in done for key, group in future.result().items()}, self._given_up
         self._given_up = {}
@@ -224,6 +225,10 @@ class RolloutWorker:
             self.leases.commit(self.name, groups | failed, self._counters())
         return len(groups) + len(failed)
 
+    def _enter(self, phase: str) -> None:
+        self._phase = phase
+        self._tell_phase(phase)
+
     def _count(self, **more: float) -> None:
         self._totals = replace(
             self._totals, **{name: getattr(self._totals, name) + value for name, value in more.items()}
@@ -232,6 +237,7 @@ class RolloutWorker:
     def _counters(self) -> Counters:
         return replace(
             self._totals,
+            phase=self._phase,
             snapshot=self.weights.loaded_step,
             renewals=self._renewed,
             engine=self._engine_counters,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +114,9 @@ def make_trackers(config: Config, directory: RunDirectory, ledger: LedgerReader)
     )
 
 
-def make_worker(config: Config, directory: RunDirectory, leases: Leases, name: str) -> RolloutWorker:
+def make_worker(
+    config: Config, directory: RunDirectory, leases: Leases, name: str, phase: Callable[[str], object] = lambda _: None
+) -> RolloutWorker:
     task = make_task(config)
     codec = Codec(config.model.path)
     return RolloutWorker(
@@ -128,6 +130,7 @@ def make_worker(config: Config, directory: RunDirectory, leases: Leases, name: s
         directory.snapshots,
         config.rollouts,
         make_sampling(config, codec),
+        phase,
     )
 
 

@@ -1,48 +1,17 @@
-"""When a run stands still: how that is noticed, and who waits for whom.
-
-Guarantees: nothing here waits longer than a few seconds, or writes to the ledger.
-"""
+"""Noticing that a run stands still, or a worker is silent, and telling who waits for whom."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from driftproof.learner.loop import WAITS_FOR_GROUPS
 from driftproof.ledger.records import Counters, Status
-from driftproof.runtime.processes import STACKS
-
-ANSWER_SECONDS = 3.0
-"""How long processes may take to write their stacks."""
-
-# What a frame of ours waits for or does, the innermost that is known.
-_DOINGS = {
-    "_wait_for_batch": "waits for groups",
-    "_wait_for_snapshot": "waits for the first snapshot",
-    "_checkpoint": "writes a checkpoint",
-    "publish": "publishes weights",
-    "finish_step": "records its step in the ledger",
-    "_update": "computes an update",
-    "train": "trains a step",
-    "evaluate_heldout": "evaluates held-out prompts",
-    "evaluate": "evaluates held-out prompts",
-    "make_learner": "loads its model",
-    "make_worker": "loads its model and starts its verifier",
-    "collect": "waits for its engine",
-    "load": "loads new weights",
-    "_lease": "asks the ledger for prompts",
-    "_commit": "commits groups to the ledger",
-    "run": "waits for a prompt that it may lease, or for its verifier",
-}
-_FRAME = re.compile(r'File ".*?/driftproof/(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)')
+from driftproof.runtime.activity import Activity
 
 
-class Standstill:
+class Watchdog:
     """How long a run has got no further: no step was finished, no group committed, nothing evaluated."""
 
     def __init__(self, step: int, steps: int, *, stall_seconds: float, start_seconds: float) -> None:
@@ -64,8 +33,12 @@ class Standstill:
         limit = self._start_seconds if status.step in (self._first, self._last) else self._stall_seconds
         return limit if now - self._since > limit else None
 
+    def reset(self, now: float) -> None:
+        """Begin to count anew: somebody was started again, and needs the time to get going."""
+        self._since = now
 
-class Reports:
+
+class Heartbeats:
     """When each rollout worker last reported, seen by the counters that it leaves in the ledger."""
 
     def __init__(self) -> None:
@@ -85,101 +58,54 @@ class Reports:
         """Whether it has reported since it was started; before that it loads its model."""
         return self._last[worker][2]
 
-    def forgive(self, now: float) -> None:
+    def reset(self, now: float) -> None:
         """All begin anew: somebody has kept the others from reporting."""
         self._last = {worker: (counters, now, up) for worker, (counters, _, up) in self._last.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stacks:
-    """What a process was doing when it was asked."""
+class Examined:
+    """A process of a run that stands still."""
 
-    pid: int
-    stopped: bool
-    """It was stopped by a signal, and was made to go on so that it could answer."""
-    text: str
-    """The stacks of its threads as faulthandler writes them; "" where it did not answer."""
-
-    @property
-    def doing(self) -> str:
-        """In words, with the place in driftproof's code."""
-        stopped = "was stopped by a signal (SIGSTOP, SIGTSTP); it " if self.stopped else ""
-        if not self.text:
-            return f"{stopped}did not answer within {ANSWER_SECONDS:.0f} s"
-        # The main thread comes last.
-        frames = list(_FRAME.finditer(self.text.strip().split("\n\n")[-1]))
-        if not frames:
-            return f"{stopped}is outside of driftproof's code"
-        known = next((_DOINGS[frame["function"]] for frame in frames if frame["function"] in _DOINGS), "is busy")
-        return f"{stopped}{known} ({frames[0]['file']}:{frames[0]['line']}, {frames[0]['function']})"
+    name: str
+    where: str
+    paused: bool
+    """It was stopped by a signal."""
+    activity: Activity | None
+    silence: float | None
+    """Seconds since its last report; None where it makes none."""
+    stacks: str
+    """The stacks of its threads; "" where it did not answer."""
 
     @property
     def waits_for_groups(self) -> bool:
-        return not self.stopped and "in _wait_for_batch" in self.text
+        return not self.paused and self.activity is not None and self.activity.phase == WAITS_FOR_GROUPS
 
-
-def ask_for_stacks(processes: Mapping[str, int], logs: Path) -> dict[str, Stacks]:
-    """The stacks of processes (pids by name), which they write to `logs/NAME.log`."""
-    begun = {name: _size(logs / f"{name}.log") for name in processes}
-    stopped = {name: is_stopped(pid) for name, pid in processes.items()}
-    for name, pid in processes.items():
-        with suppress(ProcessLookupError):
-            os.kill(pid, STACKS)
-            if stopped[name]:
-                os.kill(pid, signal.SIGCONT)
-    deadline = time.monotonic() + ANSWER_SECONDS
-    answers = {name: _written(logs / f"{name}.log", begun[name]) for name in processes}
-    # The main thread, which comes last, ends with the module that was started.
-    while not all("in <module>\n" in text for text in answers.values()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-        answers = {name: _written(logs / f"{name}.log", begun[name]) for name in processes}
-    return {name: Stacks(pid=pid, stopped=stopped[name], text=_dump(answers[name])) for name, pid in processes.items()}
-
-
-def who_waits(stacks: Mapping[str, Stacks], status: Status, groups_per_step: int, silences: Mapping[str, float]) -> str:
-    """A line for each process: what it does, and what it lacks."""
-    lines = []
-    for name, found in stacks.items():
-        line = f"{name} (pid {found.pid}) {found.doing}"
-        if found.waits_for_groups:
+    def described(self, now: float, status: Status, groups_per_step: int) -> str:
+        """A line: who it is, what it does, and what it lacks."""
+        line = f"{self.name} ({self.where}) {doing(self.activity, self.paused, now)}"
+        if self.waits_for_groups:
             line += f": {status.ready} of {groups_per_step} are ready, {status.leased} are leased"
-        if silences.get(name, 0.0) >= 1:
-            line += f"; last heard of {silences[name]:.0f} s ago"
-        lines.append(line)
-    if not any(name in silences or name.startswith("worker") for name in stacks):
+        if self.silence is not None and self.silence >= 1:
+            line += f"; last heard of {self.silence:.0f} s ago"
+        return line
+
+
+def doing(activity: Activity | None, paused: bool, now: float) -> str:
+    """What a process does, in words that follow its name."""
+    what = activity.described(now) if activity else "has not said what it does"
+    return f"was stopped by a signal (SIGSTOP, SIGTSTP); it {what}" if paused else what
+
+
+def who_waits(processes: Sequence[Examined], now: float, status: Status, groups_per_step: int) -> str:
+    """A line for each process."""
+    lines = [process.described(now, status, groups_per_step) for process in processes]
+    if all(process.silence is None for process in processes):
         lines.append(f"no rollout worker of the run's own: {status.leased} groups are leased to others, or to nobody")
     return "\n".join(lines)
 
 
-def write_stacks(path: Path, summary: str, stacks: Mapping[str, Stacks]) -> None:
+def write_stacks(path: Path, summary: str, processes: Sequence[Examined]) -> None:
     """All that is known, for whoever looks for the cause."""
-    parts = [summary, *(f"{name} (pid {found.pid})\n{found.text or 'no answer'}" for name, found in stacks.items())]
-    path.write_text("\n\n".join(parts) + "\n")
-
-
-def _dump(text: str) -> str:
-    """Of what was written to a log, the stacks."""
-    start = re.search(r"^(Current thread|Thread) 0x", text, re.MULTILINE)
-    return text[start.start() :] if start else ""
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _written(path: Path, start: int) -> str:
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read().decode(errors="replace")
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether a process was stopped by a signal."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    # The name, in parentheses, may hold anything.
-    return status.rpartition(")")[2].split()[0] == "T"
+    parts = [f"{process.name} ({process.where})\n{process.stacks or 'no answer'}" for process in processes]
+    path.write_text("\n\n".join([summary, *parts]) + "\n")

@@ -1,0 +1,87 @@
+"""A local process of a run, from its first line to its last.
+
+It leaves signals to its parent, writes to a log of its own, there also the stacks of its threads when it is asked for
+them with SIGUSR1, and tells its parent in a sentence what ended it where there is one. When its parent is gone it asks
+the run to stop, and ends; nothing goes on unseen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sqlite3
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from driftproof.errors import DriftproofError
+from driftproof.ledger.ledger import Ledger
+from driftproof.ledger.records import FINISHED, STOPPING
+from driftproof.run import RunDirectory, hold_run_lock
+from driftproof.runtime.activity import ActivityFile
+from driftproof.runtime.placement.protocol import STOP_SECONDS, Resources, Role
+from driftproof.runtime.processes import play
+from driftproof.runtime.trouble import write_trouble
+
+STACKS = signal.SIGUSR1
+"""Makes a process write the stacks of its threads to its log."""
+
+
+def main(role: Role, path: Path, name: str, resources: Resources, parent: Connection) -> None:
+    """The whole life of a process; `parent` is the end of a pipe for the sentence that says what ended it."""
+    directory = RunDirectory(path=path)
+    _look_after_ourselves(directory, name)
+    with _error_told(path, parent):
+        play(role, directory, name, resources, ActivityFile(directory.activity(name)))
+
+
+def _look_after_ourselves(directory: RunDirectory, name: str) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A handler, unlike SIG_IGN, is not passed on to what a verifier starts.
+        signal.signal(number, lambda *_: None)
+    log = os.open(directory.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    faulthandler.register(STACKS, sys.stderr, all_threads=True)
+    hold_run_lock(directory.path)
+    parent = multiprocessing.parent_process()
+    # A command that was killed before this process began may have been followed by another.
+    if parent is None or not parent.is_alive():
+        sys.exit("the command that started this process has ended; so does it")
+    threading.Thread(target=_watch_parent, args=(directory,), daemon=True).start()
+
+
+def _watch_parent(directory: RunDirectory) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    try:
+        with Ledger(directory.ledger) as ledger:
+            if ledger.state() != FINISHED:
+                ledger.set_state(STOPPING)
+        time.sleep(STOP_SECONDS)
+    finally:
+        # Whatever the main thread waits for: nobody is left to notice.
+        os._exit(1)
+
+
+@contextmanager
+def _error_told(path: Path, parent: Connection) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
+        # The log may be on the disk that is full.
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        sentence = str(error) if isinstance(error, DriftproofError) else write_trouble(error, path)
+        if sentence:
+            parent.send_bytes(sentence.encode())
+        sys.exit(1)
