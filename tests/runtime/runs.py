@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any
 
 from driftproof.cli.main import main
 from driftproof.ledger.ledger import Ledger
+
+LIMIT = 300.0
+"""Seconds that a test waits for what a machine with nothing else to do has done in some."""
 
 RECIPE = """
 [run]
@@ -78,12 +82,17 @@ def launch(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
+def end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Output and errors of a launched command that comes to its end."""
+    return process.communicate(timeout=LIMIT)
+
+
 def summary(run: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((run / "summary.json").read_text())
     return result
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], limit: float = 60) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], limit: float = LIMIT) -> None:
     """Until the run has done `step` steps; fails if it ends or takes longer."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
@@ -94,6 +103,14 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], limit: f
                     return
         time.sleep(0.01)
     raise AssertionError(f"no step {step} within {limit} s")
+
+
+def wait_until(condition: Callable[[], object], limit: float = LIMIT) -> None:
+    """Until something is so; fails if it takes longer."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {limit} s"
+        time.sleep(0.01)
 
 
 def processes(run: Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ import pytest
 from driftproof.cli.main import main
 from driftproof.ledger.ledger import Ledger
 from driftproof.tiny.model import make_tiny_model
-from tests.runtime.runs import launch, summary, train, trained_once, wait_for_step, write_recipe
+from tests.runtime.runs import end, launch, summary, train, trained_once, wait_for_step, write_recipe
 
 
 @pytest.fixture
@@ -172,22 +172,12 @@ def test_resuming_what_cannot_be_resumed(recipe: Path, tmp_path: Path, capsys: p
     assert "needs no channels" in refused(capsys, "--resume", tmp_path / "run", "--objective.name", "grpo")
 
 
-def test_two_at_once_on_one_run(recipe: Path, tmp_path: Path) -> None:
-    process = launch(recipe, "--run.directory", tmp_path / "run", "--run.steps", 3000, "--evaluation.prompts", 0)
-    wait_for_step(tmp_path / "run", 1, process)
-    second = train("--resume", tmp_path / "run")
-    assert second.code == 2
-    assert "is in use by another driftproof" in second.stderr
-    process.terminate()
-    process.communicate(timeout=60)
-
-
 @pytest.mark.parametrize(
     ("scorer", "problem"),
     [
-        ("not_a_number", "verifier returned nan"),
         ("hangs", "verifier exceeded 0.5 s"),
-        ("crashes", "verifier crashed"),
+        pytest.param("not_a_number", "verifier returned nan", marks=pytest.mark.slow),
+        pytest.param("crashes", "verifier crashed", marks=pytest.mark.slow),
     ],
 )
 def test_a_verifier_that_fails_costs_a_reward_and_no_group(
@@ -239,7 +229,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_with_space(recipe: Pa
         with fill.open("r+b", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"0" * 65536)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = end(process)
         assert process.returncode == 1
         assert "No space left" in stderr or "full" in stderr
         assert f"driftproof train --resume {run}" in stderr

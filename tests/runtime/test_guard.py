@@ -15,7 +15,18 @@ import pytest
 
 from driftproof.ledger.ledger import Ledger
 from tests.runtime import runs
-from tests.runtime.runs import launch, processes, summary, train, trained_once, wait_for_step, write_recipe
+from tests.runtime.runs import (
+    LIMIT,
+    end,
+    launch,
+    processes,
+    summary,
+    train,
+    trained_once,
+    wait_for_step,
+    wait_until,
+    write_recipe,
+)
 
 
 @pytest.fixture
@@ -88,23 +99,33 @@ def test_a_learning_rate_that_makes_infinite_weights_is_said(recipe: Path, tmp_p
     assert not list((run / "checkpoints").glob("step-*"))
 
 
-def test_signals_to_all_processes_again_and_again_are_a_clean_stop(recipe: Path, tmp_path: Path) -> None:
-    """As a closing terminal, or what stops a whole group of processes, sends them."""
+def test_signals_to_all_again_and_again_are_a_clean_stop_of_the_one_command_on_a_run(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """Signals as a closing terminal, or whatever stops a whole group of processes, sends them."""
     run = tmp_path / "run"
     process = launch(recipe, "--run.directory", run, "--run.steps", 3000, "--evaluation.prompts", 0)
     wait_for_step(run, 3, process)
     pids = processes(run).values()
     assert len(pids) == 2
+    second = train("--resume", run)
+    assert second.code == 2
+    assert "is in use by another driftproof" in second.stderr
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         os.killpg(process.pid, number)
         time.sleep(0.01)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = end(process)
     assert process.returncode == 1, stderr
     assert "driftproof: stopped at step" in stderr
     with Ledger(run / "ledger.sqlite") as ledger:
         assert (run / "checkpoints" / f"step-{ledger.step:08d}").is_dir(), "a clean stop loses no step"
         assert "worker died" not in ledger.events()
+        step = ledger.step
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    resumed = train("--resume", run, "--run.steps", step + 5)
+    assert resumed.code == 0, resumed.stderr
+    assert f"from step {step} " in resumed.stdout
+    trained_once(run, steps=step + 5, groups_per_step=4)
 
 
 @pytest.mark.slow
@@ -112,12 +133,9 @@ def test_signals_to_all_processes_again_and_again_are_a_clean_stop(recipe: Path,
 def test_a_signal_while_the_models_are_loaded_is_a_clean_stop(number: int, recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = launch(recipe, "--run.directory", run, "--run.steps", 3000)
-    deadline = time.monotonic() + 120
-    while not (run / "logs" / "learner.log").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: (run / "logs" / "learner.log").exists())
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = end(process)
     assert process.returncode == 1
     assert "driftproof: stopped at step 0 of 3000" in stderr
     assert not processes(run)
@@ -133,7 +151,7 @@ def test_a_pipe_that_nobody_reads_any_more_is_a_clean_stop(recipe: Path, tmp_pat
     wait_for_step(run, 3, process)
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(timeout=120) == 1
+    assert process.wait(timeout=LIMIT) == 1
     assert process.stderr is not None
     assert "stopped at step" in process.stderr.read()
     with Ledger(run / "ledger.sqlite") as ledger:
@@ -202,7 +220,7 @@ def test_a_snapshot_that_is_cut_off_under_a_workers_nose_does_not_end_the_run(re
         recipe, "--run.directory", run, "--run.steps", 600, "--evaluation.prompts", 0, "--rollouts.max_staleness", 30,
     )  # fmt: skip
     wait_for_step(run, 3, process)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT
     while True:
         weights = run / "snapshots" / "latest" / "model.safetensors"
         try:
@@ -215,7 +233,7 @@ def test_a_snapshot_that_is_cut_off_under_a_workers_nose_does_not_end_the_run(re
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    _, stderr = process.communicate(timeout=200)
+    _, stderr = end(process)
     assert process.returncode == 0, stderr
     assert summary(run)["groups_trained"] == 600 * 4
     trained_once(run, steps=600, groups_per_step=4)

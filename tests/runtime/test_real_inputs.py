@@ -38,7 +38,7 @@ def test_gsm8k_runs_asynchronously_with_math_verify(byte_model: Path, tmp_path: 
     assert 0 <= result["accuracy_after"] < 0.2
 
 
-@pytest.mark.parametrize("name", ["gsm8k_gpt3.jsonl", "math_qwen.jsonl"])
+@pytest.mark.parametrize("name", ["gsm8k_gpt3.jsonl", pytest.param("math_qwen.jsonl", marks=pytest.mark.slow)])
 def test_recorded_groups_are_trained_without_behavior_information(name: str, byte_model: Path, tmp_path: Path) -> None:
     part = tmp_path / name
     with (DATA / "recorded" / name).open() as rows:

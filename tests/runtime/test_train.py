@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,18 @@ from driftproof.tasks import arithmetic
 from driftproof.tasks.codec import Codec
 from driftproof.types import Request, Sampling
 from tests.runtime import runs
-from tests.runtime.runs import kill, launch, processes, summary, train, trained_once, wait_for_step, write_recipe
+from tests.runtime.runs import (
+    end,
+    kill,
+    launch,
+    processes,
+    summary,
+    train,
+    trained_once,
+    wait_for_step,
+    wait_until,
+    write_recipe,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,7 +47,9 @@ def scorers() -> Iterator[None]:
 def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An asynchronous run that came to its end."""
     directory = tmp_path_factory.mktemp("finished")
-    done = train(write_recipe(directory, tiny_model_dir), "--run.directory", directory / "run")
+    done = train(
+        write_recipe(directory, tiny_model_dir), "--run.directory", directory / "run", "--evaluation.every", 2,
+    )  # fmt: skip
     assert done.code == 0, done.stderr
     assert "on held-out prompts" in done.stdout
     assert "\x1b" not in done.stdout, "control characters in what is no terminal"
@@ -55,6 +67,15 @@ def test_a_run_leaves_what_is_needed_to_look_resume_and_use(finished: Path) -> N
     steps = [json.loads(line)["step"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     trained_once(finished, steps=4, groups_per_step=4)
+
+
+def test_snapshots_are_evaluated_during_training(finished: Path) -> None:
+    with Ledger(finished / "ledger.sqlite") as ledger:
+        evaluations = ledger.evaluations()["heldout"]
+    first, *between, last = evaluations
+    assert (first, last) == (0, 4)
+    assert set(between) <= {2, 3}
+    assert all(evaluation["prompts"] == 2 for evaluation in evaluations.values())
 
 
 def test_the_weights_have_moved_and_are_no_pickle(finished: Path, tiny_model_dir: Path) -> None:
@@ -95,7 +116,9 @@ print(json.dumps(answers))
     assert json.loads(done.stdout) == [responses[0].tokens.tolist() for responses in ours]
 
 
-@pytest.mark.parametrize("objective", ["asympo", "spo", "naive", "grpo"])
+@pytest.mark.parametrize(
+    "objective", ["asympo", "grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("spo", "naive"))]
+)
 def test_channels_exist_exactly_where_the_objective_needs_them(
     objective: str, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -116,13 +139,13 @@ def test_channels_exist_exactly_where_the_objective_needs_them(
 
 def test_equal_sync_runs_are_equal_and_interrupted_ones_too(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_dir)
-    common = (recipe, "--runtime.mode", "sync", "--evaluation.prompts", 0, "--run.steps", 60)
+    common = (recipe, "--runtime.mode", "sync", "--evaluation.prompts", 0, "--run.steps", 30)
     for name in ("one", "two"):
         assert train(*common, "--run.directory", tmp_path / name).code == 0
     process = launch(*common, "--run.directory", tmp_path / "three")
     wait_for_step(tmp_path / "three", 3, process)
     kill(processes(tmp_path / "three")["learner"])
-    output = process.communicate(timeout=60)
+    output = end(process)
     assert process.returncode == 1
     assert "was killed by signal 9" in output[1]
     assert f"driftproof train --resume {tmp_path / 'three'}" in output[1]
@@ -133,26 +156,27 @@ def test_equal_sync_runs_are_equal_and_interrupted_ones_too(tiny_model_dir: Path
     ]
     for other in weights[1:]:
         assert all(torch.equal(weights[0][name], other[name]) for name in weights[0])
-    trained_once(tmp_path / "three", steps=60, groups_per_step=4)
+    trained_once(tmp_path / "three", steps=30, groups_per_step=4)
     lines = (tmp_path / "three" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 61))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 31))
 
 
 def test_a_killed_worker_costs_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_dir)
     process = launch(
-        recipe, "--run.directory", tmp_path / "run", "--run.steps", 150, "--evaluation.prompts", 0,
+        recipe, "--run.directory", tmp_path / "run", "--run.steps", 100, "--evaluation.prompts", 0,
         "--rollouts.workers", 2,
     )  # fmt: skip
     wait_for_step(tmp_path / "run", 5, process)
     kill(processes(tmp_path / "run")["worker-0"])
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = end(process)
     assert process.returncode == 0, stderr
     assert "worker-0 was killed by signal 9" in stdout
     assert summary(tmp_path / "run")["events"]["worker died"] == 1
-    trained_once(tmp_path / "run", steps=150, groups_per_step=4)
+    trained_once(tmp_path / "run", steps=100, groups_per_step=4)
 
 
+@pytest.mark.slow
 def test_a_worker_without_restarts_left_stops_the_run_which_can_go_on(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_dir)
     run = tmp_path / "run"
@@ -161,7 +185,7 @@ def test_a_worker_without_restarts_left_stops_the_run_which_can_go_on(tiny_model
     )  # fmt: skip
     wait_for_step(run, 3, process)
     kill(processes(run)["worker-0"])
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = end(process)
     assert process.returncode == 1
     assert "worker-0 was killed by signal 9" in stderr
     assert "it has no restarts left" in stderr
@@ -175,6 +199,7 @@ def test_a_worker_without_restarts_left_stops_the_run_which_can_go_on(tiny_model
     trained_once(run, steps=steps, groups_per_step=4)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_run_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_dir)
     process = launch(recipe, "--run.directory", tmp_path / "run", "--run.steps", 2000, "--evaluation.prompts", 0)
@@ -182,7 +207,7 @@ def test_ctrl_c_stops_cleanly_and_the_run_goes_on(tiny_model_dir: Path, tmp_path
     pids = processes(tmp_path / "run").values()
     assert len(pids) == 2
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = end(process)
     assert process.returncode == 1
     assert "stopped at step" in stderr
     assert f"driftproof train --resume {tmp_path / 'run'}" in stderr
@@ -203,11 +228,8 @@ def test_processes_stop_when_their_parent_is_killed(tiny_model_dir: Path, tmp_pa
     pids = processes(tmp_path / "run").values()
     assert len(pids) == 2
     kill(process.pid)
-    process.communicate(timeout=30)
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline, "orphans are still running"
-        time.sleep(0.1)
+    end(process)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def test_without_staleness_every_response_is_written_by_the_newest_weights(
@@ -225,6 +247,7 @@ def test_without_staleness_every_response_is_written_by_the_newest_weights(
         assert {record.age for record in ledger.records()} == {0}
 
 
+@pytest.mark.slow
 def test_snapshots_are_evaluated_during_training_and_a_killed_evaluator_is_replaced(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -233,7 +256,7 @@ def test_snapshots_are_evaluated_during_training_and_a_killed_evaluator_is_repla
     process = launch(recipe, "--run.directory", run, "--run.steps", 400, "--evaluation.every", 5)
     wait_for_step(run, 5, process)
     kill(processes(run)["evaluator"])
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = end(process)
     assert process.returncode == 0, stderr
     assert "evaluator was killed by signal 9" in stdout
     with Ledger(run / "ledger.sqlite") as ledger:

@@ -16,7 +16,7 @@ from driftproof.ledger.records import Counters, Status
 from driftproof.runtime.activity import Activity
 from driftproof.runtime.watchdog import Examined, Heartbeats, Watchdog, who_waits, write_stacks
 from tests.runtime import runs
-from tests.runtime.runs import launch, processes, summary, train, trained_once, wait_for_step, write_recipe
+from tests.runtime.runs import LIMIT, end, launch, processes, summary, train, trained_once, wait_for_step, write_recipe
 
 NO_CHECKPOINTS = ("--learner.checkpoint_every", 100_000)
 
@@ -100,7 +100,7 @@ def stop(run: Path, name: str) -> int:
 
 def stands_still(run: Path, process: subprocess.Popen[str]) -> tuple[str, str]:
     """Of a run that ended for a stall: what it said, and the file with the stacks."""
-    _, stderr = process.communicate(timeout=200)
+    _, stderr = end(process)
     assert process.returncode == 1
     assert stderr.startswith("driftproof: the run stands still at step ")
     assert f"driftproof train --resume {run}" in stderr
@@ -144,6 +144,7 @@ def test_a_worker_that_is_stopped_is_a_stall_that_is_explained(tiny_model_dir: P
     goes_on(run)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_silent_is_replaced(tiny_model_dir: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = launch(
@@ -152,7 +153,7 @@ def test_a_worker_that_is_silent_is_replaced(tiny_model_dir: Path, tmp_path: Pat
     )  # fmt: skip
     wait_for_step(run, 3, process)
     stop(run, "worker-0")
-    stdout, stderr = process.communicate(timeout=200)
+    stdout, stderr = end(process)
     assert process.returncode == 0, stderr
     events = summary(run)["events"]
     assert events["worker silent"] == events["worker died"] >= 1
@@ -203,7 +204,7 @@ def test_orphans_of_a_stopped_learner_do_not_stay(tiny_model_dir: Path, tmp_path
     process.kill()
     process.wait()
     os.kill(learner, signal.SIGCONT)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT
     while processes(run):
         assert time.monotonic() < deadline, "orphans are still running"
         time.sleep(0.1)
