@@ -48,7 +48,9 @@ def test_disagreements_are_named_by_line_and_response(tmp_path: Path, capsys: py
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the recorded responses of ../shared/data")
-@pytest.mark.parametrize(("file", "least"), [("gsm8k_gpt3.jsonl", 1.0), ("math_qwen.jsonl", 0.995)])
+@pytest.mark.parametrize(
+    ("file", "least"), [pytest.param("gsm8k_gpt3.jsonl", 1.0, marks=pytest.mark.slow), ("math_qwen.jsonl", 0.995)]
+)
 def test_on_what_other_models_wrote(file: str, least: float, capsys: pytest.CaptureFixture[str]) -> None:
     found = verified(SHARED / file, capsys)
     assert isinstance(found["agreement"], float)

@@ -303,6 +303,7 @@ for kernel in (triton_rows._statistics_kernel, triton_rows._gradients_kernel):
 """
 
 
+@pytest.mark.slow
 def test_without_the_interpreter_the_kernels_refuse_the_cpu_and_compile_for_hopper(tmp_path):
     """The interpreter accepts what the compiler may not; compiling for a GPU needs none."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

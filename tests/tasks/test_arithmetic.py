@@ -12,7 +12,7 @@ from tests.tasks.validate import validate
 
 
 @given(st.sampled_from([1, 2, 3, 9, 18]), st.integers(0, 99), st.integers(0, 2**32))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_prompts_are_sums_and_the_splits_are_disjoint(digits: int, heldout: int, seed: int) -> None:
     task = arithmetic(digits=digits, heldout=heldout, seed=seed)
     assert len(task.heldout) == heldout
@@ -36,8 +36,9 @@ def test_two_digits_hold_every_pair() -> None:
 def test_the_seed_decides() -> None:
     assert arithmetic(seed=3) == arithmetic(seed=3)
     assert arithmetic(seed=3).heldout != arithmetic(seed=4).heldout
-    assert arithmetic(digits=4, seed=3) == arithmetic(digits=4, seed=3)
-    assert arithmetic(digits=4, seed=3).heldout != arithmetic(digits=4, seed=4).heldout
+    drawn = arithmetic(digits=4, seed=3)
+    assert drawn == arithmetic(digits=4, seed=3)
+    assert drawn.heldout != arithmetic(digits=4, seed=4).heldout
 
 
 @pytest.mark.parametrize(

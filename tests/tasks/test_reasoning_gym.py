@@ -82,6 +82,7 @@ def test_options_are_those_of_the_dataset() -> None:
             puzzles(dataset, options=options)
 
 
+@pytest.mark.slow
 def test_puzzles_that_differ_from_process_to_process_need_one_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     with pytest.raises(TaskError, match=r"'word_ladder' makes other puzzles .*PYTHONHASHSEED=0"):

@@ -23,7 +23,7 @@ def counts(task: Task) -> Counter[int]:
 
 
 @given(st.integers(2, 6), st.integers(0, 4), st.sampled_from([1, 2, 18]), st.integers(0, 99), st.integers(0, 2**32))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_answers_are_running_totals_and_the_splits_are_disjoint(
     least: int, more: int, digits: int, heldout: int, seed: int
 ) -> None:
@@ -43,7 +43,7 @@ def test_answers_are_running_totals_and_the_splits_are_disjoint(
 def test_numbers_of_terms_share_the_prompts_where_there_are_enough() -> None:
     assert counts(running_sums()) == {2: 100, 3: 1000, 4: 10_000, 5: 10_000, 6: 10_000}
     assert counts(running_sums(least_terms=3, most_terms=7, digits=2)) == dict.fromkeys(range(3, 8), 10_000)
-    assert counts(running_sums(least_terms=100, most_terms=100)) == {100: 50_000}
+    assert counts(running_sums(least_terms=9, most_terms=9)) == {9: 50_000}
 
 
 def test_all_prompts_where_there_are_few() -> None:

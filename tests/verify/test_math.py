@@ -118,7 +118,9 @@ def test_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(not RECORDED.exists(), reason="the recorded data is not beside the repository")
-@pytest.mark.parametrize(("file", "least"), [("gsm8k_gpt3.jsonl", 1.0), ("math_qwen.jsonl", 0.995)])
+@pytest.mark.parametrize(
+    ("file", "least"), [pytest.param("gsm8k_gpt3.jsonl", 1.0, marks=pytest.mark.slow), ("math_qwen.jsonl", 0.995)]
+)
 def test_agreement_with_the_labels_of_recorded_responses(file: str, least: float) -> None:
     rows = [json.loads(line) for line in (RECORDED / file).read_text(encoding="utf-8").splitlines()]
     items = [item(response["text"], row["answer"]) for row in rows for response in row["responses"]]

@@ -196,6 +196,7 @@ def test_a_snapshot_is_readable_by_other_users_as_far_as_the_umask_says(base: Pa
     assert stat.S_IMODE((path / WEIGHTS).stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
+@pytest.mark.slow
 def test_transformers_opens_a_snapshot_in_another_process(tiny_model_dir: Path, tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     with torch.no_grad():

@@ -364,7 +364,7 @@ def test_logits_that_are_not_finite_fail_the_request_and_the_engine_recovers(tmp
     assert tokens_of(generate(engine, [ask(3, prompt, temperature=0)])[0]) == [greedy_oracle(oracle, prompt, 8)]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     slots=st.integers(1, 9),
     prefill_tokens=st.integers(1, 30),
