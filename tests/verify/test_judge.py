@@ -14,7 +14,8 @@ from driftproof.evaluation.heldout import evaluate
 from driftproof.inbox.messages import GroupMessage, ResponseMessage
 from driftproof.inbox.service import Inbox
 from driftproof.ledger.ledger import Ledger
-from driftproof.rollout.worker import RolloutSettings, RolloutWorker
+from driftproof.rollout.settings import RolloutSettings
+from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory
 from driftproof.runtime.inbox import open_inbox
 from driftproof.tasks import Task
@@ -141,12 +142,12 @@ def test_the_same_group_gets_the_same_rewards_from_worker_inbox_and_evaluation(
 
 def through_the_worker(run: Path, task: Task, codec: Codec, verifier: str) -> None:
     directory = RunDirectory(path=run)
-    settings = RolloutSettings(
-        group_size=4, sampling=Sampling(max_tokens=4, stop_ids=codec.stop_ids), want_logprobs=False
-    )
+    sampling = Sampling(max_tokens=4, stop_ids=codec.stop_ids)
     with Ledger(directory.ledger) as ledger:
         scores = build(verifier, timeout_seconds=60)
-        worker = RolloutWorker("w", ledger, Table(codec), task, codec, scores, directory.snapshots, settings)
+        worker = RolloutWorker(
+            "w", ledger, Table(codec), task, codec, scores, directory.snapshots, RolloutSettings(group_size=4), sampling
+        )
         while ledger.status().ready < 8:
             worker.work()
         worker.close()

@@ -25,7 +25,6 @@ from driftproof.errors import CodecError, LedgerError, StaleInboxError, Verifier
 from driftproof.inbox.messages import (
     MAX_PROMPTS,
     Groups,
-    Outcome,
     Outcomes,
     Problem,
     Prompts,
@@ -80,13 +79,14 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
 
     @app.post(
         "/groups",
+        response_model=Outcomes,
         responses={
             413: {"model": Problem, "description": "The body is too large; send fewer groups at once"},
             400: {"model": Problem, "description": "The body cannot be read"},
             422: {"model": SomeRefused, "description": "Groups were refused; those `accepted` are recorded"},
         },
     )
-    async def groups(groups: Groups) -> Outcomes:
+    async def groups(groups: Groups) -> Outcomes | Response:
         """Record written groups.
 
         The answer says of each group whether it was `accepted`, is a `duplicate` (recorded already, or given to another
@@ -95,8 +95,9 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
         again is safe: a group is accepted once.
         """
         outcomes = await anyio.to_thread.run_sync(inbox.accept, groups.groups, limiter=one_at_a_time)
-        if any(outcome.outcome == "refused" for outcome in outcomes):
-            raise _SomeRefusedError(outcomes)
+        if refused := sum(outcome.outcome == "refused" for outcome in outcomes):
+            text = f"{refused} of {len(outcomes)} groups were refused; see the problems of each"
+            return _json(422, SomeRefused(error=text, groups=outcomes).model_dump())
         return Outcomes(groups=outcomes)
 
     @app.get("/weights/latest", responses={404: {"model": Problem, "description": "None are published yet"}})
@@ -137,19 +138,8 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
     return app
 
 
-class _SomeRefusedError(Exception):
-    def __init__(self, outcomes: list[Outcome]) -> None:
-        self.outcomes = outcomes
-
-
 def _add_problems(app: FastAPI) -> None:
     """Whatever goes wrong is answered as a `Problem`."""
-
-    @app.exception_handler(_SomeRefusedError)
-    def some_refused(_: Request, error: _SomeRefusedError) -> Response:
-        refused = sum(outcome.outcome == "refused" for outcome in error.outcomes)
-        text = f"{refused} of {len(error.outcomes)} groups were refused; see the problems of each"
-        return _json(422, SomeRefused(error=text, groups=error.outcomes).model_dump())
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> Response:

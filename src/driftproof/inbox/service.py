@@ -1,4 +1,4 @@
-"""What the inbox does, over a run's ledger.
+"""The inbox over a run: leases, written groups, weights.
 
 Guarantees: every group of a request gets an outcome; a group that is bad costs the others nothing; a group that is sent
 twice, by whomever, is recorded once; nothing enters the ledger that the learner cannot train on.
@@ -7,7 +7,7 @@ twice, by whomever, is recorded once; nothing enters the ledger that the learner
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -38,6 +38,7 @@ from driftproof.ledger.leases import LocalLeases
 from driftproof.ledger.reader import LedgerReader
 from driftproof.rollout.requests import make_request
 from driftproof.rollout.settings import RolloutSettings
+from driftproof.run import RunDirectory
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import Channel, FinishReason, Group, Request, Sampling, Verdict
@@ -46,7 +47,7 @@ from driftproof.verify.judge import judge
 from driftproof.weights.snapshots import Snapshot, latest, list_snapshots
 
 RETRY_SECONDS = 1.0
-"""What a worker is told to wait for when no group is admitted."""
+"""Pause that a worker is asked for when no group is admitted."""
 SENT = (".safetensors", ".json")
 """Endings of the files of a snapshot that are sent."""
 
@@ -56,14 +57,15 @@ class _Refused(ValueError):
 
 
 class Inbox:
-    """The rollout side of a run for workers of whatever kind. Its methods may be called by many threads at once, but
-    `accept` by one at a time. Every call has a ledger connection of its own, so that it sees what a resume has changed.
+    """The rollout side of a run for workers of whatever kind.
+
+    Its methods may be called by many threads at once, but `accept` by one at a time. Every call has a ledger connection
+    of its own, so that it sees what a resume has changed.
     """
 
     def __init__(
         self,
-        ledger: Path,
-        snapshots: Path,
+        run: RunDirectory,
         task: Task,
         codec: Codec,
         vocabulary: int,
@@ -74,22 +76,19 @@ class Inbox:
     ) -> None:
         """
         Args:
-            ledger: the run's ledger; it is opened for every call.
-            snapshots: the directory that the learner publishes to.
             vocabulary: token ids of the model are below it.
             open_verifier: called at the first response without a reward, and again when the verifier has failed.
-            settings: as for a built-in worker; `sampling`, too.
+            settings: those of a built-in worker, like `sampling`.
             up_to_date: whether the other arguments still are what the run was configured with.
         """
-        self.ledger = ledger
-        self.snapshots = snapshots
+        self.run = run
         self.task = task
         self.codec = codec
         self.vocabulary = vocabulary
         self.settings = settings
         self.sampling = sampling
-        with LedgerReader(ledger) as opened:
-            self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in opened.plan.channels
+        with LedgerReader(run.ledger) as ledger:
+            self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels
         self._verifier = _OpenedOnDemand(open_verifier)
         self._up_to_date = up_to_date
         self._workers = Workers()
@@ -98,25 +97,23 @@ class Inbox:
         self._verifier.close()
 
     def status(self) -> RunStatus:
-        with LedgerReader(self.ledger) as ledger:
-            status = ledger.status()
-            fields = {name: getattr(status, name) for name in type(status).__dataclass_fields__}
-            return RunStatus(**fields, steps=ledger.plan.steps)
+        with LedgerReader(self.run.ledger) as ledger:
+            return RunStatus(**asdict(ledger.status()), steps=ledger.plan.steps)
 
     def lease(self, worker: str, count: int) -> Prompts:
         """Up to `count` groups for a worker to write; none when no group is admitted.
 
         Raises:
-            StaleInboxError: see there.
+            StaleInboxError: the run was resumed with other settings.
         """
         self._check_settings()
         name, seconds = ledger_name(worker), self.settings.lease_seconds
-        with LocalLeases(self.ledger) as ledger:
+        with LocalLeases(self.run.ledger) as ledger:
             state = ledger.state()
             leases = ledger.lease(name, min(count, MAX_PROMPTS), seconds)
             dispatches = [lease.dispatch for lease in leases]
             self._workers.leased(ledger, name, dispatches, seconds, self.want_logprobs)
-        snapshot = latest(self.snapshots)
+        snapshot = latest(self.run.snapshots)
         return Prompts(
             state=cast(State, state),
             step=None if snapshot is None else snapshot.step,
@@ -126,13 +123,14 @@ class Inbox:
         )
 
     def accept(self, groups: Sequence[GroupMessage | Refusal]) -> list[Outcome]:
-        """Check, verify and record written groups; what became of each, in their order.
+        """Check, verify and record written groups; their outcomes, in their order.
 
         Raises:
-            StaleInboxError: see there. VerifierError: the verifier cannot be started; nothing is recorded then.
+            StaleInboxError: the run was resumed with other settings.
+            VerifierError: the verifier cannot be started; nothing is recorded then.
         """
         self._check_settings()
-        with LocalLeases(self.ledger) as ledger:
+        with LocalLeases(self.run.ledger) as ledger:
             dispatched = ledger.status().dispatched
             read = [self._read(f"groups[{i}]", group, ledger, dispatched) for i, group in enumerate(groups)]
             written = [group.completed for group in read if isinstance(group, _Written)]
@@ -151,7 +149,7 @@ class Inbox:
 
     def weights(self) -> Weights | None:
         """The newest snapshot; None before the first."""
-        snapshot = latest(self.snapshots)
+        snapshot = latest(self.run.snapshots)
         if snapshot is None:
             return None
         files = [
@@ -162,7 +160,7 @@ class Inbox:
 
     def weights_file(self, step: int, name: str) -> BinaryIO | None:
         """A file of a snapshot, open; None where there is none of that name, or none any more."""
-        for snapshot in list_snapshots(self.snapshots):
+        for snapshot in list_snapshots(self.run.snapshots):
             if snapshot.step == step and (path := _files(snapshot).get(name)) is not None:
                 return path.open("rb")
         return None
@@ -308,7 +306,7 @@ class _OpenedOnDemand:
 
 
 def ledger_name(worker: str) -> str:
-    """What the ledger calls a worker of the inbox; never the name of a built-in one."""
+    """The ledger's name of a worker of the inbox; never that of a built-in one."""
     return f"inbox:{worker}"
 
 
@@ -335,7 +333,7 @@ def _message(request: Request) -> PromptMessage:
 
 
 def _files(snapshot: Snapshot) -> dict[str, Path]:
-    """What of a snapshot is sent, by name. A name from outside is looked up here and never made into a path."""
+    """The files of a snapshot that are sent, by name. A name from outside is looked up here and never made a path."""
     return {path.name: path for path in sorted(snapshot.path.iterdir()) if path.suffix in SENT and path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""The work of an inbox's workers, counted as built-in workers count themselves."""
+"""Counters of an inbox's workers, like those that built-in workers keep of themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Worker:
     seen: float
     """Time of its last request, monotonic seconds."""
     deadlines: dict[int, float] = field(default_factory=dict)
-    """Deadlines of the leases that it holds, by dispatch."""
+    """Deadlines of the leases that it holds, by dispatch, monotonic seconds."""
 
     def advance(self, now: float) -> None:
         """Count it as busy for as long as it held a lease, and as waiting otherwise."""

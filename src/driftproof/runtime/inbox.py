@@ -14,7 +14,7 @@ from driftproof.tasks.codec import Codec
 from driftproof.weights.models import inspect_model
 
 SECTIONS = ("model", "task", "sampling", "rollouts", "verify")
-"""Of the configuration, those that an inbox is made of."""
+"""Sections of the configuration that an inbox is made of."""
 
 
 def open_inbox(path: Path) -> Inbox:
@@ -39,8 +39,7 @@ def open_inbox(path: Path) -> Inbox:
     model = inspect_model(config.model.path)
     codec = Codec(config.model.path)
     return Inbox(
-        directory.ledger,
-        directory.snapshots,
+        directory,
         task,
         codec,
         model.vocabulary,
@@ -52,7 +51,7 @@ def open_inbox(path: Path) -> Inbox:
 
 
 def _up_to_date(directory: RunDirectory, config: Config) -> bool:
-    """Whether a resume has left alone what the inbox is made of."""
+    """Whether a resume has left the settings of the inbox alone."""
     try:
         now = Config.from_toml(directory.config.read_text())
     except (OSError, ValueError):  # a resume is writing it
