@@ -24,9 +24,9 @@ from driftproof.metrics import names
 Verdict = Literal["reproduced", "partly", "not reproduced", "not run"]
 
 MARGIN = 0.03
-"""Accuracy; what on par leaves room for."""
+"""Difference of accuracy that on par leaves room for."""
 BEFORE = 20
-"""Steps; how long before a collapse is "before"."""
+"""Steps that are "before" a collapse."""
 ALPHAS = ("spo 0.0", "spo 0.1", "spo 0.2", "spo 0.5", "spo 1.0")
 PAPERS_ALPHA = "spo 0.2"
 DELTAS = ("drpo 0.04", "drpo 0.08", "drpo 0.15", "drpo 0.2", "drpo 0.5", "drpo 2.5", "drpo 12.5")
@@ -40,7 +40,7 @@ PARTS = (
     ("asympo", "by 1 - p", "the NLL is a better divisor than the mean of 1 - p"),
     ("asympo", "naive at lr / mean NLL", "it is not the step size"),
 )
-"""What ASymPO is compared with in claim 6, and what that would show."""
+"""The comparisons of claim 6, and what each would show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Study:
         return sorted({result.cell.staleness for result in self.results if result.cell.view == view})
 
     def runs(self, view: View, label: str, age: int) -> list[Result]:
-        """In the order of their seeds; [] where there are none."""
+        """The runs of an objective in the order of their seeds; [] where there are none."""
         chosen = [r for r in self.results if (r.cell.view, r.cell.label, r.cell.staleness) == (view, label, age)]
         return sorted(chosen, key=lambda result: result.cell.seed)
 
@@ -72,31 +72,31 @@ class Check:
     """One thing that a claim says of a grid."""
 
     text: str
-    """With its figures."""
+    """The statement with its figures."""
     holds: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a paper says, and how it is checked."""
+    """A statement of a paper, and how it is checked."""
 
     number: int
     text: str
     source: str
     checks: Callable[[Mapping[str, Study]], Iterator[Check]]
-    """Of the studies there are, by their names."""
+    """Makes the checks of the studies there are, by their names."""
     evidence: Callable[[Mapping[str, Study]], str]
     """The figures in a sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What became of a claim."""
+    """A claim and what came of it."""
 
     claim: Claim
     checks: tuple[Check, ...]
     evidence: str
-    """Empty where nothing was run."""
+    """Figures in a sentence; empty where nothing was run."""
 
     @property
     def verdict(self) -> Verdict:
@@ -130,7 +130,7 @@ def judge(studies: Mapping[str, Study]) -> list[Finding]:
 
 
 def difference(study: Study, view: View, one: str, other: str, age: int) -> Difference | None:
-    """None where the two have no seed in common."""
+    """The difference of two objectives at one age; None where they have no seed in common."""
     found = [{r.cell.seed: accuracies(r)[-1] for r in study.runs(view, label, age)} for label in (one, other)]
     values = [found[0][seed] - found[1][seed] for seed in found[0] if seed in found[1]]
     if not values:
@@ -162,7 +162,7 @@ def _finals(runs: Sequence[Result]) -> str:
 
 
 def _ends(*labels: str, grids: tuple[str, ...]) -> Callable[[Mapping[str, Study]], str]:
-    """How many stale runs of each objective collapsed, and how many ended below the policy they began with."""
+    """Shares of the stale runs of each objective that collapsed, and that ended below the policy they began with."""
 
     def evidence(studies: Mapping[str, Study]) -> str:
         parts = []
@@ -204,7 +204,7 @@ def _each_ends_at(*labels: str, grid: str) -> Callable[[Mapping[str, Study]], st
 
 
 def stale_collapse(studies: Mapping[str, Study]) -> Iterator[Check]:
-    """Claim 1."""
+    """The checks of claim 1."""
     for study, view, age, where in _stale(studies, *STALE):
         for label in FALLING:
             if runs := study.runs(view, label, age):
@@ -229,7 +229,7 @@ def stale_collapse(studies: Mapping[str, Study]) -> Iterator[Check]:
 
 
 def on_par(studies: Mapping[str, Study]) -> Iterator[Check]:
-    """Claim 2."""
+    """The checks of claim 2."""
     for study, view, age, where in _stale(studies, *STALE):
         for label in STEADY:
             if found := difference(study, view, label, "grpo", age):
@@ -237,7 +237,7 @@ def on_par(studies: Mapping[str, Study]) -> Iterator[Check]:
 
 
 def growth(studies: Mapping[str, Study]) -> str:
-    """By how much both scales grew before the collapses of claim 3."""
+    """The growth of both scales before the collapses of claim 3."""
     parts = []
     for metric, what in ((names.NEGATIVE_NLL, "negatives"), (names.POSITIVE_NLL, "positives")):
         pairs = [pair for run, step in _fallen(studies) if (pair := _start_and_before(run, metric, step)) is not None]
@@ -248,7 +248,7 @@ def growth(studies: Mapping[str, Study]) -> str:
 
 
 def scales_drift(studies: Mapping[str, Study]) -> Iterator[Check]:
-    """Claim 3."""
+    """The checks of claim 3."""
     chosen = [studies[name] for name in ("collapse", "sums") if name in studies]
     results = [r for study in chosen for r in study.results if r.cell.view != "tuning" and r.cell.staleness > 0]
     fallen = _fallen(studies)
@@ -293,7 +293,7 @@ def _start_and_before(run: Result, metric: str, collapse: int) -> tuple[float, f
 
 
 def alpha_matters(studies: Mapping[str, Study]) -> Iterator[Check]:
-    """Claim 4."""
+    """The checks of claim 4."""
     for study, view, age, where in _stale(studies, "alpha"):
         for label in ALPHAS:
             if label != PAPERS_ALPHA and (found := difference(study, view, PAPERS_ALPHA, label, age)):
@@ -303,7 +303,7 @@ def alpha_matters(studies: Mapping[str, Study]) -> Iterator[Check]:
 
 
 def steadier(studies: Mapping[str, Study]) -> Iterator[Check]:
-    """Claim 5."""
+    """The checks of claim 5."""
     for study, view, age, where in _stale(studies, *RATIOS):
         if found := difference(study, view, "dppo-tv", "grpo", age):
             yield Check(text=f"{where}: dppo-tv minus grpo {found}", holds=found.low > 0)
@@ -313,7 +313,7 @@ def steadier(studies: Mapping[str, Study]) -> Iterator[Check]:
 
 
 def what_does_the_work(studies: Mapping[str, Study]) -> Iterator[Check]:
-    """Claim 6."""
+    """The checks of claim 6."""
     for study, view, age, where in _stale(studies, "ablation"):
         for one, other, text in PARTS:
             if found := difference(study, view, one, other, age):

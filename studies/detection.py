@@ -1,4 +1,4 @@
-"""How well figures of a run announce its collapse: how early, and how often for nothing.
+"""Alarms that figures of a run give of its collapse: how early, and how often for nothing.
 
 Guarantees: pure functions of results, with the same detector that `driftproof train` uses.
 """
@@ -16,7 +16,7 @@ from driftproof.metrics import names
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, CollapseDetector, Limit
 
 Limits = tuple[Limit, ...]
-"""Alarms when any of them does."""
+"""Limits of which any may alarm."""
 
 CANDIDATES: tuple[Limits, ...] = (
     SIGNS_OF_COLLAPSE,
@@ -33,7 +33,7 @@ CANDIDATES: tuple[Limits, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """What some limits would have said of many runs."""
+    """The alarms of some limits over many runs."""
 
     limits: Limits
     collapsed: int
@@ -45,11 +45,11 @@ class Detection:
     lost: int
     """Runs that did not collapse, and ended no better than the base policy."""
     lost_alarms: int
-    """Those of them with an alarm."""
+    """Lost runs with an alarm."""
     learned: int
     """Runs that did not collapse, and ended better than the base policy."""
     false_alarms: int
-    """Those of them with an alarm."""
+    """Runs that learned, with an alarm."""
 
     @property
     def warned(self) -> int:
@@ -57,7 +57,7 @@ class Detection:
 
     @property
     def median_lead(self) -> float | None:
-        """Steps; None where no collapse was announced."""
+        """Median of the leads, in steps; None where no collapse was announced."""
         return median(self.leads) if self.leads else None
 
     @property
@@ -72,7 +72,7 @@ class Detection:
 
 
 def detect(results: Sequence[Result], limits: Limits) -> Detection:
-    """What `limits` would have said, step by step."""
+    """The alarms that `limits` would have given, step by step."""
     leads: list[int] = []
     lost: list[bool] = []
     learned: list[bool] = []

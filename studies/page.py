@@ -58,7 +58,7 @@ WORDS: Mapping[str, tuple[int, float]] = {
     "differences": (3, math.inf),
     "picture": (3, 3),
 }
-"""How many words follow a directive's name, at least and at most."""
+"""Words that follow a directive's name, at least and at most."""
 
 
 def write_page(page: Path, studies: Mapping[str, Study]) -> list[Path]:
@@ -91,7 +91,7 @@ def read_studies(labs: Path) -> dict[str, Study]:
 
 
 class _Blocks:
-    """What a page asks for."""
+    """The blocks of a page, made of the studies."""
 
     def __init__(self, studies: Mapping[str, Study], images: Path) -> None:
         self._studies = studies

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 from driftproof.config import Config, ObjectiveSection
@@ -34,7 +35,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Unique in its grid; fit for a file name."""
+        """Name that is unique in its grid and fit for a file."""
         label = self.label.replace("%", "%25").replace("/", "%2F")
         return f"{self.view}-{label}-age{self.staleness}-lr{self.lr!r}-seed{self.seed}"
 
@@ -64,10 +65,9 @@ def grid_cells(config: LabConfig, tuned: Mapping[str, float]) -> list[Cell]:
     )
 
 
-def planned_cells(config: LabConfig, tuned: Mapping[str, float] | None = None) -> list[Cell]:
-    """All runs, tuning runs first; while `tuned` is not known, runs of the view "tuned" have the learning rate 0."""
-    unknown = {objective.label or objective.name: 0.0 for objective in config.lab.objectives}
-    return [*tuning_cells(config), *grid_cells(config, tuned or unknown)]
+def planned_cells(config: LabConfig, tuned: Mapping[str, float] = MappingProxyType({})) -> list[Cell]:
+    """All runs, tuning runs first; a run of the view "tuned" has the learning rate 0 while its own is not known."""
+    return [*tuning_cells(config), *grid_cells(config, tuned)]
 
 
 def cell_config(config: LabConfig, cell: Cell) -> Config:
@@ -87,7 +87,7 @@ def cell_config(config: LabConfig, cell: Cell) -> Config:
 
 
 def best_rates(cells: Sequence[Cell], accuracies: Sequence[float]) -> dict[str, float]:
-    """Per label the learning rate with the best mean accuracy over its tuning runs; the smaller one where they tie."""
+    """The learning rate of each label with the best mean accuracy over its tuning runs; of two equals the smaller."""
     found: dict[str, dict[float, list[float]]] = {}
     for cell, accuracy in zip(cells, accuracies, strict=True):
         found.setdefault(cell.label, {}).setdefault(cell.lr, []).append(number_or_zero(accuracy))
@@ -95,13 +95,13 @@ def best_rates(cells: Sequence[Cell], accuracies: Sequence[float]) -> dict[str, 
 
 
 def _unique(cells: Iterable[Cell]) -> list[Cell]:
-    """A seed, age or rate that a recipe names twice is run once: repeated runs would narrow every interval."""
+    """The same cells, each once: a seed that a recipe names twice would narrow every interval."""
     return list({cell.key: cell for cell in cells}.values())
 
 
 def _lr(config: LabConfig, view: View, objective: LabObjective, tuned: Mapping[str, float]) -> float:
     if view == "tuned":
-        return tuned[objective.label or objective.name]
+        return tuned.get(objective.label or objective.name, 0.0)
     if view == "given" and objective.lr is not None:
         return objective.lr
     return config.learner.lr

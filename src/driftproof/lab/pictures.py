@@ -25,7 +25,7 @@ Series = NDArray[np.float64]
 MARKERS = "osD^vPX"
 STYLES = ("-", "--", ":")
 COLUMNS = 4
-"""Panels beside each other, at most."""
+"""Most panels beside each other."""
 
 
 def draw_pictures(config: LabConfig, results: Sequence[Result], directory: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How far a grid is: a bar in a terminal, plain lines elsewhere."""
+"""Progress of a grid: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.text import Text
 from driftproof.report.text import duration
 
 SECONDS = 0.5
-"""Between two drawings of the time that has passed."""
+"""Seconds between two drawings of the time that has passed."""
 
 
 class GridProgress:
-    """Called with the runs that are done and those there are; shows them until it is closed."""
+    """A display that is told how many runs are done, of how many; it shows them until it is closed."""
 
     def __init__(self, console: Console, found: int) -> None:
         """`found`: runs that were on disk before; they say nothing about the time that is left."""
@@ -40,14 +40,14 @@ class GridProgress:
 
     @property
     def line(self) -> str:
-        """For example "runs 3/8, 2:10, 4:20 left"."""
+        """A line such as "runs 3/8, 2:10, 4:20 left"."""
         passed, left = time.monotonic() - self._started, self.seconds_left
         parts = [f"runs {self._done}/{self._total}", duration(passed)]
         return ", ".join(parts if left is None else [*parts, f"{duration(left)} left"])
 
     @property
     def seconds_left(self) -> float | None:
-        """At the mean speed of the runs that this grid has done by itself; None before the first."""
+        """Estimate at the mean speed of the runs that this grid has done by itself; None before the first."""
         ran = self._done - self._found
         if ran <= 0 or self._done == self._total:
             return None

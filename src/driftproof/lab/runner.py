@@ -46,11 +46,11 @@ from driftproof.types import Channel
 from driftproof.weights.models import fingerprint_weights
 
 Progress = Callable[[int, int], object]
-"""Called with the runs that are done and those there are."""
+"""A callback that gets how many runs are done, and how many there are."""
 
 
 PRELOADED = ["driftproof.lab.runner", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
-"""Imported once, in the process that the grid's are forked from."""
+"""Modules imported once, in the process that the grid's are forked from."""
 
 
 NOT_DETERMINING: dict[str, bool | set[str]] = {
@@ -92,7 +92,7 @@ class Result:
 
 
 def run_grid(config: LabConfig, directory: Path, progress: Progress) -> list[Result]:
-    """Run what is not there yet; all results, tuning runs first.
+    """Make the runs that are missing; all results, tuning runs first.
 
     Raises:
         ConfigError: results of other settings are there, or the directory cannot be written.
@@ -110,8 +110,7 @@ def run_grid(config: LabConfig, directory: Path, progress: Progress) -> list[Res
         raise ConfigError(f"{directory} cannot be written: {error.strerror}") from error
     tuning, total = tuning_cells(config), len(planned_cells(config))
     tuned = _run_cells(config, tuning, directory, lambda done: progress(done, total))
-    rates = best_rates([result.cell for result in tuned], [result.final for result in tuned])
-    cells = grid_cells(config, rates)
+    cells = grid_cells(config, tuned_rates(config, tuned))
     return [*tuned, *_run_cells(config, cells, directory, lambda done: progress(len(tuned) + done, total))]
 
 
@@ -139,15 +138,17 @@ def check_grid(config: LabConfig) -> None:
 
 def read_results(config: LabConfig, directory: Path) -> list[Result]:
     """The results that are on disk, tuning runs first; those that are missing are left out."""
-    tuning = tuning_cells(config)
-    tuned = [result for cell in tuning if (result := _read(config, cell, directory)) is not None]
-    rates = best_rates([result.cell for result in tuned], [result.final for result in tuned])
-    if len(tuned) < len(tuning):
-        rates = {}
-    # Without rates there is no run of the view "tuned" yet.
-    cells = [cell for cell in planned_cells(config, rates)[len(tuning) :] if cell.lr]
-    found = [_read(config, cell, directory) for cell in cells]
-    return [*tuned, *(result for result in found if result is not None)]
+    tuned = _found(config, tuning_cells(config), directory)
+    cells = grid_cells(config, tuned_rates(config, tuned))
+    return [*tuned, *_found(config, [cell for cell in cells if cell.lr], directory)]
+
+
+def tuned_rates(config: LabConfig, results: Sequence[Result]) -> dict[str, float]:
+    """The learning rate of each label by the sweep; {} while a run of it is missing."""
+    finals = {result.cell.key: result.final for result in results}
+    cells = tuning_cells(config)
+    known = all(cell.key in finals for cell in cells)
+    return best_rates(cells, [finals[cell.key] for cell in cells]) if known else {}
 
 
 def _check_base(config: LabConfig, record: Path) -> None:
@@ -164,8 +165,8 @@ def _check_base(config: LabConfig, record: Path) -> None:
 def _run_cells(
     config: LabConfig, cells: Sequence[Cell], directory: Path, progress: Callable[[int], object]
 ) -> list[Result]:
-    results = {cell.key: _read(config, cell, directory) for cell in cells}
-    missing = [cell for cell in cells if results[cell.key] is None]
+    there = {result.cell.key for result in _found(config, cells, directory)}
+    missing = [cell for cell in cells if cell.key not in there]
     progress(len(cells) - len(missing))
     if missing:
         processes = min(config.lab.processes or len(os.sched_getaffinity(0)), len(missing))
@@ -193,8 +194,7 @@ def _run_cells(
                         "same command goes on; --lab.processes N sets how many run at a time"
                     ) from error
                 raise
-    found = [_read(config, cell, directory) for cell in cells]
-    return [result for result in found if result is not None]
+    return _found(config, cells, directory)
 
 
 def _enter() -> None:
@@ -271,6 +271,10 @@ def make_staleness(config: LabConfig, staleness: int) -> Staleness:
     if config.lab.schedule == "periodic" and staleness > 0:
         return Periodic(every=staleness)
     return ExactLag(lag=staleness)
+
+
+def _found(config: LabConfig, cells: Sequence[Cell], directory: Path) -> list[Result]:
+    return [result for cell in cells if (result := _read(config, cell, directory)) is not None]
 
 
 def _read(config: LabConfig, cell: Cell, directory: Path) -> Result | None:

@@ -1,4 +1,4 @@
-"""Which weights wrote the data of a step: age as something one sets, not something that happens.
+"""Rules for which weights write the data of a step: age as something one sets, not something that happens.
 
 A step trains `groups` groups. `sources(step, groups)` says for each of them after which update the weights that write
 it were taken (0: the base policy); its age is the updates between that and the step, `step - 1 - source`.
@@ -20,7 +20,7 @@ class Staleness(Protocol):
         ...
 
     def sources(self, step: int, groups: int) -> list[int]:
-        """For each group of `step` (1-based) the update after which its weights were taken."""
+        """The update after which the weights of each group of `step` (1-based) were taken."""
         ...
 
 
@@ -63,7 +63,7 @@ class Replay:
     """The ages of a real run, step by step, from the start again when they are used up."""
 
     ages: tuple[tuple[int, ...], ...]
-    """Per step of that run the ages of its groups, in updates; at least one step of at least one group."""
+    """Ages of the groups of each step of that run, in updates; at least one step of at least one group."""
 
     @property
     def oldest(self) -> int:

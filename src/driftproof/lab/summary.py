@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from driftproof.evaluation.intervals import bootstrap, wilson
-from driftproof.lab.grid import Cell, View, best_rates, planned_cells
-from driftproof.lab.runner import Result
+from driftproof.lab.grid import Cell, View, planned_cells
+from driftproof.lab.runner import Result, tuned_rates
 from driftproof.lab.settings import LabConfig
 from driftproof.metrics.collapse import collapse_step, number_or_zero
 
@@ -42,7 +42,7 @@ class Summary:
 
     @property
     def collapsed(self) -> int:
-        """How many runs have collapsed."""
+        """Number of runs that have collapsed."""
         return len(self.collapse_steps)
 
     @property
@@ -52,7 +52,7 @@ class Summary:
 
     @property
     def median_collapse_step(self) -> float | None:
-        """Over the runs that have collapsed; None if none has."""
+        """Median over the runs that have collapsed; None if none has."""
         return median(self.collapse_steps) if self.collapse_steps else None
 
 
@@ -77,12 +77,8 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
 
 def missing_cells(config: LabConfig, results: Sequence[Result]) -> list[Cell]:
     """The runs of a grid without a result. While tuning runs are missing, those of the view "tuned" have rate 0."""
-    tuning = [result for result in results if result.cell.view == "tuning"]
-    rates = best_rates([result.cell for result in tuning], [result.final for result in tuning])
     done = {result.cell.key for result in results}
-    if any(cell.view == "tuning" and cell.key not in done for cell in planned_cells(config)):
-        rates = {}
-    return [cell for cell in planned_cells(config, rates) if cell.key not in done]
+    return [cell for cell in planned_cells(config, tuned_rates(config, results)) if cell.key not in done]
 
 
 def _summary(runs: Sequence[Result]) -> Summary:

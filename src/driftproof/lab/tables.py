@@ -93,7 +93,7 @@ def views_of(summaries: Sequence[Summary]) -> list[View]:
 
 
 def result_text(summary: Summary, seeds: int) -> str:
-    """For example "0.61 [0.58, 0.64]", "0.08 [0.05, 0.10] ✗3/5", or "0.61 (1 of 5 seeds)"."""
+    """A cell such as "0.61 [0.58, 0.64]", "0.08 [0.05, 0.10] ✗3/5" or "0.61 (1 of 5 seeds)"."""
     low, high = summary.final_interval
     parts = [f"{summary.final:.2f}"]
     if summary.runs > 1:

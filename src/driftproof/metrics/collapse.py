@@ -25,7 +25,7 @@ WINDOW = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """Where a metric gets alarming.
+    """A bound beyond which a metric gets alarming.
 
     `Limit(metric="health/gradient_imbalance", side="above", value=1.0)`: negatives pull harder than positives.
     """
@@ -37,7 +37,7 @@ class Limit:
     """Whether `value` is a multiple of the metric's mean over the run's first `window` steps. Where that mean is not
     positive a multiple says nothing, and the limit never alarms."""
     window: int = 20
-    """Steps."""
+    """Steps of the mean that is compared."""
 
 
 SIGNS_OF_COLLAPSE = (
@@ -66,7 +66,7 @@ class Alarm:
 
 
 class CollapseDetector:
-    """Looks at the metrics of every step; each limit alarms once."""
+    """A detector that is shown the metrics of every step; each limit alarms once."""
 
     def __init__(self, limits: Sequence[Limit]) -> None:
         self._watches = [_Watch(limit) for limit in limits]
@@ -88,7 +88,7 @@ class _Watch:
         self._recent: deque[float] = deque(maxlen=limit.window)
         self._bound: float | None = None if limit.relative else limit.value
         self._alarmed = False
-        """Or never will."""
+        """Also set where the limit never will."""
 
     def observe(self, value: float) -> Alarm | None:
         self._recent.append(value)

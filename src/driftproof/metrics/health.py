@@ -1,4 +1,4 @@
-"""What to plot when the loss says nothing: how hard positive and negative responses pull, and how far data has drifted.
+"""Health of a step, for when the loss says nothing: how hard positives and negatives pull, how far data has drifted.
 
 `step_health` turns the responses of an optimizer step into the figures that `names` explains. Every value is finite;
 a figure without data (no negatives, say, or no behavior log-probs) is left out.

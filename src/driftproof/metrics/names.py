@@ -17,10 +17,10 @@ class Row:
 
     names: tuple[str, ...]
     unit: str
-    """Empty for a number without one: a share, a ratio, a count, a loss."""
+    """Unit; empty for a share, a ratio, a count, a loss."""
     meaning: str
     note: str
-    """Behavior to look for in a curve; in the section "objective" the objectives that have it."""
+    """Hint on what to look for in a curve; in the section "objective" the objectives that have the metrics."""
     shown: tuple[str, ...]
     """Places besides the trackers: `display`, `picture`, `summary`, `alarm`."""
 

@@ -1,4 +1,4 @@
-"""How well the two sides of a run overlap: who is busy, how fast, and who waits for whom."""
+"""Overlap of the two sides of a run: who is busy, how fast, and who waits for whom."""
 
 from __future__ import annotations
 

@@ -169,13 +169,9 @@ def _entropy_or_gradient(axes: Any, run: _Run) -> None:
 
 def _speed(axes: Any, run: _Run) -> None:
     _panel(axes, "Speed of both sides (tokens/s while busy)", run)
-    learner = run.series(names.STEP_SECONDS) - run.series(names.WAIT_SECONDS)
-    rollouts = run.series(names.BUSY_SECONDS) / run.workers
-    for label, color, style, tokens, seconds in (
-        ("rollouts", GREEN, "-", run.series(names.ROLLOUT_TOKENS), rollouts),
-        ("learner", BLUE, "--", run.series(names.RESPONSE_TOKENS), learner),
-    ):
-        _line(axes, run, _quotient(run, tokens, seconds), color, label, style)
+    learner, rollouts = _busy_seconds(run)
+    _line(axes, run, _quotient(run, run.series(names.ROLLOUT_TOKENS), rollouts), GREEN, "rollouts", "-")
+    _line(axes, run, _quotient(run, run.series(names.RESPONSE_TOKENS), learner), BLUE, "learner", "--")
     _finish(axes, x_label=False)
     axes.set_ylim(bottom=0)
 
@@ -184,13 +180,18 @@ def _busy(axes: Any, run: _Run) -> None:
     words = run.overlap.waiting(run.max_staleness).split(" (")[0]
     _panel(axes, f"Busy: {words}" if words else "Busy", run)
     wall = run.series(names.STEP_SECONDS)
-    learner = run.series(names.STEP_SECONDS) - run.series(names.WAIT_SECONDS)
-    rollouts = run.series(names.BUSY_SECONDS) / run.workers
+    learner, rollouts = _busy_seconds(run)
     _line(axes, run, 100 * _quotient(run, rollouts, wall), GREEN, "", "-")
     _line(axes, run, 100 * _quotient(run, learner, wall), BLUE, "", "--")
     _finish(axes)
     axes.set_ylim(0, 110)
     axes.set_yticks([0, 50, 100], ["0", "50", "100 %"])
+
+
+def _busy_seconds(run: _Run) -> tuple[Series, Series]:
+    """Busy time of the learner and of a rollout worker in each step, in seconds."""
+    learner = run.series(names.STEP_SECONDS) - run.series(names.WAIT_SECONDS)
+    return learner, run.series(names.BUSY_SECONDS) / run.workers
 
 
 def _quotient(run: _Run, part: Series, whole: Series) -> Series:

@@ -1,4 +1,4 @@
-"""What a run came to, in figures.
+"""The outcome of a run in figures.
 
 Guarantees: everything comes from the run directory, so a summary can be made again at any time; a figure that does not
 exist (no evaluation, no step) is None, and NaN never enters the JSON.
@@ -29,7 +29,7 @@ class Summary:
     accuracy_before: float | None
     """Share of sampled responses (temperature 1) to held-out prompts that are right, before the first step."""
     accuracy_after: float | None
-    """The same after the last step done."""
+    """The same share after the last step done."""
     accuracy_before_error: float | None
     """Standard error over prompts."""
     accuracy_after_error: float | None
@@ -43,21 +43,21 @@ class Summary:
     nll_heldout_after: dict[str, float] | None
     steps: int
     wall_seconds: float
-    """Of all steps, evaluations not counted."""
+    """Wall time of all steps, evaluations not counted."""
     steps_per_second: float | None
     overlap_efficiency: float | None
     """Busy time of the busier side over `wall_seconds`."""
     groups_committed: int
     groups_trained: int
     tokens_trained: int
-    """Response tokens."""
+    """Response tokens of all trained groups."""
     age_mean: float | None
     """Mean over trained groups, in steps."""
     age_max: int | None
     groups_of_equal_reward: int
     """Trained groups whose rewards are all equal: their advantages are 0."""
     events: dict[str, int]
-    """How many, by kind."""
+    """Count by kind."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; the held-out NLLs only where there are any."""

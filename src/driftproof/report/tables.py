@@ -43,7 +43,7 @@ def before_after_table(summary: Summary) -> Table:
 
 
 def events_table(events: Mapping[str, tuple[int, str]]) -> Table:
-    """What `LedgerReader.events` counted, with the last message of each kind."""
+    """The events of a run: how many of each kind, with the last message."""
     table = _table("event", "count", "last message")
     table.columns[2].justify = "left"
     for kind, (count, message) in events.items():
