@@ -25,10 +25,12 @@ from tests.ledger.made import (
     files_of_at_most,
     go_on,
     is_original,
+    make_checkpoint,
     make_run,
     resume,
     trained_all_once,
 )
+from tests.ledger.test_migrations import make_old
 from tests.runtime import runs
 
 FILES = ("ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm")
@@ -269,9 +271,9 @@ def test_where_nothing_can_be_read_the_run_starts_again_from_its_checkpoint(run:
     (run / "ledger.sqlite").write_bytes(content)
     done = repaired_is_right(run)
     assert done is not None
-    assert (done.step, done.saved, done.again, done.lost, done.readable) == (20, 0, 0, 80, False)
+    assert (done.step, done.saved, done.again, done.lost) == (20, 0, 0, 80)
     assert done.lines()[0].startswith(
-        "unread     no group can be read: the run starts again from its newest checkpoint"
+        "unread     no group can be saved: the run starts again from its newest checkpoint"
     )
     assert (run / "ledger.sqlite.damaged").read_bytes() == content
 
@@ -310,32 +312,53 @@ def test_without_any_plan_nothing_can_be_saved(run: Path) -> None:
     assert not list(run.glob("*.damaged*"))
 
 
-def test_a_real_run_is_repaired_and_goes_on(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(Path(runs.__file__).parent))
-    run = tmp_path / "run"
-    recipe = runs.write_recipe(tmp_path, tiny_model_dir)
-    assert runs.train(recipe, "--run.directory", run, "--evaluation.prompts", 0).code == 0
-    content = bytearray((run / "ledger.sqlite").read_bytes())
-    for page in range(3, len(content) // PAGE, 2):
-        content[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
-    (run / "ledger.sqlite").write_bytes(content)
-    assert main(["ledger", "check", str(run)]) == 1
-    refused = runs.train("--resume", run, "--run.steps", 6)
-    assert refused.code == 1
-    assert "driftproof ledger repair" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert main(["ledger", "repair", str(run)]) == 0
-    assert main(["ledger", "check", str(run)]) == 0
-    done = runs.train("--resume", run, "--run.steps", 6)
-    assert done.code == 0, done.stderr
-    assert main(["ledger", "check", str(run)]) == 0
-    with Ledger(run / "ledger.sqlite") as ledger:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_ledger_of_an_older_format_is_repaired_into_one_of_todays(tmp_path: Path, version: int) -> None:
+    path = make_old(tmp_path, version)
+    make_checkpoint(tmp_path / "checkpoints", 2)
+    database = sqlite3.connect(path)
+    database.execute("UPDATE groups SET rewards = x'00' WHERE dispatch = 1")
+    database.commit()
+    database.close()
+    before = path.read_bytes()
+    done = repair_run(tmp_path)
+    assert done is not None
+    assert (done.step, done.saved, done.lost, done.kept.read_bytes() == before) == (2, 6, 1, True)
+    with resume(tmp_path) as ledger:
+        go_on(tmp_path, ledger, 6)
+        trained_all_once(ledger)
+    assert check_run(tmp_path).findings == ()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_one_that_cannot_be_read_starts_again_by_its_own_plan(tmp_path: Path, version: int) -> None:
+    path = make_old(tmp_path, version)
+    make_checkpoint(tmp_path / "checkpoints", 2)
+    path.write_bytes(path.read_bytes()[: 2 * PAGE] + bytes(path.stat().st_size - 2 * PAGE))
+    done = repair_run(tmp_path)
+    assert done is not None
+    assert (done.step, done.step_before, done.saved) == (2, 2, 0)
+    with resume(tmp_path) as ledger:
+        go_on(tmp_path, ledger, 6)
         trained_all_once(ledger)
 
 
-def test_a_real_run_whose_log_and_then_whose_first_page_is_lost_is_repaired_and_goes_on(
+def lose_log(ledger: Path) -> None:
+    ledger.with_name("ledger.sqlite-wal").write_bytes(b"")
+
+
+def lose_pages(ledger: Path) -> None:
+    content = bytearray(ledger.read_bytes())
+    for page in range(3, len(content) // PAGE, 2):
+        content[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
+    ledger.write_bytes(content)
+
+
+def lose_header(ledger: Path) -> None:
+    ledger.write_bytes(bytes(PAGE) + ledger.read_bytes()[PAGE:])
+
+
+def test_a_real_run_goes_on_after_its_log_its_pages_and_its_header_are_lost(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(runs.__file__).parent))
@@ -346,26 +369,26 @@ def test_a_real_run_whose_log_and_then_whose_first_page_is_lost_is_repaired_and_
     for pid in (process.pid, *runs.processes(run).values()):
         runs.kill(pid)
     process.communicate()
-    (run / "ledger.sqlite-wal").write_bytes(b"")
-    refused = runs.train("--resume", run)
-    assert refused.code == 2
-    assert "the ledger knows only" in refused.stderr
-    assert f"driftproof ledger repair {run}" in refused.stderr
-    assert main(["ledger", "repair", str(run)]) == 0
-    with Ledger(run / "ledger.sqlite") as ledger:
-        steps = ledger.step + 2
-    for more in (0, 2):
-        done = runs.train("--resume", run, "--run.steps", steps + more)
-        assert done.code == 0, done.stderr
+    for lose, answer in (
+        (lose_log, "the ledger knows only"),
+        (lose_pages, "is damaged"),
+        (lose_header, "is not a driftproof ledger"),
+    ):
+        lose(run / "ledger.sqlite")
+        refused = runs.train("--resume", run)
+        assert refused.code in (1, 2)
+        assert answer in refused.stderr
+        assert f"driftproof ledger repair {run}" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert main(["ledger", "check", str(run)]) == 1
+        capsys.readouterr()
+        assert main(["ledger", "repair", str(run)]) == 0
+        assert "starts again from its newest checkpoint" in capsys.readouterr().out or lose is not lose_header
         assert main(["ledger", "check", str(run)]) == 0
         with Ledger(run / "ledger.sqlite") as ledger:
+            steps = ledger.step + 2
+        done = runs.train("--resume", run, "--run.steps", steps)
+        assert done.code == 0, done.stderr
+        with Ledger(run / "ledger.sqlite") as ledger:
             trained_all_once(ledger)
-        if not more:
-            # The first page of the file is lost, too.
-            (run / "ledger.sqlite").write_bytes(bytes(PAGE) + (run / "ledger.sqlite").read_bytes()[PAGE:])
-            refused = runs.train("--resume", run)
-            assert refused.code == 1
-            assert f"driftproof ledger repair {run}" in refused.stderr
-            capsys.readouterr()
-            assert main(["ledger", "repair", str(run)]) == 0
-            assert "the run starts again from its newest checkpoint" in capsys.readouterr().out
+    assert main(["ledger", "check", str(run)]) == 0

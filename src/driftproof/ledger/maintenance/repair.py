@@ -50,17 +50,15 @@ class Repair:
     """Trained groups whose content is lost; it is not needed."""
     metrics_lost: int
     """Steps done whose metrics are lost."""
-    readable: bool
-    """Whether a group could be read."""
 
     def lines(self) -> list[str]:
         """The outcome for people."""
-        anew = "no group can be read: the run starts again from its newest checkpoint, and writes all later ones anew"
+        anew = "no group can be saved: the run starts again from its newest checkpoint, and writes all later ones anew"
         undone = "no step is undone"
         if self.step < self.step_before:
             undone = f"steps {self.step + 1:,} to {self.step_before:,} are undone, and their groups trained again"
         return [
-            *([] if self.readable else [f"unread     {anew}"]),
+            *([] if self.saved else [f"unread     {anew}"]),
             f"saved      {self.saved:,} groups",
             f"again      {self.again:,} groups are to be written, again or for the first time",
             f"lost       what {self.lost:,} trained groups held; the metrics of {self.metrics_lost:,} steps",
@@ -187,7 +185,6 @@ def _salvage(path: Path, copy: Path, new: Path, base: int, plan_anew: Callable[[
         again=dispatched - len(whole | trained.keys()),
         lost=len(lost),
         metrics_lost=metrics_lost,
-        readable=bool(rows),
     )
 
 
