@@ -24,7 +24,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from driftproof.config import load_config
 from driftproof.errors import ConfigError, DriftproofError
 from driftproof.lab.grid import View
 from driftproof.lab.pictures import draw_accuracy, draw_imbalance, draw_staleness
@@ -85,7 +84,7 @@ def read_studies(labs: Path) -> dict[str, Study]:
     """
     studies = {}
     for recipe in sorted(labs.glob("*/config.toml")):
-        config = load_config(recipe, [], LabConfig, written=True)
+        config = LabConfig.written_in(recipe.parent)
         studies[config.run.name] = Study(config=config, results=read_results(config, recipe.parent))
     return studies
 

@@ -206,7 +206,7 @@ def test_a_run_of_an_earlier_version_goes_on_without_settings_that_are_no_more(r
     config = load_config(recipe)
     old = config.to_toml().replace("[learner]\n", "[learner]\nrow_tokens = 512\nentropy = true\n")
     (tmp_path / "config.toml").write_text(old)
-    assert Config.from_toml(old) == load_config(tmp_path / "config.toml", written=True) == config
+    assert Config.from_toml(old) == Config.written_in(tmp_path) == config
     with pytest.raises(ConfigError, match=r"setting 'learner\.row_tokens' is no more"):
         load_config(tmp_path / "config.toml")
 

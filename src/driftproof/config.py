@@ -25,6 +25,7 @@ from driftproof.evaluation.settings import EvaluationSettings
 from driftproof.learner.settings import AdvantagesSettings, LearnerSettings
 from driftproof.metrics.settings import TrackingSettings
 from driftproof.rollout.settings import RolloutSettings
+from driftproof.run import RunDirectory
 from driftproof.verify.settings import VerifySettings
 from driftproof.weights.settings import ModelSettings
 
@@ -170,42 +171,54 @@ class Config(BaseModel):
         """The tree that `to_toml` wrote, whether this version or an earlier one."""
         return _validated(_without_removed(tomllib.loads(text)), cls)
 
+    @classmethod
+    def written_in(cls, directory: Path, overrides: Sequence[str] = ()) -> Self:
+        """The configuration of a run or grid in its directory, with `overrides` on top; as `from_toml`.
+
+        Raises:
+            ConfigError: there is none, or as `load_config`.
+        """
+        recipe = RunDirectory(path=directory).config
+        if not recipe.is_file():
+            what = "run" if cls is Config else "grid"
+            raise ConfigError(f"{directory} is not a {what}: it has no {recipe.name}")
+        return _laid_over(_without_removed(_read(recipe)), overrides, cls)
+
 
 C = TypeVar("C", bound=Config)
 
 
 @overload
-def load_config(recipe: Path | None, overrides: Sequence[str] = (), *, written: bool = False) -> Config: ...
+def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config: ...
 
 
 @overload
-def load_config(recipe: Path | None, overrides: Sequence[str], kind: type[C], *, written: bool = False) -> C: ...
+def load_config(recipe: Path | None, overrides: Sequence[str], kind: type[C]) -> C: ...
 
 
-def load_config(
-    recipe: Path | None, overrides: Sequence[str] = (), kind: type[Config] = Config, *, written: bool = False
-) -> Config:
+def load_config(recipe: Path | None, overrides: Sequence[str] = (), kind: type[Config] = Config) -> Config:
     """A recipe (None: the defaults) with overrides `--section.key value` (or `--section.key=value`) on top.
-
-    Args:
-        written: the recipe is a run's own `config.toml`; settings that an earlier version wrote there, and that are
-            no more, are left out.
 
     Raises:
         ConfigError: unreadable recipe, unknown key, wrong type, or values that contradict each other.
     """
+    return _laid_over(_read(recipe) if recipe else {}, overrides, kind)
+
+
+def _read(recipe: Path) -> dict[str, Any]:
     try:
-        tree = tomllib.loads(recipe.read_text()) if recipe else {}
+        return tomllib.loads(recipe.read_text())
     except OSError as error:
         raise ConfigError(f"recipe {recipe} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # also: not UTF-8, thousands of digits, nested too deeply
         raise ConfigError(f"recipe {recipe} is not valid TOML: {error}") from error
-    if written:
-        tree = _without_removed(tree)
+
+
+def _laid_over(tree: dict[str, Any], overrides: Sequence[str], kind: type[C]) -> C:
     for section, key, value in parse_overrides(overrides):
         table = tree.setdefault(section, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"{recipe}: {section} must be a table, like [{section}]")
+            raise ConfigError(f"{section} must be a table, like [{section}]")
         table[key] = value
     return _validated(tree, kind)
 

@@ -146,15 +146,20 @@ def test_settings_where_none_belong(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["report"], "give the directory of a grid and nothing else: driftproof lab report DIRECTORY"),
+        (["report"], "the following arguments are required: DIRECTORY"),
         (["report", "nowhere"], "nowhere is not a grid: it has no config.toml"),
-        (["report", "nowhere", "--lab.seeds", "[1]"], "give the directory of a grid and nothing else"),
-        (["recipe.toml", "nowhere"], "unexpected argument nowhere"),
+        (["report", "nowhere", "--lab.seeds", "[1]"], "settings belong to train, eval, lab, check and tiny-model"),
+        (["recipe.toml", "nowhere"], "unrecognized arguments: nowhere"),
         (["nowhere.toml"], "recipe nowhere.toml cannot be read"),
+        (["run", "nowhere.toml"], "recipe nowhere.toml cannot be read"),
     ],
 )
 def test_a_lab_that_cannot_be(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["lab", *arguments]) == 2
+    try:
+        code = main(["lab", *arguments])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
     assert message in capsys.readouterr().err
 
 

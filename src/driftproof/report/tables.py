@@ -1,4 +1,4 @@
-"""The tables of a run.
+"""The tables of runs and evaluations.
 
 Guarantees: pure functions; texts that models wrote are shown as they are, with control characters escaped and without
 being read as markup.
@@ -15,6 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from driftproof.evaluation.heldout import Evaluation
+from driftproof.evaluation.score import Score
 from driftproof.ledger.records import Record
 from driftproof.report.summary import Summary
 from driftproof.report.text import printable, shorten
@@ -39,6 +41,27 @@ def before_after_table(summary: Summary) -> Table:
         _compare(table, "negative NLL / positive NLL", _imbalance(nll_before), _imbalance(nll_after), "")
     if not table.row_count:
         table.add_row("not evaluated", "", "", "", "")
+    return table
+
+
+def evaluation_table(title: str, found: Evaluation, temperature: float) -> Table:
+    """Rewards on held-out prompts."""
+    sampled = f"sampled, temperature {temperature}, mean of {found.samples}"
+    table = Table(title=title)
+    for column in ("greedy", sampled, "unverified"):
+        table.add_column(column, justify="right")
+    table.add_row(f"{found.greedy:.3f}", f"{found.sampled:.3f} ± {found.sampled_error:.3f}", str(found.unverified))
+    return table
+
+
+def benchmark_table(title: str, scores: Iterable[Score]) -> Table:
+    """Scores on benchmarks, each with the widest k it was scored for."""
+    table = Table("benchmark", "problems", "mean@k", "pass@k", "unverified", "failed", title=title)
+    for score in scores:
+        k, passed = max(score.passed.items())
+        mean, best = (f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (score.mean, passed))
+        row = (score.name, str(score.problems), f"@{score.samples} {mean}", f"@{k} {best}")
+        table.add_row(*row, str(score.unverified), str(score.failed))
     return table
 
 
