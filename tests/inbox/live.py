@@ -71,7 +71,7 @@ class Client:
         sent = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | (headers or {})
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, sent)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 content = answer.read()
                 is_json = answer.headers["Content-Type"] == "application/json"
                 return Answer(answer.status, json.loads(content) if is_json else content)

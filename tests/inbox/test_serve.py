@@ -95,7 +95,7 @@ def works_until_the_run_is_finished(run: Path, command: list[str], name: str) ->
         try:
             wait_for(ledger, admitted, worker)
             ledger.set_state(FINISHED)
-            output, _ = worker.communicate(timeout=60)
+            output, _ = worker.communicate(timeout=300)
         finally:
             worker.kill()
         assert worker.returncode == 0, output
@@ -122,7 +122,7 @@ def wait_for(ledger: Ledger, groups: int, worker: subprocess.Popen[str], limit: 
 def test_an_answer_does_not_wait_for_the_last_one_to_be_acknowledged(run: Path, process: subprocess.Popen[str]) -> None:
     """With Nagle's algorithm even the fastest would take 40 ms."""
     address = json.loads((run / "inbox.json").read_text())["url"].removeprefix("http://")
-    connection = HTTPConnection(address, timeout=30)
+    connection = HTTPConnection(address, timeout=300)
     headers = {"Authorization": f"Bearer {(run / 'inbox.token').read_text().strip()}"}
     seconds = []
     for _ in range(20):
@@ -137,7 +137,7 @@ def test_an_answer_does_not_wait_for_the_last_one_to_be_acknowledged(run: Path, 
 def test_it_stops_cleanly(run: Path, process: subprocess.Popen[str]) -> None:
     token = (run / "inbox.token").read_text().strip()
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert not (run / "inbox.json").exists()
     first, second = output.splitlines()

@@ -184,7 +184,7 @@ def test_processes_that_open_it_at_once_find_it_migrated(tmp_path: Path, version
         processes[0].wait(1.0)
     holder.execute("COMMIT")
     holder.close()
-    assert [process.communicate(timeout=60)[0].strip() for process in processes] == ["2"] * 4
+    assert [process.communicate(timeout=300)[0].strip() for process in processes] == ["2"] * 4
     assert [process.returncode for process in processes] == [0] * 4
     assert check_run(tmp_path).findings == ()
 
@@ -223,7 +223,7 @@ def test_a_kill_in_the_middle_of_the_migration_leaves_it_as_it_was(tmp_path: Pat
         subprocess.Popen([sys.executable, "-c", KILLED, str(run / "ledger.sqlite"), str(version), str(position)])
         for run, position in zip(runs, positions, strict=True)
     ]
-    assert [process.wait(60) for process in processes] == [-signal.SIGKILL] * len(positions)
+    assert [process.wait(300) for process in processes] == [-signal.SIGKILL] * len(positions)
     for run in runs:
         assert {name.name for name in run.iterdir()} >= {"ledger.sqlite", "ledger.sqlite-wal"}
         assert contents(run / "ledger.sqlite") == before

@@ -22,7 +22,7 @@ def start(path: Path, role: str, name: str) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> list[list[int]]:
     """The lines that the process printed, as numbers."""
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     # A process that was killed may have been in the middle of a line.
     whole = output[: output.rfind("\n") + 1]
     return [[int(word) for word in line.split()] for line in whole.splitlines()]
@@ -118,7 +118,7 @@ def ledger_state(path: Path) -> str:
 
 
 def wait_for_step(ledger: Ledger, step: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while ledger.step < step:
         assert time.monotonic() < deadline, "the crew does not get on"
         time.sleep(0.002)

@@ -27,7 +27,7 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
     ]
     try:
         for process in processes:
-            _, stderr = process.communicate(timeout=100)
+            _, stderr = process.communicate(timeout=300)
             assert process.returncode == 0, stderr
     finally:
         for process in processes:

@@ -34,7 +34,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Ou
     ]
     try:
         for process in processes:
-            _, stderr = process.communicate(timeout=100)
+            _, stderr = process.communicate(timeout=300)
             assert process.returncode == 0, stderr
     finally:
         for process in processes:

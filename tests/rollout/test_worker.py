@@ -105,7 +105,7 @@ def worker(
 
 
 def work_until_ready(rollouts: RolloutWorker, groups: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     ledger = rollouts.leases
     assert isinstance(ledger, LedgerReader)
     while ledger.status().ready < groups:

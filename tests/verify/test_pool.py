@@ -56,7 +56,7 @@ def test_rewards_are_exact_floats() -> None:
 
 def test_bad_answers_are_marked_and_the_others_are_not_affected() -> None:
     bad = {
-        "hang": "verifier exceeded 0.5 s",
+        "hang": "verifier exceeded 1.5 s",
         "raise": 'verifier crashed: KeyError: "a verifier\'s own mistake"',
         "exit": "verifier crashed: its process exited with code 3",
         "sys.exit": "verifier crashed: SystemExit: 4",
@@ -68,7 +68,7 @@ def test_bad_answers_are_marked_and_the_others_are_not_affected() -> None:
         "nothing": "verifier returned None; a reward must be a finite number",
     }
     texts = [text for number, name in enumerate(bad) for text in (str(number), name, str(-number))]
-    with VerifierPool(BEHAVE, processes=2, timeout_seconds=0.5) as verifier:
+    with VerifierPool(BEHAVE, processes=2, timeout_seconds=1.5) as verifier:
         for repetition in (1, 2):
             verdicts = verifier.score([item(text) for text in texts])
             for text, verdict in zip(texts, verdicts, strict=True):
@@ -83,7 +83,7 @@ def test_bad_answers_are_marked_and_the_others_are_not_affected() -> None:
 
 def test_long_texts_behind_a_hanging_verifier_do_not_block_the_pool() -> None:
     long = "x" * 1_000_000
-    with VerifierPool(BEHAVE, processes=1, timeout_seconds=0.5) as verifier:
+    with VerifierPool(BEHAVE, processes=1, timeout_seconds=1.5) as verifier:
         verdicts = verifier.score([item("hang"), item("long", long), item("long", long), item("hang", long), item("2")])
     assert [verdict.reward for verdict in verdicts] == [None, 1e6, 1e6, None, 2.0]
 
@@ -95,7 +95,7 @@ def test_items_are_verified_at_once(tmp_path: Path) -> None:
 
 
 def test_starting_does_not_count_against_the_time_limit() -> None:
-    with VerifierPool("slow_import:verify", processes=1, timeout_seconds=0.4) as verifier:
+    with VerifierPool("slow_import:verify", processes=1, timeout_seconds=0.8) as verifier:
         verdicts = verifier.score([item("fine"), item("hang"), item("fine"), item("fine")])
     assert [verdict.reward for verdict in verdicts] == [1.0, None, 1.0, 1.0]
 
@@ -223,7 +223,7 @@ def alive(pid: int) -> bool:
     return bool(state.strip()) and not state.startswith("Z")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
