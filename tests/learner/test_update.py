@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from driftproof.errors import GroupError
 from driftproof.learner.flat_batch import FixedChannels, FlatBatch
 from driftproof.learner.learner import Learner
 from driftproof.learner.packing import pack
@@ -19,7 +18,7 @@ from driftproof.learner.policy import Policy
 from driftproof.learner.update import Update, backward, plain_backward, score
 from driftproof.logprobs import variants
 from driftproof.objectives import OBJECTIVES, build
-from driftproof.types import Channel, FinishReason, Group
+from driftproof.types import Channel, Group
 from tests.groups import make_batch, make_group, random_groups
 
 from .test_learner import settings_of
@@ -179,13 +178,3 @@ def test_a_mask_of_all_tokens_is_none(objective: str):
     whole = [masked(group, [True] * len(group.response_tokens)) for group in groups]
     plain, found = tiny_learner(objective), tiny_learner(objective)
     assert found.train(make_batch(*whole)) == plain.train(make_batch(*groups))
-
-
-def test_responses_of_several_sequences_are_refused():
-    group = replace(
-        make_group([1], [[2], [3], [4]], [1.0, 0.0]),
-        sequence_of=np.array([0, 0, 1], np.int32),
-        finish_reasons=(FinishReason.STOP,) * 2,
-    )
-    with pytest.raises(GroupError, match="responses of several sequences"):
-        tiny_learner().train(make_batch(group))

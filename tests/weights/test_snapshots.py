@@ -48,10 +48,11 @@ def test_latest_names_the_newest_snapshot(base: Path, tmp_path: Path):
     assert latest(snapshots) is None
     publish = publisher(tmp_path)
     assert latest(snapshots) is None
-    assert publish.published() is None
+    assert publish.published() == -1
     for step in (0, 1, 12):
         published = publish.publish(step, state(step))
         assert published == latest(snapshots) == Snapshot(step=step, path=snapshots / f"step-{step:08d}")
+        publish.wait()
         assert publish.published() == step
         torch.testing.assert_close(load_file(published.path / WEIGHTS), state(step))
     assert not list(snapshots.glob(".partial*"))

@@ -57,8 +57,8 @@ class FlatBatch:
         device: torch.device,
         fixed: FixedChannels | None = None,
     ) -> FlatBatch:
-        if any(group.trained is not None or group.sequence_of is not None for group in groups):
-            raise GroupError("responses of several turns, or with context between their tokens, cannot be trained yet")
+        if any(group.sequence_of is not None for group in groups):
+            raise GroupError("responses of several sequences (`sequence_of`) cannot be trained yet")
         rewards_R = torch.cat([torch.from_numpy(group.rewards.copy()) for group in groups])
         group_R = torch.arange(len(groups)).repeat_interleave(torch.tensor([group.size for group in groups]))
         lengths_R = torch.cat([torch.from_numpy(group.trained_lengths.copy()) for group in groups]).long()

@@ -130,7 +130,8 @@ class _Loop:
         clock.turn_to(names.PUBLISH_SECONDS)
         if learner.step % self.settings.publish_every == 0 or learner.step == self.ledger.plan.steps:
             self.publisher.publish(learner.step, learner.policy.state())
-            self.ledger.published(learner.step)
+            self.publisher.wait()
+            self.ledger.published(self.publisher.published())
         clock.turn_to(names.RECORD_SECONDS)
         self._record(batch, metrics | clock.lap() | self.rollout.since_last_step())
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from driftproof.errors import GroupError
 from driftproof.types import Group, Tokens
 
 MOST_PADDING = 0.25
@@ -84,12 +83,7 @@ def pack(
         token_budget: positions of a micro-batch, padding included.
         row_tokens: a row takes another response while it stays within so many tokens.
         share_prompts: False puts every response in a row of its own, as models without full attention need.
-
-    Raises:
-        GroupError: a response of several sequences.
     """
-    if any(group.sequence_of is not None for group in groups):
-        raise GroupError("responses of several sequences (`sequence_of`) cannot be trained")
     rows = sorted(_rows(groups, row_tokens if share_prompts else 0), key=lambda row: row.length, reverse=True)
     together: list[list[_Row]] = []
     used = 0

@@ -7,21 +7,21 @@ for micro_batch in micro_batches:
     output.loss.backward()
 ```
 
-The fused path gives the same gradient to rounding: it computes the output layer's logits once, not twice, and runs
-unless `fused` is false. Guarantees: whatever the cut into micro-batches, and whether or not the objective is separable,
-the gradient is that of the objective on the whole update; only for one that is not separable every micro-batch is
-scored twice.
+The fused path, which runs unless `fused` is false, gives the same gradient to rounding. It differentiates the loss
+while the output layer's logits are still there, and so computes them once.
+
+Guarantees: whatever the cut into micro-batches, and whether or not the objective is separable, the gradient is that of
+the objective on the whole update; only for one that is not separable every micro-batch is scored twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from driftproof.learner.flat_batch import FlatBatch
+from driftproof.learner.flat_batch import EVERYTHING, FlatBatch
 from driftproof.learner.packing import MicroBatch
 from driftproof.learner.policy import Policy
 from driftproof.logprobs import TokenValues
@@ -35,47 +35,6 @@ Loss = Callable[[TokenValues, Places, Places], Tensor]
 """loss(scored, responses, tokens): the loss of some whole responses, from what was scored of their tokens."""
 
 
-@dataclass(slots=True)
-class Update:
-    """An update as it is made: its loss, the values of its tokens, and the derivatives by them."""
-
-    objective: Objective
-    flat: FlatBatch
-    scored: TokenBuffer
-    gradients: TokenBuffer
-    """Derivatives of the loss by what was scored."""
-    total_loss: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Metrics of the objective for the whole update."""
-
-    def loss(self, scored: TokenValues, responses: Places, tokens: Places) -> Tensor:
-        """The objective's loss of some whole responses; it is counted, and so are the objective's metrics."""
-        output = self.objective(self.flat.part(scored, responses, tokens))
-        self.total_loss = self.total_loss + output.loss.detach()
-        self.metrics = {name: self.metrics.get(name, 0) + value for name, value in output.metrics.items()}
-        return output.loss
-
-    def figures(self, temperature: float) -> dict[str, Tensor]:
-        """Loss, metrics of the objective and health of the update, as scalars on the device."""
-        health = health_figures(self.responses, self.gradients.all().logprobs_N, temperature=temperature)
-        metrics = {f"objective/{name}": value for name, value in self.metrics.items()}
-        return {names.LOSS: self.total_loss, **metrics, **health}
-
-    @property
-    def responses(self) -> Responses:
-        """All responses of the update with what was scored of them."""
-        return self.flat.part(self.scored.all())
-
-    @property
-    def not_finite_R(self) -> Tensor:
-        """bool [R]: the responses of which a log-prob, or the loss's derivative by one, is not finite."""
-        responses = self.responses
-        finite_N = responses.logprobs_N.isfinite() & self.gradients.all().logprobs_N.isfinite()
-        not_finite_R = torch.zeros(self.flat.responses, dtype=torch.bool, device=finite_N.device)
-        not_finite_R[responses.segment_N[~finite_N]] = True
-        return not_finite_R
-
-
 def backward(
     policy: Policy,
     objective: Objective,
@@ -86,27 +45,25 @@ def backward(
     fused: bool = True,
 ) -> Update:
     """Add the update's gradient to that of the policy's parameters."""
-    backward_of_micro_batch = fused_backward if fused else plain_backward
-    scores, gradients = (TokenBuffer(flat.tokens, policy.device) for _ in range(2))
-    update = Update(objective, flat, scores, gradients, total_loss=torch.zeros((), device=policy.device))
+    update = Update(objective, flat, policy.device)
     loss: Loss = update.loss
     if not objective.separable:
+        # It sees the whole update at once, which gives each token the derivative that its micro-batch hands on.
         scored = score(policy, micro_batches, flat.tokens, want_entropy=want_entropy)
-        update.scored.put(slice(None), scored)
-        update.gradients.put(slice(None), _differentiate(update.loss, scored, slice(None), slice(None)))
+        update.record(EVERYTHING, scored, _differentiate(loss, scored, EVERYTHING, EVERYTHING))
         loss = _linear(update.gradients.all())
+    path = fused_backward if fused else plain_backward
     for micro_batch in micro_batches:
-        scored, weighed = backward_of_micro_batch(policy, micro_batch, loss, want_entropy=want_entropy)
+        scored, gradients = path(policy, micro_batch, loss, want_entropy=want_entropy)
         if objective.separable:
-            update.scored.put(micro_batch.tokens_N, scored)
-            update.gradients.put(micro_batch.tokens_N, weighed)
+            update.record(micro_batch.tokens_N, scored, gradients)
     return update
 
 
 def plain_backward(
     policy: Policy, micro_batch: MicroBatch, loss: Loss, *, want_entropy: bool = False
 ) -> tuple[TokenValues, TokenValues]:
-    """Add the gradient of a micro-batch's loss; what was scored of its tokens, and the derivative by each of it."""
+    """Add the gradient of a micro-batch's loss; returns what was scored of its tokens, and the derivatives by it."""
     scored = policy.score(micro_batch, want_entropy=want_entropy)
     for values_N in scored.fields.values():
         values_N.retain_grad()
@@ -129,6 +86,52 @@ def fused_backward(
 
     policy.backward(micro_batch, token_gradients, want_entropy=want_entropy)
     return scored_N.all(), gradients_N.all()
+
+
+class Update:
+    """An update as it is made: its loss, the values of its tokens, and the derivatives by them."""
+
+    def __init__(self, objective: Objective, flat: FlatBatch, device: torch.device) -> None:
+        self.objective = objective
+        self.flat = flat
+        self.total_loss = torch.zeros((), device=device)
+        self.metrics: dict[str, Tensor] = {}
+        """Metrics of the objective for the whole update."""
+        self.scored = TokenBuffer(flat.tokens, device)
+        self.gradients = TokenBuffer(flat.tokens, device)
+        """Derivatives of the loss by what was scored."""
+
+    def loss(self, scored: TokenValues, responses: Places, tokens: Places) -> Tensor:
+        """The objective's loss of some whole responses; it is counted, and so are the objective's metrics."""
+        output = self.objective(self.flat.part(scored, responses, tokens))
+        self.total_loss = self.total_loss + output.loss.detach()
+        self.metrics = {name: self.metrics.get(name, 0) + value for name, value in output.metrics.items()}
+        return output.loss
+
+    def record(self, tokens: Places, scored: TokenValues, gradients: TokenValues) -> None:
+        """Keep what was scored of some tokens, and the loss's derivatives by it."""
+        self.scored.put(tokens, scored)
+        self.gradients.put(tokens, gradients)
+
+    def figures(self, temperature: float) -> dict[str, Tensor]:
+        """Loss, metrics of the objective and health of the update, as scalars on the device."""
+        health = health_figures(self.responses, self.gradients.all().logprobs_N, temperature=temperature)
+        metrics = {f"objective/{name}": value for name, value in self.metrics.items()}
+        return {names.LOSS: self.total_loss, **metrics, **health}
+
+    @property
+    def responses(self) -> Responses:
+        """All responses of the update with what was scored of them."""
+        return self.flat.part(self.scored.all())
+
+    @property
+    def not_finite_R(self) -> Tensor:
+        """bool [R]: the responses of which a log-prob, or the loss's derivative by one, is not finite."""
+        responses = self.responses
+        finite_N = responses.logprobs_N.isfinite() & self.gradients.all().logprobs_N.isfinite()
+        not_finite_R = torch.zeros(self.flat.responses, dtype=torch.bool, device=finite_N.device)
+        not_finite_R[responses.segment_N[~finite_N]] = True
+        return not_finite_R
 
 
 @torch.no_grad()

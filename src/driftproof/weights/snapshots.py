@@ -68,10 +68,10 @@ class Publisher:
                 remove_at_once(old.path)
         return Snapshot(step=step, path=path)
 
-    def published(self) -> int | None:
-        """The newest step whose weights a worker can load; None before the first."""
+    def published(self) -> int:
+        """The newest step whose weights a worker can load; -1 before the first."""
         newest = latest(self.directory)
-        return newest.step if newest else None
+        return newest.step if newest else -1
 
     def wait(self) -> None:
         """Return once all that `publish` was given can be loaded: at once, as `publish` writes before it returns."""
