@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,6 +176,14 @@ class Group:
 
     def __post_init__(self) -> None:
         _check_group(self)
+
+    @classmethod
+    def unchecked(cls, **fields: Any) -> Self:
+        """The group of all fields, without a check: they are proven to be those of a group that was made before."""
+        group = object.__new__(cls)
+        for name, value in fields.items():
+            object.__setattr__(group, name, value)
+        return group
 
     @property
     def size(self) -> int:

@@ -59,7 +59,6 @@ def test_groups_are_browsed_in_any_order(path: Path) -> None:
         assert dispatches(reader, "longest", limit=2) == [5, 4]
         assert dispatches(reader, "shortest", limit=2) == [0, 1]
         assert dispatches(reader, "age") == [1, 0]
-        assert dispatches(reader, "prompt") == sorted(range(6), key=lambda n: (reader.prompt_of(n), n))
 
 
 def test_groups_are_picked_by_step_worker_and_flag(path: Path) -> None:

@@ -6,8 +6,10 @@ Guarantees: what `read_group` returns is what was committed, bit for bit, where 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ from driftproof.errors import DamageError
 from driftproof.ledger.schema import CONTENT
 from driftproof.types import FinishReason, Group
 
-FIRST_CONTENT = CONTENT.index("trained_mask")
-"""Columns of `contents` that formats 1 and 2 had, too."""
+OLD_CONTENT = CONTENT.index("trained_mask")
+"""Number of columns of `contents` that formats 1 and 2 had, too."""
+NOTHING = (None,) * (len(CONTENT) - OLD_CONTENT)
 
 
 def to_row(group: Group) -> tuple[Any, ...]:
@@ -39,24 +42,24 @@ def to_row(group: Group) -> tuple[Any, ...]:
     )
 
 
-def from_row(prompt_index: int, row: Sequence[Any]) -> Group:
-    """The group of a row's `CONTENT` columns."""
+def _fields(prompt_index: int, row: Sequence[Any]) -> dict[str, Any]:
+    """All fields of the group in a row's `CONTENT` columns."""
     prompt, tokens, lengths, rewards, reasons, problems, logprobs, retokenized, mask, sequence_of, facts = row
     response_tokens = np.frombuffer(tokens, np.int32)
-    return Group(
-        prompt_index=prompt_index,
-        prompt_tokens=np.frombuffer(prompt, np.int32),
-        response_tokens=response_tokens,
-        response_lengths=np.frombuffer(lengths, np.int32),
-        rewards=np.frombuffer(rewards, np.float64),
-        finish_reasons=tuple(map(FinishReason, json.loads(reasons))),
-        problems=tuple(json.loads(problems)) if problems else (),
-        behavior_logprobs=None if logprobs is None else np.frombuffer(logprobs, np.float32),
-        retokenized=bool(retokenized),
-        trained=None if mask is None else _unpacked(mask, len(response_tokens)),
-        sequence_of=None if sequence_of is None else np.frombuffer(sequence_of, np.int32),
-        facts=None if facts is None else json.loads(facts),
-    )
+    return {
+        "prompt_index": prompt_index,
+        "prompt_tokens": np.frombuffer(prompt, np.int32),
+        "response_tokens": response_tokens,
+        "response_lengths": np.frombuffer(lengths, np.int32),
+        "rewards": np.frombuffer(rewards, np.float64),
+        "finish_reasons": _reasons(reasons),
+        "problems": tuple(json.loads(problems)) if problems else (),
+        "behavior_logprobs": None if logprobs is None else np.frombuffer(logprobs, np.float32),
+        "retokenized": bool(retokenized),
+        "trained": None if mask is None else _unpacked(mask, len(response_tokens)),
+        "sequence_of": None if sequence_of is None else np.frombuffer(sequence_of, np.int32),
+        "facts": None if facts is None else json.loads(facts),
+    }
 
 
 def read_group(prompt_index: int, row: Sequence[Any], expected: int | None) -> Group:
@@ -68,19 +71,22 @@ def read_group(prompt_index: int, row: Sequence[Any], expected: int | None) -> G
     if expected is not None and content_checksum(row) != expected:
         raise DamageError("its checksum does not agree")
     try:
-        return from_row(prompt_index, row)
+        fields = _fields(prompt_index, row)
+        # A checksum that agrees says that the group was checked when it was made.
+        return Group(**fields) if expected is None else Group.unchecked(**fields)
     except (ValueError, TypeError, AttributeError) as error:
         raise DamageError(f"it is no group: {error}") from error
 
 
 def figures(rewards: NDArray[np.float64], tokens: int, reasons: Sequence[str]) -> tuple[Any, ...]:
     """The columns of `groups` from `responses` to `unrewarded`."""
-    given = rewards[np.isfinite(rewards)]
+    given = [reward for reward in rewards.tolist() if math.isfinite(reward)]
+    mean = sum(given) / len(given) if given else None
     return (
         len(rewards),
         tokens,
-        float(given.mean()) if len(given) else None,
-        float(given.std()) if len(given) else None,
+        mean,
+        None if mean is None else math.sqrt(sum((reward - mean) * (reward - mean) for reward in given) / len(given)),
         reasons.count(FinishReason.LENGTH),
         reasons.count(FinishReason.FAILED),
         len(rewards) - len(given),
@@ -98,20 +104,24 @@ def content_checksum(row: Sequence[Any]) -> int:
     What formats 1 and 2 did not have counts only where it is there, so that their checksums stay right.
     """
     value = 0
-    given = row if any(column is not None for column in row[FIRST_CONTENT:]) else row[:FIRST_CONTENT]
-    for column in given:
-        part = column if isinstance(column, bytes) else repr(column).encode(errors="replace")
+    for column in row if tuple(row[OLD_CONTENT:]) != NOTHING else row[:OLD_CONTENT]:
+        part = column if type(column) is bytes else repr(column).encode(errors="replace")
         value = zlib.crc32(part, zlib.crc32(len(part).to_bytes(8, "little"), value))
     return value
 
 
 def row_checksum(*columns: Any) -> int:
     """CRC-32 of a row of numbers, texts and NULLs; also a function of the ledger's SQL."""
-    return zlib.crc32(json.dumps(columns, default=repr).encode())
+    return zlib.crc32(ascii(columns).encode())
 
 
 def _bytes(values: NDArray[Any], dtype: type[np.generic]) -> bytes:
     return np.ascontiguousarray(values, dtype).tobytes()
+
+
+@lru_cache
+def _reasons(text: str) -> tuple[FinishReason, ...]:
+    return tuple(map(FinishReason, json.loads(text)))
 
 
 def _unpacked(mask: bytes, count: int) -> NDArray[np.bool_]:

@@ -15,11 +15,18 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from driftproof.errors import GroupError
-from driftproof.ledger.codec import content_checksum, figures_of, to_row
+from driftproof.ledger.codec import content_checksum, figures_of, row_checksum, to_row
 from driftproof.ledger.reader import LedgerWriter
 from driftproof.ledger.records import RUNNING, Counters, Lease, Plan
+from driftproof.ledger.schema import ROW
 from driftproof.ledger.store import channel_problem
 from driftproof.types import Group
+
+FIGURES = ROW[ROW.index("responses") :]
+COMMIT = (
+    f"UPDATE groups SET state = 'ready', {', '.join(f'{column} = ?' for column in FIGURES)}, checksum = ? "
+    "WHERE dispatch = ?"
+)
 
 
 class Leases(Protocol):
@@ -79,14 +86,15 @@ class LocalLeases(LedgerWriter):
         is admitted now, which only reads.
         """
         now = time.monotonic()
-        if not self._leasable(now, count):
+        if count < 1 or not self._leasable(now):
             return []
         store = self._store
         with store.transaction(fault="lease"):
-            if self.state() != RUNNING:
+            state, step, published_step = self._moment()
+            if state != RUNNING:
                 return []
-            step, dispatched = self.step, self._dispatched()
-            weights_step = self.plan.newest_weights(step, self.published_step)
+            dispatched, admitted = self._dispatched(), self.plan.admitted(step, published_step)
+            weights_step = self.plan.newest_weights(step, published_step)
             expired = [
                 dispatch
                 for (dispatch,) in store.rows(
@@ -94,7 +102,6 @@ class LocalLeases(LedgerWriter):
                     *(now, count),
                 )
             ]
-            admitted = self.plan.admitted(step, self.published_step)
             fresh = range(dispatched, min(admitted, dispatched + count - len(expired)))
             leases = [Lease(dispatch=n, prompt_index=self.prompt_of(n)) for n in [*expired, *fresh]]
             rows = [
@@ -142,13 +149,16 @@ class LocalLeases(LedgerWriter):
             content = to_row(group)
             written[dispatch] = content, (*figures_of(group), content_checksum(content))
         with self._store.transaction(fault="commit"):
-            accepted = {dispatch: since for dispatch in groups if (since := self._leased_since(dispatch, worker))}
-            rows = [
-                (n, groups[n].prompt_index, "ready", worker, *since, None, *written[n][1])
-                for n, since in accepted.items()
-            ]
-            self._store.write_groups(rows)
-            self._store.write_contents([(n, *written[n][0]) for n in accepted])
+            accepted = [lease for lease in self._leased(worker, groups) if lease[0] in groups]
+            self._store.database.executemany(
+                COMMIT,
+                (
+                    (*figures, row_checksum(n, groups[n].prompt_index, "ready", worker, *since, None, *figures), n)
+                    for n, *since in accepted
+                    for figures in (written[n][1],)
+                ),
+            )
+            self._store.write_contents((n, *written[n][0]) for n, *_ in accepted)
             if late := len(groups) - len(accepted):
                 self._store.add_event("late commit", f"{late} groups of {worker}, whose leases had expired")
             if counters is not None:
@@ -160,21 +170,26 @@ class LocalLeases(LedgerWriter):
         with self._store.transaction():
             self._store.set_counters(worker, counters)
 
-    def _leasable(self, now: float, count: int) -> bool:
+    def _leasable(self, now: float) -> bool:
         """Whether a lease could be given; reads little, and locks nobody out."""
-        if count < 1 or self.state() != RUNNING:
+        state, step, published_step = self._moment()
+        if state != RUNNING:
             return False
         expired = "SELECT EXISTS (SELECT 1 FROM groups WHERE state = 'leased' AND deadline < ?)"
-        admitted = self.plan.admitted(self.step, self.published_step)
-        return self._dispatched() < admitted or bool(self._store.number(expired, now))
+        return self._dispatched() < self.plan.admitted(step, published_step) or bool(self._store.number(expired, now))
 
-    def _leased_since(self, dispatch: int, worker: str) -> tuple[int, int | None] | None:
-        """The learner's step and the weights' step at which a worker was given a group; None where it has no lease."""
+    def _moment(self) -> tuple[str, int, int]:
+        """The run's state, the learner's step and the step of the newest snapshot."""
+        header = self._store.header("state", "step", "published_step")
+        return header["state"], int(header["step"]), int(header["published_step"])
+
+    def _leased(self, worker: str, groups: Mapping[int, Group]) -> list[tuple[int, int, int | None]]:
+        """Leases of a worker around those of some groups, with the learner's and the weights' step at dispatch."""
         question = (
-            "SELECT dispatched_step, weights_step FROM groups WHERE dispatch = ? AND state = 'leased' AND worker = ?"
+            "SELECT dispatch, dispatched_step, weights_step FROM groups "
+            "WHERE state = 'leased' AND worker = ? AND dispatch BETWEEN ? AND ?"
         )
-        found: tuple[int, int | None] | None = self._store.execute(question, dispatch, worker).fetchone()
-        return found
+        return self._store.execute(question, worker, min(groups, default=0), max(groups, default=-1)).fetchall()
 
     def _check(self, dispatch: int, group: Group) -> None:
         if group.prompt_index != self.prompt_of(dispatch):

@@ -14,7 +14,7 @@ from driftproof.ledger.schema import CONTENT, ROW
 from driftproof.ledger.store import Store, open_read_only, open_store
 from driftproof.types import Group
 
-Order = Literal["newest", "oldest", "best", "worst", "spread", "longest", "shortest", "age", "prompt"]
+Order = Literal["newest", "oldest", "best", "worst", "spread", "longest", "shortest", "age"]
 ORDERS = {
     "newest": ("dispatch", "DESC", "1"),
     "oldest": ("dispatch", "ASC", "1"),
@@ -24,7 +24,6 @@ ORDERS = {
     "longest": ("tokens", "DESC", "tokens IS NOT NULL"),
     "shortest": ("tokens", "ASC", "tokens IS NOT NULL"),
     "age": ("trained_step - 1 - dispatched_step", "DESC", "state = 'trained'"),
-    "prompt": ("prompt_index", "ASC", "responses IS NOT NULL"),
 }
 """Column, direction and the groups that have it; each has an index."""
 Flag = Literal["truncated", "failed", "unrewarded"]

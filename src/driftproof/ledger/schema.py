@@ -35,7 +35,6 @@ CREATE TABLE groups (
 CREATE INDEX groups_leased ON groups (dispatch) WHERE state = 'leased';
 CREATE INDEX groups_ready ON groups (dispatch) WHERE state = 'ready';
 CREATE INDEX groups_trained ON groups (trained_step) WHERE state = 'trained';
-CREATE INDEX groups_prompt ON groups (prompt_index) WHERE responses IS NOT NULL;
 CREATE INDEX groups_worker ON groups (worker) WHERE responses IS NOT NULL;
 CREATE INDEX groups_reward ON groups (mean_reward) WHERE mean_reward IS NOT NULL;
 CREATE INDEX groups_spread ON groups (reward_spread) WHERE reward_spread IS NOT NULL;

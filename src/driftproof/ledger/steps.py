@@ -7,20 +7,21 @@ makes ready again what its step had taken.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from driftproof.errors import LedgerError
 from driftproof.ledger.codec import row_checksum
 from driftproof.ledger.reader import COLUMNS, CONTENTS, LedgerWriter
-from driftproof.ledger.records import RUNNING, STATES, Summary
+from driftproof.ledger.records import RUNNING, STATES
+from driftproof.ledger.schema import ROW
 from driftproof.ledger.store import changed
 from driftproof.types import Batch
 
 PRUNED_AT_ONCE = 64
 """Steps whose groups are pruned in one transaction, so that nobody waits long for the next."""
-TRAINED = changed(state="'trained'", trained_step="?1")
+STATE, TRAINED_STEP = ROW.index("state"), ROW.index("trained_step")
 READY = changed(state="'ready'", trained_step="NULL")
 
 
@@ -67,17 +68,17 @@ class Steps(LedgerWriter):
                 "WHERE state = 'ready' ORDER BY dispatch LIMIT ?"
             )
             rows = list(self._store.rows(question, count))
-            found = [Summary(**self._fields(row)) for row in rows]
+            found = [self._fields(row) for row in rows]
             groups = tuple(map(self._group, rows))
             self._store.database.executemany(
-                f"UPDATE groups SET {TRAINED} WHERE dispatch = ?2",
-                [(step, group.dispatch) for group in found],
+                "UPDATE groups SET state = 'trained', trained_step = ?, checksum = ? WHERE dispatch = ?",
+                [(step, _trained(row, step), row[0]) for row in rows],
             )
-        weights_steps = [group.weights_step for group in found if group.weights_step is not None]
+        weights_steps = [group["weights_step"] for group in found if group["weights_step"] is not None]
         return Batch(
             step=step,
             groups=groups,
-            ages=tuple(step - 1 - group.dispatched_step for group in found),
+            ages=tuple(step - 1 - group["dispatched_step"] for group in found),
             weights_ages=tuple(step - 1 - of_group for of_group in weights_steps),
         )
 
@@ -191,3 +192,10 @@ class Steps(LedgerWriter):
             raise ValueError(f"unknown state {state!r}")
         with self._store.transaction():
             self._store.set_meta(state=state)
+
+
+def _trained(row: Sequence[Any], step: int) -> int:
+    """The checksum of a ready group's row once it is trained."""
+    columns = list(row[: len(ROW)])
+    columns[STATE], columns[TRAINED_STEP] = "trained", step
+    return row_checksum(*columns)

@@ -81,22 +81,28 @@ class Store:
             LedgerError: the checksum of a row does not agree, or it cannot be read.
         """
         for *row, checksum in self.rows(question, *values):
-            name = " ".join(map(str, [what, *row[:-1]]))
-            if row_checksum(*row) != checksum:
-                raise self.damage(f"{name}: its checksum does not agree")
             try:
-                yield *row[:-1], read(row[-1])
+                if row_checksum(*row) != checksum:
+                    raise ValueError("its checksum does not agree")
+                value = read(row[-1])
             except (ValueError, TypeError) as error:
-                raise self.damage(f"{name}: {error}") from error
+                raise self.damage(f"{what} {' '.join(map(str, row[:-1]))}: {error}") from error
+            yield *row[:-1], value
 
-    def header(self) -> dict[str, str]:
-        """All that `meta` holds."""
-        return dict(self.sealed("SELECT key, value, checksum FROM meta", "meta", str))
+    def header(self, *keys: str) -> dict[str, str]:
+        """Values of `meta`, all that there are, or those of some keys.
+
+        Raises:
+            LedgerError: one of the keys is missing, or a checksum does not agree.
+        """
+        some = f" WHERE key IN ({', '.join('?' * len(keys))})" if keys else ""
+        found = dict(self.sealed(f"SELECT key, value, checksum FROM meta{some}", "meta", str, *keys))
+        if missing := [key for key in keys if key not in found]:
+            raise self.damage(f"its {missing[0]} is missing")
+        return found
 
     def meta(self, key: str) -> str:
-        for _, value in self.sealed("SELECT key, value, checksum FROM meta WHERE key = ?", "meta", str, key):
-            return str(value)
-        raise self.damage(f"its {key} is missing")
+        return self.header(key)[key]
 
     def meta_number(self, key: str) -> int:
         value = self.meta(key)
