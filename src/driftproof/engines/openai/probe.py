@@ -176,14 +176,7 @@ def _first_difference(theirs: Sequence[Any], ours: Sequence[int]) -> str:
 async def _model_cards(client: httpx2.AsyncClient, url: str) -> list[dict[str, Any]]:
     answer = await send(client, "GET", f"{url}/v1/models", seconds=_SECONDS)
     _check_key(url, answer)
-    if answer.status >= 500 or answer.status == 429:
-        raise Unreachable(f"{url}/v1/models: status {answer.status}", kind="unwell")
-    cards: Any = None
-    if answer.status == 200:
-        try:
-            cards = read_object(answer.content).get("data")
-        except ReplyError:
-            cards = None
+    cards = _object(f"{url}/v1/models", answer).get("data")
     if not isinstance(cards, list) or not cards or not all(isinstance(card, dict) for card in cards):
         raise EngineError(
             f"{url}/v1/models lists no models (status {answer.status}); give the address of an "
