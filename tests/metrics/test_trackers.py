@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from driftproof.errors import ConfigError
+from driftproof.metrics.settings import TrackingSettings
 from driftproof.metrics.trackers import check_trackers, open_trackers
 
 
@@ -14,7 +15,7 @@ def read(directory: Path) -> list[dict[str, object]]:
 
 
 def track(directory: Path, history: list[dict[str, object]], *steps: int, tensorboard: bool = False) -> None:
-    trackers = open_trackers(directory, history, tensorboard=tensorboard, wandb="", trackio="")
+    trackers = open_trackers(directory, history, TrackingSettings(tensorboard=tensorboard))
     for step in steps:
         for tracker in trackers:
             tracker.log(step, {"reward": step / 10})
@@ -31,7 +32,7 @@ def test_each_step_is_there_once_also_after_a_resume(tmp_path: Path):
 
 
 def test_a_line_is_there_as_soon_as_it_is_logged(tmp_path: Path):
-    (tracker,) = open_trackers(tmp_path, [], tensorboard=False, wandb="", trackio="")
+    (tracker,) = open_trackers(tmp_path, [], TrackingSettings(tensorboard=False))
     tracker.log(1, {"reward": 0.5})
     assert read(tmp_path) == [{"step": 1, "reward": 0.5}]
     tracker.close()
@@ -39,7 +40,7 @@ def test_a_line_is_there_as_soon_as_it_is_logged(tmp_path: Path):
 
 def test_what_is_not_finite_is_null_so_that_every_reader_can_read_it(tmp_path: Path):
     history = [{"step": 1, "grad_norm": math.inf}]
-    (tracker,) = open_trackers(tmp_path, history, tensorboard=False, wandb="", trackio="")
+    (tracker,) = open_trackers(tmp_path, history, TrackingSettings(tensorboard=False))
     tracker.log(2, {"grad_norm": math.nan, "groups": 3, "reward": -0.5})
     tracker.close()
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -60,10 +61,10 @@ def test_tensorboard_has_the_first_and_every_tenth_step_and_forgets_what_was_und
 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
 def test_a_tracker_without_its_package_is_refused_before_the_run(package: str):
-    check_trackers(wandb="", trackio="")
+    check_trackers(TrackingSettings())
     if find_spec(package):
         pytest.skip(f"{package} is installed")
     with pytest.raises(
         ConfigError, match=rf"tracking.{package} needs its package: pip install 'driftproof\[{package}\]'"
     ):
-        check_trackers(**{"wandb": "", "trackio": ""} | {package: "project"})
+        check_trackers(TrackingSettings(**{package: "project"}))

@@ -26,8 +26,8 @@ def test_learner_and_worker_are_estimated_from_the_recipe(tiny_model_dir: Path, 
     settings = ["--learner.token_budget", "4096", "--engine.slots", "7"]
     learner, worker = requirements(load_config(recipe, settings))
     config = read_config(tiny_model_dir)
-    assert learner.needed == learner_memory(config, rows=32, row_tokens=128).total
-    assert worker.needed == engine_memory(config, slots=7, tokens=128).total
+    assert learner.needed == sum(learner_memory(config, rows=32, row_tokens=128).values())
+    assert worker.needed == sum(engine_memory(config, slots=7, tokens=128).values())
     assert (learner.process, worker.process) == ("learner", "each worker")
     assert learner.available == worker.available == memory_of("cpu") > 2**30
     assert learner.fits

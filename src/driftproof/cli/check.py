@@ -28,7 +28,7 @@ def _check(known: argparse.Namespace, settings: list[str]) -> int:
 
 
 def _check_recipe(config: Config) -> int:
-    """What a recipe needs, beside what is here; 1 if something is lacking."""
+    """Show the needs of a recipe beside what is here; 1 if something is lacking."""
     from driftproof.runtime.preflight import preflight
     from driftproof.runtime.resources import quiet_libraries, requirements
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from driftproof.errors import ConfigError
+from driftproof.metrics.settings import TrackingSettings
 from driftproof.run import RunDirectory, written_whole
 
 
@@ -76,31 +77,31 @@ class WandbLike:
         self._module.finish()
 
 
-def check_trackers(*, wandb: str, trackio: str) -> None:
+def check_trackers(settings: TrackingSettings) -> None:
     """Refuse a tracker that cannot work, before the run.
 
     Raises:
         ConfigError: the package is missing; names the extra.
     """
-    for package, project in (("wandb", wandb), ("trackio", trackio)):
-        if project and find_spec(package) is None:
+    for package, _ in _hosted(settings):
+        if find_spec(package) is None:
             raise ConfigError(f"tracking.{package} needs its package: pip install 'driftproof[{package}]'")
 
 
-def open_trackers(
-    directory: Path, history: list[dict[str, Any]], *, tensorboard: bool, wandb: str, trackio: str
-) -> list[Tracker]:
+def open_trackers(directory: Path, history: list[dict[str, Any]], settings: TrackingSettings) -> list[Tracker]:
     """The trackers of a run directory; `history` are the steps already done."""
     run = RunDirectory(path=directory)
     trackers: list[Tracker] = [JsonLines(run.metrics, history)]
-    if tensorboard:
+    if settings.tensorboard:
         trackers.append(TensorBoard(run.tensorboard, len(history)))
-    trackers += [
-        WandbLike(package, project, directory.name)
-        for package, project in (("wandb", wandb), ("trackio", trackio))
-        if project
-    ]
+    trackers += [WandbLike(package, project, directory.name) for package, project in _hosted(settings)]
     return trackers
+
+
+def _hosted(settings: TrackingSettings) -> list[tuple[str, str]]:
+    """Packages and projects of the trackers that are asked for beside those of the run directory."""
+    projects = {"wandb": settings.wandb, "trackio": settings.trackio}
+    return [(package, project) for package, project in projects.items() if project]
 
 
 def _line(metrics: dict[str, Any]) -> str:

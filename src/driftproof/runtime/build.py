@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,6 @@ from driftproof.errors import ConfigError
 from driftproof.learner.learner import Learner
 from driftproof.learner.policy import Policy
 from driftproof.ledger.leases import Leases
-from driftproof.ledger.reader import LedgerReader
-from driftproof.metrics.trackers import Tracker, open_trackers
 from driftproof.objectives import Objective, build, find
 from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory
@@ -65,14 +64,7 @@ def make_task(config: Config) -> Task:
 
 
 def make_sampling(config: Config, codec: Codec) -> Sampling:
-    return Sampling(
-        max_tokens=config.sampling.max_tokens,
-        temperature=config.sampling.temperature,
-        top_p=config.sampling.top_p,
-        top_k=config.sampling.top_k,
-        stop_ids=codec.stop_ids,
-        seed=config.run.seed,
-    )
+    return Sampling(**asdict(config.sampling), stop_ids=codec.stop_ids, seed=config.run.seed)
 
 
 def make_verifier(config: Config, task: Task) -> Verifier:
@@ -101,16 +93,6 @@ def make_learner(config: Config) -> Learner:
         steps=config.run.steps,
         baseline=config.advantages.baseline,
         reference=reference,
-    )
-
-
-def make_trackers(config: Config, directory: RunDirectory, ledger: LedgerReader) -> list[Tracker]:
-    return open_trackers(
-        directory.path,
-        ledger.steps(),
-        tensorboard=config.tracking.tensorboard,
-        wandb=config.tracking.wandb,
-        trackio=config.tracking.trackio,
     )
 
 

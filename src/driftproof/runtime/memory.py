@@ -1,4 +1,4 @@
-"""How much memory a learner and an engine need, before anything is downloaded or allocated.
+"""Memory that a learner and an engine need, counted before anything is downloaded or allocated.
 
 Guarantees: sizes are counted, not fitted: the model runs once on tensors without storage, and what autograd would keep
 of that pass is added up, whatever the architecture. Only the model's `config.json` is read. What else a process needs
@@ -7,7 +7,6 @@ of that pass is added up, whatever the architecture. Only the model's `config.js
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +17,13 @@ from driftproof.logprobs.variants import DEFAULT_BUDGET_BYTES
 from driftproof.weights.models import UNTRUSTED, checkpoint_activations, readable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerMemory:
-    """Bytes at the peak of a training step."""
-
-    weights: int
-    """float32."""
-    gradients: int
-    """float32."""
-    optimizer: int
-    """AdamW's two moments, float32."""
-    activations: int
-    """What autograd keeps of the largest micro-batch's forward pass, bfloat16 copies of the weights included."""
-    logits: int
-    """Blocks of logits and of their gradient, and the hidden states before the output layer."""
-
-    @property
-    def total(self) -> int:
-        return sum(asdict(self).values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineMemory:
-    """Bytes of an embedded engine."""
-
-    weights: int
-    cache: int
-    """Keys and values of all slots at their longest."""
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.cache
-
-
 def learner_memory(
     config: Any, *, rows: int, row_tokens: int, bfloat16: bool = False, gradient_checkpointing: bool = False
-) -> LearnerMemory:
-    """What a step needs whose largest micro-batch has `rows` rows of `row_tokens` tokens.
+) -> dict[str, int]:
+    """Bytes at the peak of a step whose largest micro-batch has `rows` rows of `row_tokens` tokens, by their purpose.
+
+    Weights, gradients and AdamW's two moments are float32; activations are all that autograd keeps of a forward pass,
+    bfloat16 copies of the weights included; logits are their blocks, with gradients, and the hidden states before them.
 
     Args:
         config: a transformers configuration of a causal language model, see `read_config`.
@@ -73,17 +42,17 @@ def learner_memory(
         with kept, torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
     hidden_bytes = rows * row_tokens * config.get_text_config().hidden_size * (2 if bfloat16 else 4)
-    return LearnerMemory(
-        weights=weights,
-        gradients=weights,
-        optimizer=2 * weights,
-        activations=kept.bytes + mask.numel(),
-        logits=2 * DEFAULT_BUDGET_BYTES + 2 * hidden_bytes,
-    )
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer": 2 * weights,
+        "activations": kept.bytes + mask.numel(),
+        "logits": 2 * DEFAULT_BUDGET_BYTES + 2 * hidden_bytes,
+    }
 
 
-def engine_memory(config: Any, *, slots: int, tokens: int, bytes_per_number: int = 4) -> EngineMemory:
-    """What an embedded engine needs that writes `slots` responses at once, prompt and response of `tokens` tokens."""
+def engine_memory(config: Any, *, slots: int, tokens: int, bytes_per_number: int = 4) -> dict[str, int]:
+    """Bytes of an embedded engine with a cache for `slots` prompts and responses of `tokens` tokens."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
@@ -93,14 +62,14 @@ def engine_memory(config: Any, *, slots: int, tokens: int, bytes_per_number: int
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cached = 2 * text.num_hidden_layers * heads * width
-    return EngineMemory(weights=parameters * bytes_per_number, cache=slots * tokens * cached * bytes_per_number)
+    return {"weights": parameters * bytes_per_number, "cache": slots * tokens * cached * bytes_per_number}
 
 
 def read_config(model: Path) -> Any:
     """The transformers configuration of a model directory; only its `config.json` is read.
 
     Raises:
-        ModelError: there is none, or it is not that of a causal language model that transformers knows.
+        ModelError: there is none, or transformers knows no causal language model by it.
     """
     from transformers import AutoConfig
 

@@ -34,7 +34,7 @@ def preflight(config: Config) -> Plan:
     """
     objective = make_objective(config)
     _check_behavior(config, objective)
-    check_trackers(wandb=config.tracking.wandb, trackio=config.tracking.trackio)
+    check_trackers(config.tracking)
     for name in (config.engine.device, config.learner.device):
         resolve_device(name)
     model = inspect_model(config.model.path)

@@ -15,11 +15,11 @@ from driftproof.learner.loop import learn
 from driftproof.ledger.leases import LocalLeases
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED, RUNNING
+from driftproof.metrics.trackers import open_trackers
 from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory
 from driftproof.runtime.build import (
     make_learner,
-    make_trackers,
     make_worker,
     open_engine,
 )
@@ -103,7 +103,7 @@ def _learn(config: Config, directory: RunDirectory, ledger: Ledger, phase: Phase
     if learner.step == 0 and ledger.state() == RUNNING:
         phase(EVALUATES)
         _evaluate_heldout(config, directory, ledger, learner)
-    trackers = make_trackers(config, directory, ledger)
+    trackers = open_trackers(directory.path, ledger.steps(), config.tracking)
     worker = _open_worker(config, directory, ledger, worker_name, phase) if worker_name else None
     with _renewing(worker, config, directory) if worker else nullcontext():
         learn(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,18 +146,17 @@ def _with_budget(config: Config, positions: int) -> Config:
 def _learner(config: Config, model: Any) -> dict[str, int]:
     learner = config.learner
     row_tokens = min(_longest(config), learner.positions)
-    found = learner_memory(
+    return learner_memory(
         model,
         rows=max(learner.positions // row_tokens, 1),
         row_tokens=row_tokens,
         bfloat16=learner.dtype == "bfloat16" or (learner.dtype == "auto" and resolve_device(learner.device) != "cpu"),
         gradient_checkpointing=learner.gradient_checkpointing,
     )
-    return asdict(found)
 
 
 def _worker(config: Config, model: Any) -> dict[str, int]:
-    return asdict(engine_memory(model, slots=config.engine.slots, tokens=_longest(config)))
+    return engine_memory(model, slots=config.engine.slots, tokens=_longest(config))
 
 
 def _longest(config: Config) -> int:
