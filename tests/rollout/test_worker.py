@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from driftproof.tasks.codec import Codec
 from driftproof.types import Channel, Request, Sampling
 from driftproof.verify import build
 from driftproof.weights.snapshots import Publisher, latest
+from tests.groups import make_group
 
 TASK = arithmetic(digits=1, heldout=10)
 PLAN = Plan(seed=0, prompts=len(TASK.train), groups_per_step=4, max_staleness=0, steps=2)
@@ -222,6 +224,29 @@ def test_log_probs_are_asked_for_exactly_when_the_plan_says_so(
         work_until_ready(worker(ledger, engine, tiny_model_dir), 4)
         assert all(record.group.behavior_logprobs is not None for record in ledger.records())
         assert ledger.workers()["worker"].requests_with_logprobs == 4
+
+
+def test_a_verdict_that_comes_while_others_are_committed_is_not_lost(
+    ledger: Ledger, engine: EmbeddedEngine, tiny_model_dir: Path
+) -> None:
+    class Late(Future[Any]):
+        """Done as soon as somebody has seen that it is not."""
+
+        seen = False
+
+        def done(self) -> bool:
+            seen, self.seen = self.seen, True
+            return seen
+
+    rollouts = worker(ledger, engine, tiny_model_dir)
+    leases = ledger.lease("worker", 4, 60)
+    first, late = Future[Any](), Late()
+    for future, part in ((first, leases[:2]), (late, leases[2:])):
+        future.set_result({lease.dispatch: make_group([1], [[2]], prompt_index=lease.prompt_index) for lease in part})
+    rollouts._verifying = [first, late]
+    rollouts.work()
+    rollouts.work()
+    assert ledger.status().ready == 4
 
 
 def test_it_says_what_it_is_doing(ledger: Ledger, engine: EmbeddedEngine, tiny_model_dir: Path) -> None:

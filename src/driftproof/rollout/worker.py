@@ -214,7 +214,8 @@ class RolloutWorker:
         if not (done or self._given_up):
             return 0
         self._enter("commits groups to the ledger")
-        self._verifying = [future for future in self._verifying if not future.done()]
+        # Asked once: another may be done by now.
+        self._verifying = [future for future in self._verifying if future not in done]
         groups, failed = {key: group for future in done for key, group in future.result().items()}, self._given_up
         self._given_up = {}
         for group in groups.values():
