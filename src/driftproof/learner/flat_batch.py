@@ -51,11 +51,7 @@ class FlatBatch:
 
     @classmethod
     def of(
-        cls,
-        groups: Sequence[Group],
-        baseline: Baseline,
-        device: torch.device,
-        fixed: FixedChannels | None = None,
+        cls, groups: Sequence[Group], baseline: Baseline, device: torch.device, fixed: FixedChannels | None = None
     ) -> FlatBatch:
         if any(group.sequence_of is not None for group in groups):
             raise GroupError("responses of several sequences (`sequence_of`) cannot be trained yet")

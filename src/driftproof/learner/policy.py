@@ -27,12 +27,7 @@ class Policy:
     """A model that scores packed responses."""
 
     def __init__(
-        self,
-        model: Any,
-        *,
-        temperature: float = 1.0,
-        dtype: torch.dtype = torch.float32,
-        value_head: bool = False,
+        self, model: Any, *, temperature: float = 1.0, dtype: torch.dtype = torch.float32, value_head: bool = False
     ) -> None:
         """`temperature` is the sampling temperature; under `dtype` bfloat16 the forward pass runs in autocast.
 
@@ -60,13 +55,7 @@ class Policy:
 
     @classmethod
     def open(
-        cls,
-        path: Path,
-        *,
-        device: str,
-        temperature: float = 1.0,
-        bfloat16: bool = False,
-        value_head: bool = False,
+        cls, path: Path, *, device: str, temperature: float = 1.0, bfloat16: bool = False, value_head: bool = False
     ) -> Policy:
         """The policy of a model directory, weights in float32.
 

@@ -46,14 +46,7 @@ class Blocks:
     """N tokens and a head, in blocks of as many tokens as fit the byte budget."""
 
     def __init__(
-        self,
-        hidden_NH: Tensor,
-        head: Head,
-        targets_N: Tensor,
-        *,
-        dtype: torch.dtype,
-        triton: bool,
-        budget_bytes: int,
+        self, hidden_NH: Tensor, head: Head, targets_N: Tensor, *, dtype: torch.dtype, triton: bool, budget_bytes: int
     ) -> None:
         """`dtype` is that of the products, see `product_dtype`."""
         self.head = head
@@ -83,14 +76,7 @@ class Blocks:
         return joined if self.head.shard is None else _over_ranks(joined, self.head.shard)
 
     def add_gradients(
-        self,
-        first: int,
-        last: int,
-        lse_N: Tensor,
-        mean_N: Tensor | None,
-        gradients: TokenValues,
-        *,
-        into: GradientSum,
+        self, first: int, last: int, lse_N: Tensor, mean_N: Tensor | None, gradients: TokenValues, *, into: GradientSum
     ) -> None:
         """Add the gradients that tokens first..last-1 give, from statistics and derivatives of the loss by them."""
         # Backwards: the logits of the last block are those that `statistics` left in the buffer.

@@ -37,7 +37,4 @@ def token_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, *, want_ent
         # exp(-1e6) is 0: an impossible token has neither entropy nor gradient, and 0 * -inf would be NaN.
         possible_NV = distribution_NV.clamp_min(-1e6)
         entropy_N = -(distribution_NV.exp() * possible_NV).sum(-1)
-    return TokenValues(
-        logprobs_N=distribution_NV.gather(-1, targets_N[:, None]).squeeze(-1),
-        entropy_N=entropy_N,
-    )
+    return TokenValues(logprobs_N=distribution_NV.gather(-1, targets_N[:, None]).squeeze(-1), entropy_N=entropy_N)

@@ -38,12 +38,7 @@ class RowStatistics:
 
 
 def row_statistics(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    *,
-    temperature: float,
-    softcap: float | None,
-    want_mean: bool,
+    logits_NV: Tensor, targets_N: Tensor, *, temperature: float, softcap: float | None, want_mean: bool
 ) -> RowStatistics:
     """The block is only read. `targets_N` are columns of it, int64; -1 where the target is not in it."""
     dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32

@@ -29,12 +29,7 @@ _INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 
 
 def row_statistics(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    *,
-    temperature: float,
-    softcap: float | None,
-    want_mean: bool,
+    logits_NV: Tensor, targets_N: Tensor, *, temperature: float, softcap: float | None, want_mean: bool
 ) -> RowStatistics:
     """One read of the block. `targets_N` are columns of it; -1 where the target is not in it.
 
@@ -223,11 +218,7 @@ def _gradients_kernel(
 
 @triton.jit
 def _scaled(
-    x: tl.tensor,
-    inverse_temperature: tl.tensor,
-    softcap: tl.tensor,
-    CAPPED: tl.constexpr,
-    DTYPE: tl.constexpr,
+    x: tl.tensor, inverse_temperature: tl.tensor, softcap: tl.tensor, CAPPED: tl.constexpr, DTYPE: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """z of raw logits x, and d z / d x."""
     slope = tl.full((), inverse_temperature, DTYPE)

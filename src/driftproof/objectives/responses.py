@@ -65,22 +65,17 @@ class Responses:
 
     def __post_init__(self) -> None:
         if self.logprobs_N.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"log-probs are {self.logprobs_N.dtype}; half precision costs 1e-2 nat a token: "
-                "compute the log-softmax in float32"
-            )
+            raise ValueError(f"log-probs are {self.logprobs_N.dtype}; half precision costs 1e-2 nat a token")
         for name in TOKEN_CHANNELS:
             channel_N = getattr(self, f"{name}_N")
             if channel_N is not None and channel_N.shape != self.logprobs_N.shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(channel_N.shape)}, the log-probs have {tuple(self.logprobs_N.shape)}"
-                )
-        rewards = len(self.lengths_R) if self.rewards_R is None else len(self.rewards_R)
-        if not len(self.advantages_R) == len(self.group_R) == len(self.lengths_R) == rewards:
-            raise ValueError(
-                f"{len(self.lengths_R)} lengths, {len(self.advantages_R)} advantages, {len(self.group_R)} groups and "
-                f"{rewards} rewards; each response needs one of each"
-            )
+                shape, expected = tuple(channel_N.shape), tuple(self.logprobs_N.shape)
+                raise ValueError(f"{name} has shape {shape}, the log-probs have {expected}")
+        lengths, advantages, groups = len(self.lengths_R), len(self.advantages_R), len(self.group_R)
+        rewards = lengths if self.rewards_R is None else len(self.rewards_R)
+        if not lengths == advantages == groups == rewards:
+            given = f"{lengths} lengths, {advantages} advantages, {groups} groups and {rewards} rewards"
+            raise ValueError(f"{given}; each response needs one of each")
         if self.total_responses < len(self.lengths_R) or self.total_tokens < len(self.logprobs_N):
             raise ValueError(
                 f"the totals ({self.total_responses} responses, {self.total_tokens} tokens) are of the whole optimizer "
