@@ -73,7 +73,7 @@ def test_groups_by_reward_age_and_prompt(make_ledger: MakeLedger) -> None:
     ledger.commit("worker-0", {dispatch: group(ledger, dispatch, given) for dispatch, given in rewards.items()})
 
     def order(by: Any, limit: int = 100) -> list[int]:
-        return _dispatches(groups_table(ledger.records(), _letters, by=by, limit=limit))
+        return _dispatches(groups_table(ledger, _letters, by=by, limit=limit))
 
     records = {record.dispatch: record for record in ledger.records()}
     assert order("best")[0] == best
@@ -95,7 +95,7 @@ def test_a_group_with_its_texts(make_ledger: MakeLedger) -> None:
     (lease,) = ledger.lease("worker-0", 1, 60)
     ledger.commit("worker-0", {0: group(ledger, 0, [0.0, 1.0, math.nan, -0.5])})
     ledger.take(1)
-    shown = _shown(groups_table(ledger.records(), _letters))
+    shown = _shown(groups_table(ledger, _letters))
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     assert f"0 {lease.prompt_index} 1 0 0.167 p" in lines
     assert "1 bbb" in lines
@@ -107,7 +107,7 @@ def test_a_group_with_its_texts(make_ledger: MakeLedger) -> None:
 def test_texts_cannot_disturb_the_terminal(make_ledger: MakeLedger, width: int) -> None:
     ledger = make_ledger(1, planned=4)
     evil = "[bold red]\x1b[2J\r\n\u202e[/]" + "x" * 500 + "\\boxed{2}"
-    table = groups_table(ledger.records(), lambda tokens: evil, limit=1)
+    table = groups_table(ledger, lambda tokens: evil, limit=1)
     shown = _shown(table, width)
     joined = shown.replace("\n", "").replace(" ", "")
     assert not {"\x1b", "\r", "\u202e"} & set(shown)
@@ -116,5 +116,5 @@ def test_texts_cannot_disturb_the_terminal(make_ledger: MakeLedger, width: int) 
     assert "x" * 200 not in joined
 
 
-def test_no_groups() -> None:
-    assert "no groups" in _shown(groups_table([], _letters))
+def test_no_groups(make_ledger: MakeLedger) -> None:
+    assert "no groups" in _shown(groups_table(make_ledger(0), _letters))

@@ -30,7 +30,7 @@ def _groups(known: argparse.Namespace, _: list[str]) -> int:
     config = Config.written_in(known.run)
     codec = Codec(config.model.path)
     with LedgerReader(known.run / "ledger.sqlite") as ledger:
-        Console().print(groups_table(ledger.records(), codec.decode, by=known.by, limit=known.limit))
+        Console().print(groups_table(ledger, codec.decode, by=known.by, limit=known.limit))
     return 0
 
 

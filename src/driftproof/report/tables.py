@@ -1,14 +1,13 @@
 """The tables of runs and evaluations.
 
-Guarantees: pure functions; texts that models wrote are shown as they are, with control characters escaped and without
-being read as markup.
+Guarantees: texts that models wrote are shown as they are, with control characters escaped and without being read as
+markup; of the groups only those are read that are shown.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -17,11 +16,14 @@ from rich.text import Text
 
 from driftproof.evaluation.heldout import Evaluation
 from driftproof.evaluation.score import Score
+from driftproof.ledger.reader import Flag, LedgerReader, Order
 from driftproof.ledger.records import Record
+from driftproof.ledger.records import Summary as GroupSummary
 from driftproof.report.summary import Summary
 from driftproof.report.text import printable, shorten
 
-Order = Literal["best", "worst", "age", "prompt"]
+PAGE = 100
+"""Groups that are browsed at a time."""
 
 
 def before_after_table(summary: Summary) -> Table:
@@ -77,24 +79,23 @@ def events_table(events: Mapping[str, tuple[int, str]]) -> Table:
 
 
 def groups_table(
-    records: Iterable[Record],
+    ledger: LedgerReader,
     decode: Callable[[list[int]], str],
     *,
     by: Order = "best",
     limit: int = 10,
     characters: int = 160,
 ) -> Table:
-    """Up to `limit` groups with their prompt and their best and worst response.
+    """Up to `limit` groups in an order (see `LedgerReader.browse`) with their prompt and their best and worst response.
 
-    `by`: "best" and "worst" by mean reward, "age" oldest first (groups not trained yet have none and are left out),
-    "prompt" by prompt index, then dispatch. Texts are cut to `characters`. Only `limit` records are held in memory.
+    Groups without a reward are neither good nor bad: they come last. Pruned groups are left out. Texts are cut to
+    `characters`.
     """
     table = _table("dispatch", "prompt", "trained\nin step", "age", "mean\nreward", "prompt, best and worst response")
     table.columns[-1].justify = "left"
     table.leading = 1
-    for record in _pick(records, by, limit):
-        group = record.group
-        mean = _mean_reward(record)
+    for record in islice(_records(ledger, by), limit):
+        group, mean = record.group, record.mean_reward
         table.add_row(
             str(record.dispatch),
             str(group.prompt_index),
@@ -108,25 +109,17 @@ def groups_table(
     return table
 
 
-def _pick(records: Iterable[Record], by: Order, limit: int) -> list[Record]:
-    if by == "age":
-        aged = (record for record in records if record.age is not None)
-        return heapq.nsmallest(limit, aged, key=lambda record: (-(record.age or 0), record.dispatch))
-    if by == "prompt":
-        return heapq.nsmallest(limit, records, key=lambda record: (record.group.prompt_index, record.dispatch))
-    sign = -1 if by == "best" else 1
-
-    def key(record: Record) -> tuple[bool, float, int]:
-        mean = _mean_reward(record)
-        return (mean is None, sign * (mean or 0.0), record.dispatch)
-
-    return heapq.nsmallest(limit, records, key=key)
+def _records(ledger: LedgerReader, by: Order) -> Iterator[Record]:
+    for summary in chain(_pages(ledger, by), _pages(ledger, "oldest", "unrewarded") if by in ("best", "worst") else ()):
+        if (record := ledger.record(summary.dispatch)) is not None:
+            yield record
 
 
-def _mean_reward(record: Record) -> float | None:
-    """None where no response has a reward."""
-    rewards = record.group.rewards[np.isfinite(record.group.rewards)]
-    return float(rewards.mean()) if len(rewards) else None
+def _pages(ledger: LedgerReader, by: Order, flag: Flag | None = None) -> Iterator[GroupSummary]:
+    last = None
+    while page := ledger.browse(by, flag=flag, after=last, limit=PAGE):
+        yield from (summary for summary in page if flag is None or summary.mean_reward is None)
+        last = page[-1].dispatch
 
 
 def _texts(record: Record, decode: Callable[[list[int]], str], characters: int) -> Text:
