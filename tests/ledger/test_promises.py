@@ -26,6 +26,8 @@ class Expected:
     worker: str
     over: bool
     dispatched_step: int
+    released: bool = False
+    """Whether its lease was taken away, which no renewal gives back."""
     trained_step: int | None = None
     copies: int = 0
     """Commits that were accepted."""
@@ -42,16 +44,23 @@ class LedgerMachine(RuleBasedStateMachine):
         self.checkpoints: list[int] = []
         """Steps of those that are kept, oldest first."""
         self.pruned_step = 0
+        self.published_step = 0
 
     @initialize(
         prompts=st.integers(1, 5),
         groups_per_step=st.integers(1, 3),
         max_staleness=st.integers(0, 3),
         steps=st.integers(1, 6),
+        publish_every=st.integers(0, 3),
     )
-    def create(self, prompts: int, groups_per_step: int, max_staleness: int, steps: int) -> None:
+    def create(self, prompts: int, groups_per_step: int, max_staleness: int, steps: int, publish_every: int) -> None:
         self.plan = Plan(
-            seed=7, prompts=prompts, groups_per_step=groups_per_step, max_staleness=max_staleness, steps=steps
+            seed=7,
+            prompts=prompts,
+            groups_per_step=groups_per_step,
+            max_staleness=max_staleness,
+            steps=steps,
+            publish_every=publish_every,
         )
         self.ledger = Ledger.create(Path(self.directory.name) / "ledger.sqlite", self.plan)
         self.order = [self.ledger.prompt_of(n) for n in range(steps * groups_per_step)]
@@ -68,7 +77,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def lease(self, worker: str, count: int, over: bool) -> None:
         """`over` leases have run out when they are given."""
         expired = [n for n in self.numbers("leased") if self.groups[n].over][:count]
-        admitted = min(self.step + 1 + self.plan.max_staleness, self.plan.steps) * self.plan.groups_per_step
+        # A snapshot that is overdue holds back.
+        due = self.published_step + self.plan.publish_every - 1 if self.plan.publish_every else self.step
+        admitted = min(min(self.step, due) + 1 + self.plan.max_staleness, self.plan.steps) * self.plan.groups_per_step
         fresh = list(range(len(self.groups), min(admitted, len(self.groups) + count - len(expired))))
         leases = self.ledger.lease(worker, count, -1.0 if over else 1000.0)
         assert leases == [Lease(dispatch=n, prompt_index=self.order[n]) for n in expired + fresh]
@@ -79,13 +90,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(worker=workers)
     def release(self, worker: str) -> None:
         for n in self.numbers("leased"):
-            self.groups[n].over |= self.groups[n].worker == worker
+            if self.groups[n].worker == worker:
+                self.groups[n].over = self.groups[n].released = True
         self.ledger.release(worker)
 
     @rule(worker=workers)
     def renew(self, worker: str) -> None:
         for n in self.numbers("leased"):
-            self.groups[n].over &= self.groups[n].worker != worker
+            self.groups[n].over &= self.groups[n].worker != worker or self.groups[n].released
         self.ledger.renew(worker, 1000.0, Counters())
 
     @rule(worker=workers, later=st.integers(0, 2), others=st.sets(st.integers(0, 17), max_size=4))
@@ -125,6 +137,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.finish_step(self.step, {"groups": self.plan.groups_per_step})
         self.taken = None
 
+    @rule()
+    def publish(self) -> None:
+        self.ledger.published(self.step)
+        self.published_step = self.step
+
     @rule(older=st.booleans())
     def crash_and_resume(self, older: bool) -> None:
         """Everything in memory is gone; the run goes on from its newest checkpoint, or the oldest that is kept."""
@@ -136,6 +153,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.step = max(self.checkpoints, default=0)
         later = [n for n in self.numbers("trained") if (self.groups[n].trained_step or 0) > self.step]
         assert self.ledger.rewind(self.step) == len(later)
+        self.published_step = min(self.published_step, self.step)
         self.undone()
 
     @rule(keep=st.integers(1, 3))
@@ -166,7 +184,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if (self.groups[n].trained_step or 0) > self.step:
                 self.groups[n].state, self.groups[n].trained_step = "ready", None
         for n in self.numbers("leased"):
-            self.groups[n].over = True
+            self.groups[n].over = self.groups[n].released = True
         self.taken, self.rewound = None, True
 
     @invariant()

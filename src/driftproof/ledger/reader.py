@@ -154,12 +154,17 @@ class LedgerReader:
         """
         column, direction, known = ORDERS[by]
         limits: list[tuple[str, Sequence[object]]] = [(known, ())]
-        if step is not None:
-            limits.append(("state = 'trained' AND trained_step = ?", (step,)))
+        index = ""
         if worker is not None:
             limits.append(("responses IS NOT NULL AND worker = ?", (worker,)))
+            index = "groups_worker" if column == "dispatch" else ""
+        # The few that have a flag, or are of a step, are found first and sorted then.
         if flag is not None:
             limits.append((f"{flag} > 0", ()))
+            index = f"groups_{flag}"
+        if step is not None:
+            limits.append(("state = 'trained' AND trained_step = ?", (step,)))
+            index = "groups_trained"
         if after is not None:
             beyond = "<" if direction == "DESC" else ">"
             place = f"(SELECT {column}, dispatch FROM groups WHERE dispatch = ?)"
@@ -167,7 +172,8 @@ class LedgerReader:
         where = " AND ".join(condition for condition, _ in limits)
         values = [value for _, given in limits for value in given]
         order = f"{column} {direction}, dispatch {direction}"
-        return list(self._summaries(f"WHERE {where} ORDER BY {order} LIMIT ?", *values, limit))
+        indexed = f"INDEXED BY {index} " if index else ""
+        return list(self._summaries(f"{indexed}WHERE {where} ORDER BY {order} LIMIT ?", *values, limit))
 
     def record(self, dispatch: int) -> Record | None:
         """A group with what it holds; None where it is not committed, or pruned.
