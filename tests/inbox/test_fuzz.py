@@ -24,7 +24,7 @@ openapi_checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 
 WITHOUT_INPUT = ("GET /status", "GET /weights/latest")
 """Nothing about these can be wrong but the token."""
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 15))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 8))
 
 
 @pytest.fixture(scope="module")

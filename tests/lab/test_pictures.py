@@ -42,6 +42,7 @@ def test_a_whole_grid(schedule: str, tmp_path: Path) -> None:
     drawn(config, make_results(config), tmp_path)
 
 
+@pytest.mark.slow
 def test_several_views(tmp_path: Path) -> None:
     views = {"views": ["given", "tuned", "matched"], "learning_rates": [1e-3]}
     one = drawn(make_config("naive"), make_results(make_config("naive")), tmp_path)

@@ -245,6 +245,7 @@ def test_what_cannot_be_run(
     assert (grid / "config.toml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_objective_of_ones_own_is_found_in_the_working_directory(
     grid: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

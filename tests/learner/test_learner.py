@@ -23,6 +23,8 @@ CUTS: list[dict[str, Any]] = [
     {"gradient_checkpointing": True},
 ]
 """Every response alone; small micro-batches of unshared prompts; rows of 9 tokens; activations computed again."""
+EVERY_CUT = {"asympo", "ppo", "dr-grpo", "m2po"}
+"""An objective of each aggregation, the one with a critic, and the one that looks at the whole update."""
 
 
 def weights(learner: Learner) -> dict[str, torch.Tensor]:
@@ -52,8 +54,14 @@ def settings_of(objective: str) -> dict[str, Any]:
     return fields
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("cut_as", CUTS, ids=["alone", "unshared", "short", "checkpointing"])
+@pytest.mark.parametrize(
+    ("objective", "cut_as"),
+    [
+        pytest.param(objective, cut, marks=[] if cut is CUTS[0] or objective in EVERY_CUT else pytest.mark.slow)
+        for objective in OBJECTIVES
+        for cut in CUTS
+    ],
+)
 def test_the_cut_into_micro_batches_does_not_change_the_step(objective: str, cut_as: dict[str, Any]):
     needs = Channel.BEHAVIOR_LOGPROBS in OBJECTIVES[objective].channels
     long = make_group([1, 2], [[3] * 12, []], [1.0, 0.0], behavior_logprobs=[-1.0] * 12 if needs else None)

@@ -25,6 +25,7 @@ def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_gsm8k_runs_asynchronously_with_math_verify(byte_model: Path, tmp_path: Path) -> None:
     done = train(
         ROOT / "recipes" / "gsm8k.toml", "--task.path", DATA / "gsm8k" / "train.jsonl", "--model.path", byte_model,

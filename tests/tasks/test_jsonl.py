@@ -142,7 +142,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 @given(content=st.lists(lines, max_size=4))
 @example(content=[b'{"problem": "a", "answer": "b", "responses": [{"text": "", "reward": 1' + b"0" * 400 + b"}]}"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_lines_are_read_or_refused_with_file_and_line(
     read: Callable[[Path], Any], content: list[bytes], directory: Path
 ) -> None:
