@@ -14,7 +14,9 @@ from driftproof.errors import ConfigError
 from driftproof.lab.settings import LabConfig
 from driftproof.objectives import build
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+ALL_RECIPES = sorted(path for folder in ("recipes", "studies") for path in (ROOT / folder).rglob("*.toml"))
 
 
 @pytest.fixture
@@ -276,6 +278,14 @@ def test_the_recipes_are_valid_as_their_comments_call_them(path: Path):
     assert (program, recipe) == ("train", f"recipes/{path.name}")
     config = load_config(path, overrides)
     build(config.objective.name, **config.objective.fields)
+
+
+@pytest.mark.parametrize("path", ALL_RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_is_valid(path: Path):
+    kind = LabConfig if "lab" in tomllib.loads(path.read_text()) else Config
+    trace = ["--rollouts.path", "trace.jsonl"] if path.stem == "recorded" else []
+    config = load_config(path, trace, kind)
+    assert kind.from_toml(config.to_toml()) == config
 
 
 def test_there_are_recipes():
