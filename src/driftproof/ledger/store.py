@@ -345,15 +345,13 @@ def _connect_read_only(path: Path, untouched: bool) -> sqlite3.Connection:
     problem: Exception | None = None
     for mode in modes:
         uri = f"{path.absolute().as_uri()}?{mode}"
-        database = _prepared(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None))
         try:
+            database = _prepared(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None))
             database.execute("SELECT * FROM sqlite_master LIMIT 1").fetchall()
             return database
         except sqlite3.OperationalError as error:
-            database.close()
             problem = problem or error
         except sqlite3.DatabaseError as error:
-            database.close()
             raise _no_ledger(path, error) from error
     raise LedgerError(
         f"cannot read {path}: {problem}; where its directory cannot be written and {log.name} lies beside it, copy the "
