@@ -1,4 +1,4 @@
-"""What a process is doing, in a small file that is written in place: readable also while the process hangs."""
+"""The activity of a process, in a small file that is written in place: readable also while the process hangs."""
 
 from __future__ import annotations
 

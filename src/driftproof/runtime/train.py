@@ -175,7 +175,7 @@ def _launched(
         return
     from driftproof.engines.vllm.launch import launch
 
-    engine, log = config.engine, directory.logs / "vllm.log"
+    engine, log = config.engine, directory.log("vllm")
     display.message(f"starting vLLM; its output goes to {log}")
     server = launch(
         engine.python,

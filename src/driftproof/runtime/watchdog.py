@@ -92,7 +92,7 @@ class Examined:
 
 
 def doing(activity: Activity | None, paused: bool, now: float) -> str:
-    """What a process does, in words that follow its name."""
+    """A process's activity, in words that follow its name."""
     what = activity.described(now) if activity else "has not said what it does"
     return f"was stopped by a signal (SIGSTOP, SIGTSTP); it {what}" if paused else what
 

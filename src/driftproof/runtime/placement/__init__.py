@@ -1,1 +1,1 @@
-"""Where the processes of a run live: the protocol, and processes on this machine."""
+"""Placement of a run's processes: the protocol, and processes on this machine."""

@@ -53,7 +53,7 @@ class Member(Protocol):
         ...
 
     def activity(self) -> Activity | None:
-        """What it said last that it is doing, also while it hangs; None before it has said anything."""
+        """Its activity as it told it last, also while it hangs; None before it has told any."""
         ...
 
     def wait(self, seconds: float) -> None:
