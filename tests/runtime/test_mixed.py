@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from driftproof.ledger.codec import row_checksum
 from driftproof.ledger.ledger import Ledger
 from driftproof.runtime.inbox import open_inbox
 from driftproof.tasks.codec import Codec
@@ -128,8 +128,8 @@ def test_a_run_on_a_trace_alone_of_an_older_version_goes_on(recipe: Path, tmp_pa
         (plan,) = database.execute("SELECT value FROM meta WHERE key = 'plan'").fetchone()
         assert [json.loads(plan)[name] for name in ("prompts", "recorded_prompts", "recorded_share")] == [0, 2, 1.0]
         older = json.dumps(json.loads(plan) | {"prompts": 2, "recorded_prompts": 0, "recorded_share": 0.0})
-        database.execute("UPDATE meta SET value = ? WHERE key = 'plan'", (older,))
-        database.execute("UPDATE meta SET value = ? WHERE key = 'plan_checksum'", (str(zlib.crc32(older.encode())),))
+        row = (older, row_checksum("plan", older))
+        database.execute("UPDATE meta SET value = ?, checksum = ? WHERE key = 'plan'", row)
     resumed = train("--resume", run, "--run.steps", 6)
     assert resumed.code == 0, resumed.stderr
     trained_once(run, steps=6, groups_per_step=4)
