@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
+from typing import Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -82,14 +83,14 @@ def groups_table(
     ledger: LedgerReader,
     decode: Callable[[list[int]], str],
     *,
-    by: Order = "best",
+    by: Order | Literal["prompt"] = "best",
     limit: int = 10,
     characters: int = 160,
 ) -> Table:
-    """Up to `limit` groups in an order (see `LedgerReader.browse`) with their prompt and their best and worst response.
+    """Up to `limit` groups with their prompt and their best and worst response, cut to `characters`.
 
-    Groups without a reward are neither good nor bad: they come last. Pruned groups are left out. Texts are cut to
-    `characters`.
+    `by` is an order of `LedgerReader.browse`, or the prompt. Groups without a reward are neither good nor bad: they
+    come last. Pruned groups are left out.
     """
     table = _table("dispatch", "prompt", "trained\nin step", "age", "mean\nreward", "prompt, best and worst response")
     table.columns[-1].justify = "left"
@@ -109,10 +110,13 @@ def groups_table(
     return table
 
 
-def _records(ledger: LedgerReader, by: Order) -> Iterator[Record]:
-    for summary in chain(_pages(ledger, by), _pages(ledger, "oldest", "unrewarded") if by in ("best", "worst") else ()):
-        if (record := ledger.record(summary.dispatch)) is not None:
-            yield record
+def _records(ledger: LedgerReader, by: Order | Literal["prompt"]) -> Iterator[Record]:
+    if by == "prompt":
+        chosen = iter(sorted(_pages(ledger, "oldest"), key=lambda summary: summary.prompt_index))
+    else:
+        rest = _pages(ledger, "oldest", "unrewarded") if by in ("best", "worst") else ()
+        chosen = chain(_pages(ledger, by), rest)
+    return (record for summary in chosen if (record := ledger.record(summary.dispatch)) is not None)
 
 
 def _pages(ledger: LedgerReader, by: Order, flag: Flag | None = None) -> Iterator[GroupSummary]:
