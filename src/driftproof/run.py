@@ -27,7 +27,7 @@ ORPHAN_SECONDS = 150.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDirectory:
-    """Where the parts of a run lie on disk."""
+    """The places of a run's parts on disk."""
 
     path: Path
 
@@ -116,7 +116,7 @@ class RunDirectory:
 
 
 def step_directory(directory: Path, step: int) -> Path:
-    """Where the snapshot or checkpoint of a step lies."""
+    """The directory of the snapshot or checkpoint of a step."""
     return directory / f"step-{step:08d}"
 
 
