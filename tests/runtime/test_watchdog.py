@@ -136,7 +136,7 @@ def test_a_worker_that_is_stopped_is_a_stall_that_is_explained(tiny_model_dir: P
         r"^learner \(pid \d+\) waits for groups \(for \d+ s\): \d of 4 are ready, \d are leased", stderr, re.M
     )
     assert re.search(rf"^worker-0 \(pid {pid}\) was stopped by a signal .*; it .* \(for \d+ s\)", stderr, re.M)
-    assert re.search(r"in wait_for_batch\n", stacks)
+    assert re.search(r"learner/loop.py.*in \w+\n", stacks)
     assert re.search(r"rollout/worker.py.*in \w+\n", stacks)
     with Ledger(run / "ledger.sqlite") as ledger:
         step = ledger.step
