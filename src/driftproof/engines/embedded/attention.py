@@ -4,8 +4,6 @@ Guarantees: the function registered as `IMPLEMENTATION` computes what transforme
 model; only a single query token takes another way.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Guarantees: the tensors grow with the longest row, by doubling, and never beyond
 reads is a view of the rows and positions in use, never a copy; unwritten positions are zero, so that a mask hides them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +18,19 @@ _FIRST_CAPACITY = 32
 
 @dataclass(slots=True)
 class _Window:
-    """Rows and positions that the next forward pass writes and reads; shared by all layers."""
+    """Rows [first, last) and positions that the next forward pass writes and reads; shared by all layers."""
 
     rows: int
     """Rows held by the tensors."""
     limit: int
     """Positions a row may have."""
     first: int = 0
-    """First row that takes part."""
     last: int = 0
-    """One past the last row that takes part."""
     start: int = 0
-    """Positions before `start` were written earlier (all rows alike); used when `positions` is None."""
     stop: int = 0
-    """Positions [0, stop) are read."""
+    """Positions [0, stop) are read; all rows write [start, stop), unless there are `positions`."""
     positions: Tensor | None = None
-    """int64 [last - first]: where each row writes its one new token, or None: all write [start, stop)."""
+    """int64 [last - first]: where each row writes its one new token."""
     row_index: Tensor | None = None
     """int64 [last - first]: first, first + 1, ...; beside `positions`."""
 
@@ -56,16 +51,13 @@ class SlotCache(Cache):  # type: ignore[misc]
     def write_next(self, positions: Tensor, longest: int) -> None:
         """The next forward pass writes one token per row, at `positions` (int64 [B]) of rows [0, B), and reads
         [0, longest)."""
-        window = self._window
-        window.first, window.last, window.start, window.stop = 0, len(positions), longest - 1, longest
-        window.positions = positions
-        window.row_index = torch.arange(len(positions), device=positions.device)
+        self.write_span(0, len(positions), longest - 1, longest)
+        self._window.positions = positions
+        self._window.row_index = torch.arange(len(positions), device=positions.device)
 
     def copy_rows(self, source: NDArray[np.int64], target: NDArray[np.int64], length: int) -> None:
         """Copy the first `length` positions of rows `source` to rows `target`, as if all at once."""
-        if len(source) == 0 or length == 0:
-            return
-        for states in self._states:
+        for states in self._states if len(source) and length else ():
             rows = torch.as_tensor(source, device=states.device)
             states[torch.as_tensor(target, device=states.device), :, :length] = states[rows, :, :length]
 
@@ -98,9 +90,9 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.keys.shape[2] < window.stop:
-            capacity = min(window.limit, max(2 * self.keys.shape[2], _round_up(window.stop)))
-            self.keys = _grow(self.keys, capacity)
-            self.values = _grow(self.values, capacity)
+            enough = max(_FIRST_CAPACITY, 1 << (window.stop - 1).bit_length(), 2 * self.keys.shape[2])
+            capacity = min(window.limit, enough)
+            self.keys, self.values = _grow(self.keys, capacity), _grow(self.values, capacity)
         if window.positions is None:
             self.keys[window.first : window.last, :, window.start : window.stop] = key_states
             self.values[window.first : window.last, :, window.start : window.stop] = value_states
@@ -128,7 +120,3 @@ def _grow(states: Tensor, capacity: int) -> Tensor:
     larger = _rows_like(states, states.shape[0], capacity)
     larger[:, :, : states.shape[2]] = states
     return larger
-
-
-def _round_up(length: int) -> int:
-    return max(_FIRST_CAPACITY, 1 << (length - 1).bit_length())

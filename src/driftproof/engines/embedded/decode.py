@@ -4,24 +4,20 @@ Guarantees: what is computed for a row depends on its tokens and the weights alo
 would be decoded wrongly is refused.
 """
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from driftproof.engines.embedded.attention import IMPLEMENTATION
 from driftproof.engines.embedded.cache import SlotCache
 from driftproof.errors import EngineError
 from driftproof.types import Tokens
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 PREFILL_TOKENS = 8192
 """Prompt tokens, padding included, in one forward pass."""
@@ -31,11 +27,7 @@ class Decoder:
     """A model and the key-value cache of its `rows` rows."""
 
     def __init__(self, model: PreTrainedModel, *, rows: int, max_length: int | None, prefill_tokens: int) -> None:
-        """Take over `model`: its attention function is replaced by an equivalent one and it is put into eval mode.
-
-        Raises:
-            EngineError: a `max_length` beyond the model, or a model whose attention or cache cannot be reproduced.
-        """
+        """Take over `model`; EngineError where it cannot be decoded right, or not to `max_length`."""
         config = model.config.get_text_config()
         _check_model(model, config)
         self.model = model
@@ -50,9 +42,15 @@ class Decoder:
     def read(self, prompts: Sequence[Tokens], first: int) -> Tensor:
         """Write keys and values of `prompts`, longest first, into rows from `first` on.
 
-        Returns the logits [B, V] that follow each prompt.
+        Returns the logits [B, V] that follow each prompt. One forward pass reads as many prompts as fit the token
+        budget when padded, or a part of a longer one.
         """
-        return torch.cat([self._read(prompts[a:b], first + a) for a, b in self._batches(prompts)])
+        logits, start = [], 0
+        while start < len(prompts):
+            stop = start + max(1, self._prefill_tokens // len(prompts[start]))
+            logits.append(self._read(prompts[start:stop], first + start))
+            start = stop
+        return torch.cat(logits)
 
     def next_logits(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> Tensor:
         """Read one token of each of rows [0, B) behind its `lengths` positions; returns the logits [B, V] after it."""
@@ -74,16 +72,8 @@ class Decoder:
         """Give the memory of keys and values back."""
         self.cache = SlotCache(layers=0, rows=0, limit=0)
 
-    def _batches(self, prompts: Sequence[Tokens]) -> Iterator[tuple[int, int]]:
-        """Ranges of prompts, longest first, that fit the token budget when padded; a longer prompt is alone."""
-        start = 0
-        while start < len(prompts):
-            stop = start + max(1, self._prefill_tokens // len(prompts[start]))
-            yield start, min(stop, len(prompts))
-            start = stop
-
     def _read(self, prompts: Sequence[Tokens], first: int) -> Tensor:
-        """`read` of one batch, in pieces where a prompt is longer than the budget."""
+        """`read` for prompts that are read together."""
         lengths = np.array([len(prompt) for prompt in prompts])
         longest = int(lengths.max())
         ids = np.zeros((len(prompts), longest), dtype=np.int64)
@@ -126,7 +116,7 @@ def _check_model(model: PreTrainedModel, config: Any) -> None:
 
 
 def _check_length(config: Any, wanted: int | None) -> int:
-    """The context to use: `wanted` or the model's, within what the model can do."""
+    """The context to use: the wanted one or the model's, within what the model can do."""
     longest = getattr(config, "max_position_embeddings", None)
     length = longest if wanted is None else wanted
     if length is None:

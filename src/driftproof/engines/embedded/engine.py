@@ -6,28 +6,24 @@ computed only while a request that wants them is under way; new weights drop not
 tokens and their cache, and go on with the new weights.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from driftproof.engines.embedded.decode import PREFILL_TOKENS, Decoder
-from driftproof.engines.embedded.load import load_weights
+from driftproof.engines.embedded.load import load_state, load_weights
 from driftproof.engines.embedded.rows import Rows
 from driftproof.engines.embedded.schedule import Admission, Schedule
 from driftproof.engines.protocol import Capabilities, Completed, check_request, name_of
 from driftproof.errors import EngineError
 from driftproof.types import Request
 from driftproof.weights.models import UNTRUSTED
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class EmbeddedEngine:
@@ -61,14 +57,9 @@ class EmbeddedEngine:
         if slots < 1 or prefill_tokens < 1:
             raise EngineError(f"slots is {slots} and prefill_tokens {prefill_tokens}; both must be at least 1")
         # One row more than slots: it keeps the prompt of a group of which only a part has been admitted.
-        self._decoder = Decoder(
-            model if device is None else model.to(device),
-            rows=slots + 1,
-            max_length=max_length,
-            prefill_tokens=prefill_tokens,
-        )
+        self._decoder = Decoder(model.to(device), rows=slots + 1, max_length=max_length, prefill_tokens=prefill_tokens)
         self._schedule = Schedule(slots)
-        self._rows = Rows(slots, vocabulary=self._decoder.vocabulary, device=self._decoder.device)
+        self._rows = Rows(slots)
         self._closed = False
         self.slots = slots
         self.max_length = self._decoder.max_length
@@ -84,14 +75,12 @@ class EmbeddedEngine:
         max_length: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
-    ) -> EmbeddedEngine:
+    ) -> Self:
         """The engine of a Hugging Face model directory.
 
         Raises:
             EngineError: the directory cannot be opened or lacks weights.
         """
-        from transformers import AutoModelForCausalLM
-
         if not (path / "config.json").is_file():
             raise EngineError(f"{path} has no config.json; give a Hugging Face model directory")
         try:
@@ -116,21 +105,18 @@ class EmbeddedEngine:
     @property
     def room(self) -> int:
         """Free slots that no waiting sample will take."""
-        return self._schedule.room(self._rows.active)
+        return max(0, self.slots - self._rows.active - self._schedule.waiting)
 
     def submit(self, request: Request) -> None:
         """Queue a request, first in, first out; a group may be larger than `slots`.
 
         Raises:
-            EngineError: closed, key already under way, or a prompt that is empty, too long or outside the vocabulary.
+            EngineError: closed, or the request can never be answered.
         """
         if self._closed:
             raise EngineError(f"{name_of(request)}: the engine is closed")
         check_request(
-            request,
-            under_way=self._schedule.keys,
-            vocabulary=self._decoder.vocabulary,
-            max_length=self.max_length,
+            request, under_way=self._schedule.keys, vocabulary=self._decoder.vocabulary, max_length=self.max_length
         )
         self._schedule.add(request, min(request.sampling.max_tokens, self.max_length - len(request.prompt_tokens)))
 
@@ -139,7 +125,7 @@ class EmbeddedEngine:
 
         A request fails when the model's logits for it are not finite.
         """
-        if self._rows.active or not self._schedule.idle:
+        if self._rows.active or self._schedule.waiting:
             started = time.perf_counter()
             with torch.inference_mode():
                 self._admit()
@@ -157,27 +143,19 @@ class EmbeddedEngine:
         """
         load_weights(self._decoder.model, snapshot)
 
-    @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take weights that are in memory: a `state_dict` of the same architecture.
 
         Raises:
             EngineError: a tensor that is missing, unknown or of another shape; the old weights stay.
         """
-        own = self._decoder.model.state_dict()
-        wrong = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
-        if wrong:
-            raise EngineError(
-                f"these weights are of another model: {sorted(wrong)[:3]} differ, are missing or not known"
-            )
-        for name, target in own.items():
-            target.copy_(state[name])
+        load_state(self._decoder.model, state)
 
     def close(self) -> None:
         """Drop all work and the cache. The model stays with its owner."""
         self._closed = True
         self._schedule = Schedule(self.slots)
-        self._rows = Rows(0, vocabulary=0, device=self._decoder.device)
+        self._rows = Rows(0)
         self._decoder.drop_cache()
 
     def _admit(self) -> None:
@@ -218,20 +196,16 @@ class EmbeddedEngine:
 
     def _decode(self) -> None:
         """Decode one token for every active row."""
-        logits = self._decoder.next_logits(self._rows.next_tokens, self._rows.lengths)
-        self._rows.advance()
+        rows = self._rows.records
+        logits = self._decoder.next_logits(rows["next"], rows["length"])
+        rows["length"] += 1
         self._accept(0, logits)
 
     def _accept(self, first: int, logits: Tensor) -> None:
         """Sample a token for each of rows [first, active) from `logits` [active - first, V], and retire what ends."""
         self.tokens_generated += len(logits)
         ended = self._rows.write(first, logits)
-        if not len(ended):
-            return
         for row in ended.tolist():
             self._schedule.finish(self._rows.retire(row))
-        self._decoder.cache.copy_rows(*self._rows.remove(ended))
-
-
-def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return state[name].shape if name in state else None
+        if len(ended):
+            self._decoder.cache.copy_rows(*self._rows.remove(ended))

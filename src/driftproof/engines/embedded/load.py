@@ -1,28 +1,23 @@
-"""Weights of a snapshot directory into a model in memory: all of them or none, never pickle."""
-
-from __future__ import annotations
+"""Weights of a snapshot directory, or of memory, into a model: all of them or none, never pickle."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from driftproof.errors import DamageError, EngineError
-from driftproof.weights.files import StoredTensor, TensorFile, weight_files
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from driftproof.weights.files import TensorFile, weight_files
 
 
 @torch.no_grad()
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
     """Copy the weights of a Hugging Face model directory into the parameters of `model`, in place.
 
-    Reads `model.safetensors` or the shards named in `model.safetensors.index.json`. Tensors must have the names of the
-    model's `state_dict`; of tied weights one name is enough. Names, shapes and types are checked before the first copy.
+    Tensors must have the names of the model's `state_dict`; of tied weights one name is enough. Names, shapes and types
+    are checked before the first copy.
 
     Raises:
         EngineError: a file that cannot be read, a tensor that is missing, unknown, of another shape or type.
@@ -30,9 +25,9 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     """
     try:
         files = [TensorFile(path) for path in weight_files(directory)]
-        stored = {name: tensor for file in files for name, tensor in file.header.items()}
         holder = {name: file for file in files for name in file}
-        matched = [(target, holder[name][name]) for name, target in _match(model, stored, directory)]
+        shapes = {name: file.header[name].shape for name, file in holder.items()}
+        matched = [(target, holder[name][name]) for target, name in _match(model, shapes, str(directory))]
         for target, source in matched:
             target.copy_(source)
     except FileNotFoundError:
@@ -41,26 +36,37 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
         raise EngineError(f"the weights in {directory} cannot be read: {error}") from error
 
 
-def _match(model: PreTrainedModel, stored: Mapping[str, StoredTensor], directory: Path) -> list[tuple[str, Tensor]]:
-    """Pair each tensor of the model with the name that it is stored under."""
+@torch.no_grad()
+def load_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Copy a `state_dict` of the same architecture into the parameters of `model`, in place.
+
+    Raises:
+        EngineError: a tensor that is missing, unknown or of another shape; the old weights stay.
+    """
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    for target, name in _match(model, shapes, "the given state"):
+        target.copy_(state[name])
+
+
+def _match(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]], source: str) -> list[tuple[Tensor, str]]:
+    """Pair each tensor of the model with its name among those of a source, which are as many."""
     tied: dict[int, tuple[Tensor, list[str]]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         tied.setdefault(id(tensor), (tensor, []))[1].append(name)
-    plan = []
+    pairs = []
     for tensor, names in tied.values():
-        name = next((name for name in names if name in stored), None)
+        name = next((name for name in names if name in shapes), None)
         if name is None:
-            raise EngineError(f"{directory} has no tensor {' or '.join(names)}; it is not a snapshot of this model")
-        shape = list(stored[name].shape)
-        if shape != list(tensor.shape):
+            raise EngineError(f"{source} has no tensor {' or '.join(names)}; it is not a snapshot of this model")
+        if list(shapes[name]) != list(tensor.shape):
             raise EngineError(
-                f"{directory}: {name} has shape {shape}, this engine's model has {list(tensor.shape)}; "
+                f"{source}: {name} has shape {list(shapes[name])}, this engine's model has {list(tensor.shape)}; "
                 "it is not a snapshot of this model"
             )
-        plan.append((name, tensor))
+        pairs.append((tensor, name))
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     known = {name for _, names in tied.values() for name in names}
-    unknown = sorted(n for n in stored.keys() - known if not any(pattern.search(n) for pattern in ignored))
+    unknown = sorted(n for n in shapes.keys() - known if not any(pattern.search(n) for pattern in ignored))
     if unknown:
-        raise EngineError(f"{directory} has tensors this engine's model has not: {', '.join(unknown[:3])}")
-    return plan
+        raise EngineError(f"{source} has tensors this engine's model has not: {', '.join(unknown[:3])}")
+    return pairs

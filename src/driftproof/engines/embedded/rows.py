@@ -1,11 +1,8 @@
 """The responses under way, as arrays: row i of each belongs to row i of the key-value cache."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,10 +33,8 @@ _ROW = np.dtype(
 class Rows:
     """A table of at most `slots` responses; the active ones are always rows [0, active)."""
 
-    def __init__(self, slots: int, *, vocabulary: int, device: torch.device) -> None:
+    def __init__(self, slots: int) -> None:
         self.active = 0
-        self._vocabulary = vocabulary
-        self._device = device
         self._rows = np.zeros(slots, dtype=_ROW)
         self._tokens = np.zeros((slots, 1), dtype=np.int32)
         self._logprobs = np.zeros((slots, 1), dtype=np.float32)
@@ -48,16 +43,9 @@ class Rows:
         """Settings of all active rows, kept while the rows stay the same."""
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Positions of each active row in the cache: int64 [active]."""
-        lengths: NDArray[np.int64] = self._rows["length"][: self.active]
-        return lengths
-
-    @property
-    def next_tokens(self) -> NDArray[np.int64]:
-        """The token that each active row reads next: int64 [active]."""
-        tokens: NDArray[np.int64] = self._rows["next"][: self.active]
-        return tokens
+    def records(self) -> NDArray[np.void]:
+        """The active rows in place, with the fields of `_ROW`."""
+        return self._rows[: self.active]
 
     def start(self, admission: Admission, *, length: int, next_token: int = 0) -> None:
         """Append rows for the samples of an admission, with `length` positions in the cache."""
@@ -88,8 +76,15 @@ class Rows:
         """
         rows = self._rows[first : self.active]
         written = rows["written"]
-        settings, uniform = self._row_settings(first), uniforms(rows["stream"], written)
-        sampled, logprobs = sample(logits, settings, uniform, want_logprobs=bool(rows["want_logprobs"].any()))
+        settings = self._settings if first == 0 else None
+        if settings is None:
+            settings = RowSettings.of(
+                rows["temperature"], rows["top_k"], rows["top_p"], vocabulary=logits.shape[-1], device=logits.device
+            )
+        if first == 0:
+            self._settings = settings
+        uniform, want_logprobs = uniforms(rows["stream"], written), bool(rows["want_logprobs"].any())
+        sampled, logprobs = sample(logits, settings, uniform, want_logprobs=want_logprobs)
         tokens = sampled.cpu().numpy()
         longest = int(written.max()) + 1
         index = np.arange(first, self.active)
@@ -103,10 +98,6 @@ class Rows:
         rows["broken"] = tokens == logits.shape[-1]
         rows["stopped"] = (self._stop_ids[first : self.active] == tokens[:, None]).any(axis=1)
         return first + np.flatnonzero(rows["broken"] | rows["stopped"] | (rows["written"] >= rows["limit"]))
-
-    def advance(self) -> None:
-        """Count the token that every active row has just read."""
-        self._rows["length"][: self.active] += 1
 
     def retire(self, row: int) -> Job:
         """Hand the response of a row, which ends here, to its job."""
@@ -141,17 +132,6 @@ class Rows:
         self.active = remaining
         self._settings = None
         return source, target, int(self._rows["length"][target].max(initial=0))
-
-    def _row_settings(self, first: int) -> RowSettings:
-        if first == 0 and self._settings is not None:
-            return self._settings
-        rows = self._rows[first : self.active]
-        settings = RowSettings.of(
-            rows["temperature"], rows["top_k"], rows["top_p"], vocabulary=self._vocabulary, device=self._device
-        )
-        if first == 0:
-            self._settings = settings
-        return settings
 
 
 def _widen(array: NDArray[Any], width: int, fill: int = 0) -> NDArray[Any]:

@@ -5,9 +5,8 @@ that the settings exclude, or of probability 0, is never drawn; a row whose logi
 is marked by the token V, one past the vocabulary, never hidden; log-probs are computed only when asked for.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -42,12 +41,12 @@ class RowSettings:
     """Sampling settings of B rows as tensors. What no row asks for is None and costs nothing."""
 
     temperature: Tensor | None
-    """float32 [B, 1], 1 for greedy rows; None when 1 everywhere."""
+    """float32 [B, 1], 1 for greedy rows."""
     greedy: Tensor | None
-    """int64: the greedy rows, or None."""
+    """int64: the greedy rows."""
     all_greedy: bool
     cut: Tensor | None
-    """int64 [F]: the rows with top_k or top_p, or None."""
+    """int64 [F]: the rows with top_k or top_p."""
     top_k: Tensor | None
     """int64 [F, 1], V where off."""
     top_p: Tensor | None
@@ -62,7 +61,7 @@ class RowSettings:
         *,
         vocabulary: int,
         device: torch.device,
-    ) -> RowSettings:
+    ) -> Self:
         """Settings from arrays [B] in the meaning of `Sampling`; `vocabulary` is V."""
         greedy = temperature == 0
         cut = np.flatnonzero(~greedy & (((top_k > 0) & (top_k < vocabulary)) | (top_p < 1)))
@@ -87,18 +86,11 @@ class RowSettings:
 def sample(
     logits: Tensor, settings: RowSettings, uniform: NDArray[np.float32], *, want_logprobs: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Draw one token per row.
+    """Draw one token per row of `logits` [B, V], of any floating dtype, at `uniform` [B] in [0, 1).
 
-    Args:
-        logits: [B, V], any floating dtype, as the model gives them.
-        settings: of the same B rows.
-        uniform: float32 [B] in [0, 1).
-        want_logprobs: whether to compute log-probs.
-
-    Returns:
-        Tokens int64 [B], V where a row is no distribution; and log-probs float32 [B], at most 0, of the distribution
-        that was sampled from (after temperature, top_k and top_p, renormalised), or None. A greedy row is sampled from
-        a point mass, so its log-prob is 0, as with top_k = 1.
+    Returns tokens int64 [B], V where a row is no distribution; and, if wanted, log-probs float32 [B], at most 0, of the
+    distribution that was sampled from: after temperature, top_k and top_p, renormalised. A greedy row is sampled from a
+    point mass, so its log-prob is 0, as with top_k = 1.
     """
     if settings.all_greedy:
         best = logits.max(dim=-1)
@@ -106,7 +98,10 @@ def sample(
         return tokens, torch.zeros(len(tokens), device=logits.device) if want_logprobs else None
     adjusted = adjust(logits, settings)
     tokens = draw(adjusted.softmax(dim=-1), torch.as_tensor(uniform, device=logits.device))
-    return tokens, _logprobs(adjusted, tokens) if want_logprobs else None
+    if not want_logprobs:
+        return tokens, None
+    known = tokens.clamp(max=logits.shape[-1] - 1)
+    return tokens, adjusted.log_softmax(dim=-1).gather(1, known[:, None]).squeeze(1).clamp(max=0)
 
 
 def adjust(logits: Tensor, settings: RowSettings) -> Tensor:
@@ -133,11 +128,6 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     if bool(missed.any()):
         tokens = torch.where(missed, probabilities.argmax(dim=-1), tokens)
     return tokens
-
-
-def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    known = tokens.clamp(max=logits.shape[-1] - 1)
-    return logits.log_softmax(dim=-1).gather(1, known[:, None]).squeeze(1).clamp(max=0)
 
 
 def _cut(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

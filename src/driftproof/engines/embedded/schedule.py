@@ -3,8 +3,6 @@
 Guarantees: every request comes out exactly once.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -44,30 +42,20 @@ class Admission:
 
 
 class Schedule:
-    """The queue in front of `slots` slots."""
+    """The queue in front of `slots` slots: `keys` of all requests under way, and how many samples are `waiting`."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.keys: set[int] = set()
-        """Keys of the requests under way."""
+        self.waiting = 0
         self._queue: deque[Job] = deque()
-        self._waiting = 0
         self._completed: list[Completed] = []
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing waits."""
-        return not self._queue
-
-    def room(self, active: int) -> int:
-        """Free slots that no waiting sample will take, while `active` are in use."""
-        return max(0, self.slots - active - self._waiting)
 
     def add(self, request: Request, limit: int) -> None:
         """Queue a request whose responses have at most `limit` tokens."""
         self.keys.add(request.key)
         self._queue.append(Job(request=request, limit=limit))
-        self._waiting += request.samples
+        self.waiting += request.samples
 
     def admit(self, active: int) -> list[Admission]:
         """Take waiting samples into the slots that are free while `active` are in use; [] where that does not pay yet.
@@ -75,7 +63,7 @@ class Schedule:
         At most the first admission continues a group, and at most the last leaves samples of its group waiting.
         """
         free = self.slots - active
-        pays = active == 0 or free * _ADMISSION_SHARE >= self.slots or free >= self._waiting
+        pays = active == 0 or free * _ADMISSION_SHARE >= self.slots or free >= self.waiting
         admissions: list[Admission] = []
         while self._queue and free and pays:
             job = self._queue[0]
@@ -83,7 +71,7 @@ class Schedule:
             admissions.append(Admission(job=job, samples=samples))
             job.admitted += len(samples)
             free -= len(samples)
-            self._waiting -= len(samples)
+            self.waiting -= len(samples)
             if not job.waiting:
                 self._queue.popleft()
         return admissions
