@@ -22,6 +22,11 @@ OLD_CONTENT = (
     "prompt_tokens, response_tokens, response_lengths, rewards, finish_reasons, problems, behavior_logprobs, "
     "retokenized"
 )
+# SQLite gives `message` from the row of the greatest id.
+COUNT_EVENTS = (
+    "INSERT INTO event_kinds SELECT kind, count, message FROM "
+    "(SELECT kind, count(*) AS count, message, max(id) FROM events GROUP BY kind)"
+)
 
 
 def migrate(database: sqlite3.Connection) -> None:
@@ -47,9 +52,7 @@ def _from_1(database: sqlite3.Connection) -> None:
     for statement in (
         "ALTER TABLE groups ADD COLUMN checksum INTEGER",
         "CREATE TABLE event_kinds (kind TEXT PRIMARY KEY, count INTEGER NOT NULL, message TEXT NOT NULL) WITHOUT ROWID",
-        # SQLite gives `message` from the row of the greatest id.
-        "INSERT INTO event_kinds SELECT kind, count, message FROM "
-        "(SELECT kind, count(*) AS count, message, max(id) FROM events GROUP BY kind)",
+        COUNT_EVENTS,
         "DROP INDEX events_kind",
         "INSERT INTO meta VALUES ('pruned_step', '0')",
         "INSERT OR REPLACE INTO meta VALUES ('format_version', '2')",

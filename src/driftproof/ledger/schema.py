@@ -76,6 +76,7 @@ ROW = (
     "responses", "tokens", "mean_reward", "reward_spread", "truncated", "failed", "unrewarded", "content_checksum",
 )  # fmt: skip
 """Columns of `groups` that its checksum covers, in their order."""
+STATE, TRAINED_STEP = ROW.index("state"), ROW.index("trained_step")
 
 CONTENT = (
     "prompt_tokens", "response_tokens", "response_lengths", "rewards", "finish_reasons", "problems",

@@ -15,13 +15,12 @@ from driftproof.errors import LedgerError
 from driftproof.ledger.codec import row_checksum
 from driftproof.ledger.reader import COLUMNS, CONTENTS, LedgerWriter
 from driftproof.ledger.records import RUNNING, STATES
-from driftproof.ledger.schema import ROW
+from driftproof.ledger.schema import ROW, STATE, TRAINED_STEP
 from driftproof.ledger.store import changed
 from driftproof.types import Batch
 
 PRUNED_AT_ONCE = 64
 """Steps whose groups are pruned in one transaction, so that nobody waits long for the next."""
-STATE, TRAINED_STEP = ROW.index("state"), ROW.index("trained_step")
 READY = changed(state="'ready'", trained_step="NULL")
 
 

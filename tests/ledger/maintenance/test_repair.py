@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from driftproof.cli.main import main
 from driftproof.errors import ConfigError, LedgerError, UnavailableError
+from driftproof.ledger.codec import row_checksum
 from driftproof.ledger.ledger import Ledger
-from driftproof.ledger.maintenance.check import LedgerHeader, check_run
+from driftproof.ledger.maintenance.check import Header, check_run
 from driftproof.ledger.maintenance.repair import Repair, plan_repair, repair_run
 from driftproof.ledger.records import Plan
 from driftproof.run import locked
@@ -134,32 +135,28 @@ def test_a_step_that_a_checkpoint_has_learned_stays_done_without_its_group(run: 
     change(run, "DELETE FROM steps WHERE step = 7")
     done = repaired_is_right(run)
     assert done is not None
-    assert (done.step, done.step_before, done.saved, done.lost, done.metrics_lost) == (23, 23, 99, 3, 1)
+    assert (done.step, done.step_before, done.saved, done.lost) == (23, 23, 99, 3)
 
 
 def test_a_step_after_the_checkpoint_is_undone_where_a_group_of_it_is_lost(run: Path) -> None:
     change(run, "UPDATE contents SET rewards = zeroblob(64) WHERE dispatch = 85")
     done = repair_run(run)
     assert done is not None
-    assert (done.step, done.step_before, done.saved, done.again, done.lost) == (20, 23, 101, 3, 0)
+    assert (done.step, done.step_before, done.saved, done.lost) == (20, 23, 101, 0)
     with Ledger(run / "ledger.sqlite") as ledger:
         assert [lease.dispatch for lease in ledger.lease("b", 9, 1000.0)] == [85, 102, 103]
     assert repair_run(run) is None
 
 
-def header_of(plan: Plan, step: int, pruned_step: int = 0) -> LedgerHeader:
-    meta = {"state": "running", "step": str(step), "pruned_step": str(pruned_step)}
-    return LedgerHeader.of(plan, meta)
+def header_of(plan: Plan, step: int, pruned_step: int = 0) -> Header:
+    return Header(plan, {"state": "running", "step": str(step), "pruned_step": str(pruned_step)})
 
 
-def test_a_lost_group_is_told_from_the_others_by_the_index() -> None:
-    """A slow group that is not trained yet, and a trained one: only the trained one's step is done without it."""
+def test_a_step_that_stays_done_is_filled_by_the_oldest_group_that_nothing_is_known_of() -> None:
+    """Group 5 is known not to be trained yet, 1 and 4 are lost."""
     plan = Plan(seed=3, prompts=17, groups_per_step=2, max_staleness=1, steps=9)
-    trained = {0: 1, 2: 1, 3: 2, 4: 2}
-    rows = [0, 2, 3, 5]
-    assert plan_repair(header_of(plan, 2), 2, rows, trained, rows) == (2, trained)
-    del trained[4]
-    assert plan_repair(header_of(plan, 2), 2, rows, trained, rows) == (2, trained | {1: 2})
+    rows = {0: 1, 2: 1, 3: 2, 5: None}
+    assert plan_repair(header_of(plan, 2), 2, rows, rows) == (2, {0: 1, 2: 1, 3: 2, 1: 2})
 
 
 @given(data=st.data())
@@ -171,15 +168,14 @@ def test_whatever_is_lost_each_step_done_has_its_groups_and_none_is_trained_twic
     history = {n: place // size + 1 for place, n in enumerate(order[: step * size])}
     rows = {n for n in order if data.draw(st.booleans())}
     whole = {n for n in rows if data.draw(st.booleans())}
-    indexed = {n for n in history if data.draw(st.booleans())}
     base, pruned_step = data.draw(st.integers(0, steps)), data.draw(st.integers(0, step))
-    trained_in = {n: k for n, k in history.items() if n in rows or n in indexed}
-    done, trained = plan_repair(header_of(plan, step, pruned_step), base, rows, trained_in, whole)
+    read = {n: history.get(n) for n in sorted(rows)}
+    done, trained = plan_repair(header_of(plan, step, pruned_step), base, read, whole)
     assert done in (step, base)
     assert done >= base
     assert all(list(trained.values()).count(k) == size for k in range(1, done + 1))
     assert len(trained) == done * size
-    survivors = {n: k for n, k in trained_in.items() if k <= done}
+    survivors = {n: k for n, k in read.items() if k is not None and k <= done}
     assert survivors.items() <= trained.items()
     if done > base:
         assert {n: k for n, k in history.items() if k > base} == {n: k for n, k in trained.items() if k > base}
@@ -195,7 +191,7 @@ def test_a_write_ahead_log_that_was_deleted(tmp_path: Path) -> None:
     assert "has a checkpoint of step 30, the ledger is at step 12" in check_run(run).findings[-1]
     done = repaired_is_right(run)
     assert done is not None
-    assert (done.step, done.step_before, done.metrics_lost) == (30, 12, 18)
+    assert (done.step, done.step_before) == (30, 12)
 
 
 def test_what_is_in_the_write_ahead_log_is_saved(run: Path) -> None:
@@ -230,7 +226,7 @@ def test_the_repaired_ledger_is_put_elsewhere_where_asked(run: Path, capsys: pyt
     output = run / "new.sqlite"
     assert main(["ledger", "repair", str(run), "--output", str(output)]) == 0
     said = capsys.readouterr().out
-    assert "saved      101 groups\n" in said
+    assert "saved      101 groups; what 1 trained ones held is lost\n" in said
     assert f"repaired   {output}\n" in said
     assert files_of(run, FILES) == before
     with Ledger(output) as ledger:
@@ -271,10 +267,8 @@ def test_where_nothing_can_be_read_the_run_starts_again_from_its_checkpoint(run:
     (run / "ledger.sqlite").write_bytes(content)
     done = repaired_is_right(run)
     assert done is not None
-    assert (done.step, done.saved, done.again, done.lost) == (20, 0, 0, 80)
-    assert done.lines()[0].startswith(
-        "unread     no group can be saved: the run starts again from its newest checkpoint"
-    )
+    assert (done.step, done.saved, done.lost) == (20, 0, 80)
+    assert "step       20: no group can be saved; the run starts again from its newest checkpoint" in done.lines()[1]
     assert (run / "ledger.sqlite.damaged").read_bytes() == content
 
 
@@ -283,7 +277,7 @@ def test_without_a_checkpoint_it_starts_from_the_beginning(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     done = repaired_is_right(run)
     assert done is not None
-    assert (done.step, done.saved, done.again, done.lost) == (0, 0, 0, 0)
+    assert (done.step, done.saved, done.lost) == (0, 0, 0)
 
 
 def test_without_a_plan_groups_are_saved_by_that_of_the_recipe(run: Path) -> None:
@@ -313,7 +307,7 @@ def test_without_any_plan_nothing_can_be_saved(run: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_ledger_of_an_older_format_is_repaired_into_one_of_todays(tmp_path: Path, version: int) -> None:
+def test_a_ledger_of_an_older_format_starts_again_from_its_checkpoint(tmp_path: Path, version: int) -> None:
     path = make_old(tmp_path, version)
     make_checkpoint(tmp_path / "checkpoints", 2)
     database = sqlite3.connect(path)
@@ -323,7 +317,7 @@ def test_a_ledger_of_an_older_format_is_repaired_into_one_of_todays(tmp_path: Pa
     before = path.read_bytes()
     done = repair_run(tmp_path)
     assert done is not None
-    assert (done.step, done.saved, done.lost, done.kept.read_bytes() == before) == (2, 6, 1, True)
+    assert (done.step, done.saved, done.lost, done.kept.read_bytes() == before) == (2, 0, 4, True)
     with resume(tmp_path) as ledger:
         go_on(tmp_path, ledger, 6)
         trained_all_once(ledger)
@@ -341,6 +335,18 @@ def test_an_older_one_that_cannot_be_read_starts_again_by_its_own_plan(tmp_path:
     with resume(tmp_path) as ledger:
         go_on(tmp_path, ledger, 6)
         trained_all_once(ledger)
+
+
+def test_a_ledger_of_a_newer_format_is_left_alone(run: Path) -> None:
+    database = sqlite3.connect(run / "ledger.sqlite")
+    database.execute(
+        "UPDATE meta SET value = '4', checksum = ? WHERE key = 'format_version'", (row_checksum("format_version", "4"),)
+    )
+    database.commit()
+    database.close()
+    with pytest.raises(LedgerError, match="has ledger format 4, made by driftproof"):
+        repair_run(run, plan_anew=lambda: PLAN)
+    assert not list(run.glob("*.damaged*"))
 
 
 def lose_log(ledger: Path) -> None:

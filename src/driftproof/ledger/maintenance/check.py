@@ -1,32 +1,33 @@
 """Whether a run is what it says it is: `driftproof ledger check`.
 
 Guarantees: reads in one transaction, in which writers go on; creates, changes and migrates nothing; whatever is wrong
-with the files becomes a finding, a sentence for people.
+with the files becomes a finding, a sentence for people. Of checkpoints and snapshots names, sizes and headers are read,
+never a tensor, so that it takes no time however large a model is.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain, islice
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from driftproof.errors import DamageError, LedgerError, UnavailableError
 from driftproof.ledger.codec import figures_of, read_group, row_checksum
-from driftproof.ledger.maintenance.files import file_problems
 from driftproof.ledger.records import STATES, Plan
-from driftproof.ledger.schema import CONTENT, ROW
+from driftproof.ledger.schema import ROW, STATE, TRAINED_STEP
 from driftproof.ledger.store import UNREADABLE, Store, channel_problem, open_read_only
-from driftproof.run import RunDirectory, step_directories
+from driftproof.run import LATEST, RunDirectory, step_directories
+from driftproof.weights.checkpoints import checkpoint_problems, list_checkpoints, weights_problem
+from driftproof.weights.files import WEIGHTS
 
-ATTEMPTS = 5
-"""Readings of a ledger that a run begins to write meanwhile."""
 SHOWN = 5
 """Numbers that a finding names before it counts the rest."""
+DISPATCHED = "SELECT coalesce(max(dispatch), -1) + 1 FROM groups"
 UNSEALED = "its checksum does not agree"
 
 
@@ -42,29 +43,21 @@ class Integrity:
     """A sentence on each thing that is wrong."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerHeader:
+class Header:
     """A ledger's plan, state and steps; a step that cannot be read is -1."""
 
-    plan: Plan
-    state: str
-    step: int
-    published_step: int
-    pruned_step: int
-    furthest_step: int
-    """The most steps that were done before a resume went back."""
+    def __init__(self, plan: Plan, meta: Mapping[str, str]) -> None:
+        def number(key: str) -> int:
+            text = meta.get(key, "")
+            return int(text) if text.isdecimal() and len(text) < 16 else -1
 
-    @classmethod
-    def of(cls, plan: Plan, meta: Mapping[str, str]) -> Self:
-        texts = {name: meta.get(name, "") for name in ("step", "published_step", "pruned_step", "furthest_step")}
-        steps = {name: int(text) if text.isdecimal() and len(text) < 16 else -1 for name, text in texts.items()}
-        return cls(plan=plan, state=meta.get("state", ""), **steps)
-
-    @property
-    def admitted(self) -> int:
+        self.plan = plan
+        self.state = meta.get("state", "")
+        self.step, self.published_step, self.pruned_step = map(number, ("step", "published_step", "pruned_step"))
+        # A resume may have gone back.
+        furthest = max(self.step, number("furthest_step"))
+        self.admitted = plan.admitted(furthest, furthest)
         """The most groups that may have been dispatched."""
-        furthest = max(self.step, self.furthest_step)
-        return self.plan.admitted(furthest, furthest)
 
 
 def check_run(run: Path) -> Integrity:
@@ -84,19 +77,17 @@ def check_run(run: Path) -> Integrity:
         for step in checkpoints
         if step > found.steps
     ]
-    return Integrity(groups=found.groups, steps=found.steps, findings=(*found.findings, *beyond, *file_problems(run)))
+    return replace(found, findings=(*found.findings, *beyond, *_file_problems(directory)))
 
 
 def check_ledger(path: Path) -> Integrity:
     """Verify a ledger alone."""
-    for _ in range(ATTEMPTS):
-        before = path.stat()
-        found = _check(path)
-        after = path.stat()
-        unchanged = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
-        if unchanged or path.with_name(f"{path.name}-wal").exists():
-            break
-    return found
+    has_log, before = path.with_name(f"{path.name}-wal").exists(), path.stat()
+    found = _check(path)
+    after = path.stat()
+    # A run that began to write it meanwhile has a log by now, beside which it is read as it was at one moment.
+    same = (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+    return found if has_log or same else _check(path)
 
 
 def _check(path: Path) -> Integrity:
@@ -104,8 +95,8 @@ def _check(path: Path) -> Integrity:
         with closing(open_read_only(path, untouched=True)) as store:
             store.database.text_factory = lambda text: text.decode(errors="replace")
             store.execute("BEGIN")
-            header = LedgerHeader.of(store.plan, store.header())
-            dispatched = store.number("SELECT coalesce(max(dispatch), -1) + 1 FROM groups")
+            header = Header(store.plan, store.header())
+            dispatched = store.number(DISPATCHED)
             return Integrity(groups=dispatched, steps=header.step, findings=tuple(_findings(store, header, dispatched)))
     except LedgerError as error:
         return Integrity(groups=0, steps=0, findings=(str(error),))
@@ -113,8 +104,8 @@ def _check(path: Path) -> Integrity:
         return Integrity(groups=0, steps=0, findings=(f"{path} cannot be read: {error}",))
 
 
-def _findings(store: Store, header: LedgerHeader, dispatched: int) -> Iterator[str]:
-    for what, question in {"the file": _file, "steps": _steps, "groups": _groups, "the rest": _others}.items():
+def _findings(store: Store, header: Header, dispatched: int) -> Iterator[str]:
+    for what, question in {"the file": _file, "groups": _groups, "the rest": _others}.items():
         try:
             yield from question(store, header)
         except UNREADABLE as error:
@@ -123,7 +114,7 @@ def _findings(store: Store, header: LedgerHeader, dispatched: int) -> Iterator[s
         yield f"groups: {dispatched} dispatched, {header.admitted} admitted"
 
 
-def _file(store: Store, header: LedgerHeader) -> Iterator[str]:
+def _file(store: Store, header: Header) -> Iterator[str]:
     if header.state not in STATES:
         yield f"meta: state is {header.state!r}"
     if not 0 <= header.step <= header.plan.steps:
@@ -138,64 +129,42 @@ def _file(store: Store, header: LedgerHeader) -> Iterator[str]:
             yield f"the file: {' '.join(str(line).split())}"
 
 
-def _steps(store: Store, header: LedgerHeader) -> Iterator[str]:
-    done = range(1, header.step + 1)
-    numbers = set()
-    for row in store.execute("SELECT * FROM steps ORDER BY step"):
-        numbers.add(row[0])
-        if problem := object_problem("metrics", row):
-            yield f"step {row[0]}: {problem}"
-    if missing := len(done) - sum(step in done for step in numbers):
-        yield f"steps: {_some((step for step in done if step not in numbers), missing)} not recorded"
-    if extra := sorted(step for step in numbers if step not in done):
-        yield f"steps: {_some(extra, len(extra))} recorded, the ledger is at step {header.step}"
-
-
-def _groups(store: Store, header: LedgerHeader) -> Iterator[str]:
-    every = range(header.plan.steps * header.plan.groups_per_step)
+def _groups(store: Store, header: Header) -> Iterator[str]:
+    every, size, under_way = (
+        header.plan.steps * header.plan.groups_per_step,
+        header.plan.groups_per_step,
+        header.step + 1,
+    )
+    found: defaultdict[str, list[int]] = defaultdict(list)
     trained: Counter[int] = Counter()
-    gaps: list[range] = []
-    found: dict[str, list[int]] = {}
-    expected = 0
-    columns = ", ".join([*(f"groups.{name}" for name in (*ROW, "checksum")), "contents.dispatch", *CONTENT])
-    for values in store.execute(f"SELECT {columns} FROM groups LEFT JOIN contents USING (dispatch) ORDER BY 1"):
-        row, (checksum, there, *content) = values[: len(ROW)], values[len(ROW) :]
-        dispatch, state, trained_step = row[0], row[2], row[6]
-        if dispatch not in every:
-            found.setdefault("beyond those of the run", []).append(dispatch)
-            continue
-        gaps.append(range(expected, dispatch))
-        expected = dispatch + 1
-        problem = row_problem(row, checksum, store.order.prompt_of(dispatch))
-        if not problem and there is not None:
-            problem = content_problem(header.plan, row, content)
-        elif not problem and state != "leased" and (trained_step or header.step + 1) > header.pruned_step:
-            problem = "without content"
-        if problem:
-            found.setdefault(problem, []).append(dispatch)
-        if state == "trained" and isinstance(trained_step, int):
-            trained[trained_step] += 1
-    if missing := sum(map(len, gaps)):
-        yield f"groups {_some(chain(*gaps), missing)}: not there"
+    for n in range(min(store.number(DISPATCHED), every)):
+        row, content = read(store.database, "groups", n), read(store.database, "contents", n)
+        if problem := row_problem(row, store.order.prompt_of(n)) or content_problem(header, row, content):
+            found[problem].append(n)
+        if row and row[STATE] == "trained" and isinstance(row[TRAINED_STEP], int):
+            trained[row[TRAINED_STEP]] += 1
     for problem, numbers in found.items():
-        yield f"groups {_some(numbers, len(numbers))}: {problem}"
-    yield from _counts(header, trained)
+        yield f"groups {_some(numbers)}: {problem}"
+    if wrong := [k for k in range(1, min(under_way, header.plan.steps + 1)) if trained[k] != size]:
+        yield f"steps {_some(wrong)}: trained other than {size} groups (the first {trained[wrong[0]]})"
+    if trained[under_way] not in (0, size):
+        yield f"step {under_way}: under way with {trained[under_way]} groups, not {size}"
+    if nowhere := sorted(k for k in trained if not 1 <= k <= under_way):
+        yield f"steps {_some(nowhere)}: trained groups, and are not there"
     if strays := store.number("SELECT count(*) FROM contents WHERE dispatch NOT IN (SELECT dispatch FROM groups)"):
         yield f"contents: {strays} of groups that are not there"
 
 
-def _counts(header: LedgerHeader, trained: Counter[int]) -> Iterator[str]:
-    size, done, under_way = header.plan.groups_per_step, range(1, header.step + 1), header.step + 1
-    if wrong := len(done) - sum(step in done and count == size for step, count in trained.items()):
-        steps = [*islice((step for step in done if trained[step] != size), SHOWN)]
-        yield f"steps {_some(steps, wrong)}: trained other than {size} groups (the first {trained[steps[0]]})"
-    if trained[under_way] not in (0, size):
-        yield f"step {under_way}: under way with {trained[under_way]} groups, not {size}"
-    if nowhere := sorted(step for step in trained if not 1 <= step <= under_way):
-        yield f"steps {_some(nowhere, len(nowhere))}: trained groups, and are not there"
-
-
-def _others(store: Store, header: LedgerHeader) -> Iterator[str]:
+def _others(store: Store, header: Header) -> Iterator[str]:
+    done, recorded = range(1, min(header.step, header.plan.steps) + 1), set()
+    for step, *row in store.execute("SELECT * FROM steps ORDER BY step"):
+        recorded.add(step)
+        if problem := object_problem("metrics", (step, *row)):
+            yield f"step {step}: {problem}"
+    if missing := [step for step in done if step not in recorded]:
+        yield f"steps: {_some(missing)} not recorded"
+    if extra := sorted(recorded.difference(done)):
+        yield f"steps: {_some(extra)} recorded, the ledger is at step {header.step}"
     for row in store.execute("SELECT * FROM evaluations"):
         if problem := object_problem("result", row):
             yield f"evaluation {row[0]!r} of step {row[1]}: {problem}"
@@ -207,8 +176,33 @@ def _others(store: Store, header: LedgerHeader) -> Iterator[str]:
         yield "events: the counts by kind do not agree with them"
 
 
-def row_problem(row: Sequence[Any], checksum: object, prompt: int) -> str:
+def _file_problems(directory: RunDirectory) -> Iterator[str]:
+    found = {path: checkpoint_problems(path) for path in list_checkpoints(directory.checkpoints)}
+    for path in step_directories(directory.snapshots).values():
+        no_config = "" if (path / "config.json").is_file() else f"{path} has no config.json"
+        found[path] = [problem for problem in (weights_problem(path / WEIGHTS), no_config) if problem]
+    for path, problems in found.items():
+        # A run that is being trained removes old ones meanwhile.
+        if path.is_dir():
+            yield from problems
+    newest = directory.snapshots / LATEST
+    # It is swapped before the snapshot that it named is removed.
+    if newest.is_symlink() and not newest.is_dir():
+        yield f"{newest} names {newest.readlink()}, which is not there"
+
+
+def read(database: sqlite3.Connection, table: str, number: int) -> Sequence[Any]:
+    """The row of this number; empty where it is not there, or cannot be read."""
+    with suppress(*UNREADABLE):
+        return database.execute(f"SELECT * FROM {table} WHERE rowid = ?", (number,)).fetchone() or ()
+    return ()
+
+
+def row_problem(values: Sequence[Any], prompt: int) -> str:
     """A sentence on what is wrong with a row of `groups`, whose prompt must be this one; empty where nothing is."""
+    if not values:
+        return "not there, or not to be read"
+    *row, checksum, _ = values
     _, prompt_index, state, worker, since, weights_step, trained_step = row[:7]
     if prompt_index != prompt:
         return f"of prompt {prompt_index}, where the permutation has another"
@@ -223,32 +217,36 @@ def row_problem(row: Sequence[Any], checksum: object, prompt: int) -> str:
     return "" if row_checksum(*row) == checksum else UNSEALED
 
 
-def content_problem(plan: Plan, row: Sequence[Any], content: Sequence[Any]) -> str:
-    """A sentence on what is wrong with the content of a group with this row; empty where nothing is."""
-    if row[2] == "leased":
+def content_problem(header: Header, row: Sequence[Any], values: Sequence[Any]) -> str:
+    """A sentence on what is wrong with a row of `contents`, or its absence; empty where nothing is."""
+    leased = row[STATE] == "leased"
+    if not values:
+        pruned = (row[TRAINED_STEP] or header.step + 1) <= header.pruned_step
+        return "" if leased or pruned else "without content"
+    if leased:
         return "leased, and written already"
+    *figures, checksum = row[ROW.index("responses") : len(ROW)]
     try:
-        group = read_group(row[1], content, row[-1])
+        group = read_group(row[1], values[1:], checksum)
     except DamageError as error:
         return str(error)
-    if figures_of(group) != tuple(row[7:-1]):
+    if figures_of(group) != tuple(figures):
         return "its figures are not those of its content"
-    return channel_problem(plan, group)
+    return channel_problem(header.plan, group)
 
 
 def object_problem(what: str, row: Sequence[Any]) -> str:
     """A sentence on a row whose last columns are a JSON object and the checksum of all before; empty where it is."""
     *values, checksum = row
     try:
-        readable = isinstance(json.loads(values[-1]), dict)
+        if isinstance(json.loads(values[-1]), dict):
+            return "" if row_checksum(*values) == checksum else UNSEALED
     except (ValueError, TypeError, RecursionError):
-        readable = False
-    if not readable:
-        return f"its {what} cannot be read"
-    return "" if row_checksum(*values) == checksum else UNSEALED
+        pass
+    return f"its {what} cannot be read"
 
 
-def _some(numbers: Iterable[int], count: int) -> str:
-    """The first few of `count` numbers, and how many more there are."""
-    shown = ", ".join(map(str, islice(numbers, SHOWN)))
-    return shown if count <= SHOWN else f"{shown} and {count - SHOWN:,} more"
+def _some(numbers: Sequence[int]) -> str:
+    """The first few of numbers, and how many more there are."""
+    shown = ", ".join(map(str, numbers[:SHOWN]))
+    return shown if len(numbers) <= SHOWN else f"{shown} and {len(numbers) - SHOWN:,} more"

@@ -24,7 +24,6 @@ class Pruned:
     step: int
     """Last step whose groups are pruned."""
     steps: int
-    """Steps that the run has done."""
     freed: int
     """Bytes given back to the file system."""
 
