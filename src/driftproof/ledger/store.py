@@ -317,9 +317,7 @@ def damage_told(path: Path) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        # A text that is no text any more has no code.
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-        if isinstance(error, sqlite3.ProgrammingError) or code & 0xFF != sqlite3.SQLITE_CORRUPT:
+        if isinstance(error, sqlite3.ProgrammingError) or _code(error) & 0xFF != sqlite3.SQLITE_CORRUPT:
             raise
         raise LedgerError(damaged(path, str(error))) from error
 
@@ -359,8 +357,13 @@ def _connect_read_only(path: Path, untouched: bool) -> sqlite3.Connection:
     )
 
 
+def _code(error: Exception) -> int:
+    """SQLite's code of an error; that of a text which is no text any more is missing."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT))
+
+
 def _no_ledger(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
-    if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+    if _code(error) not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
         return LedgerError(damaged(path, str(error)))
     run = path.absolute().parent
     return LedgerError(

@@ -135,6 +135,7 @@ def test_what_is_wrong_is_found(run: Path, capsys: pytest.CaptureFixture[str], s
         ("UPDATE groups SET checksum = checksum + 1 WHERE dispatch = 4", "groups 4: its checksum does not agree"),
         ("UPDATE meta SET value = '22' WHERE key = 'step'", "meta step: its checksum does not agree"),
         ("UPDATE meta SET value = replace(value, '17', '16') WHERE key = 'plan'", "meta plan: its checksum does not"),
+        ("UPDATE meta SET value = CAST(x'7bff' AS TEXT) WHERE key = 'plan'", "is damaged (Could not decode to UTF-8"),
     ],
 )
 def test_a_bit_that_makes_another_valid_value_is_found(
