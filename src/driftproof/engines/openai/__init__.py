@@ -1,5 +1,5 @@
 """Responses over HTTP: vLLM, SGLang, llama.cpp's server and whatever speaks OpenAI's completions API.
 
-`wire` builds requests and checks replies, `probe` finds out what a server can do, `client` makes one call, `requests`
-makes as many as a request needs, `pool` chooses among several servers, and `engine` is the engine.
+`wire` builds requests and checks replies, `probe` finds out what a server can do, `pool` chooses among several servers,
+`requests` makes as many calls as a request needs, and `engine` is the engine.
 """

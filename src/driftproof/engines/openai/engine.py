@@ -7,33 +7,22 @@ has the newest weights.
 An address must be that of one server: behind a load balancer no restart could be noticed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import queue
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from driftproof.engines.http import open_client, server_url
-from driftproof.engines.openai.client import CompletionClient
 from driftproof.engines.openai.pool import RetryPolicy, ServerPool, Updater
-from driftproof.engines.openai.probe import (
-    ServerFacts,
-    check_logprobs,
-    check_tokenizer,
-    check_usable,
-    inspect_server,
-)
+from driftproof.engines.openai.probe import ServerFacts, check_logprobs, check_tokenizer, check_usable, inspect_server
 from driftproof.engines.openai.requests import Requests
 from driftproof.engines.protocol import Capabilities, Completed, check_request, name_of
 from driftproof.errors import EngineError
+from driftproof.tasks.codec import Codec
 from driftproof.types import Request
-
-if TYPE_CHECKING:
-    from driftproof.tasks.codec import Codec
 
 T = TypeVar("T")
 
@@ -77,9 +66,6 @@ class OpenAIEngine:
         """
         if not urls:
             raise EngineError("the engine openai needs the address of a server: --engine.url http://127.0.0.1:8000")
-        if slots < 1:
-            raise EngineError(f"slots is {slots}; it must be at least 1")
-        policy = policy or RetryPolicy()
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._sample_text = sample_text
@@ -87,8 +73,8 @@ class OpenAIEngine:
         self._retokenize = retokenize
         self._updater = updater
         self._counters: Counter[str] = Counter()
-        self._keys: set[int] = set()
-        self._under_way = 0
+        self._under_way: dict[int, int] = {}
+        """Samples of the requests under way, by their keys."""
         self._done: queue.SimpleQueue[Completed | BaseException] = queue.SimpleQueue()
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -97,25 +83,13 @@ class OpenAIEngine:
             list(dict.fromkeys(map(server_url, urls))),
             slots=slots,
             examine=self._examine,
-            policy=policy,
+            policy=policy or RetryPolicy(),
             updater=updater,
             counters=self._counters,
             spawn=self._spawn,
         )
-        client = CompletionClient(
-            http=self._http,
-            vocabulary=vocabulary,
-            encode=tokenizer.encode_response if retokenize else None,
-            timeout_seconds=policy.timeout_seconds,
-            follows_weights=updater is not None,
-            counters=self._counters,
-        )
         self._requests = Requests(
-            pool=self._pool,
-            client=client,
-            policy=policy,
-            render=tokenizer.render if retokenize else None,
-            counters=self._counters,
+            pool=self._pool, http=self._http, vocabulary=vocabulary, retokenizer=tokenizer if retokenize else None
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -148,27 +122,26 @@ class OpenAIEngine:
 
     @property
     def room(self) -> int:
-        return max(0, self._pool.slots - self._under_way)
+        return max(0, self._pool.slots - sum(self._under_way.values()))
 
     def submit(self, request: Request) -> None:
         """Hand a request to the servers.
 
         Raises:
-            EngineError: closed, key already under way, a prompt that no server can take, or log-probs that none gives.
+            EngineError: closed, or a request that no server can answer.
         """
         if self._closed:
             raise EngineError(f"{name_of(request)}: the engine is closed")
         check_request(
             request,
-            under_way=self._keys,
+            under_way=self._under_way,
             vocabulary=self._vocabulary,
             max_length=min((facts.max_length for facts in self.facts if facts.max_length), default=None),
         )
         if request.want_logprobs:
             for facts in self.facts:
                 check_logprobs(facts, request, retokenize=self._retokenize)
-        self._keys.add(request.key)
-        self._under_way += request.samples
+        self._under_way[request.key] = request.samples
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._answer(request)))
 
     def collect(self) -> list[Completed]:
@@ -178,12 +151,11 @@ class OpenAIEngine:
         """
         completed: list[Completed] = []
         try:
-            while self._keys:
+            while self._under_way:
                 item = self._done.get(timeout=0 if completed else _POLL_SECONDS)
                 if isinstance(item, BaseException):
                     raise item
-                self._keys.remove(item.request.key)
-                self._under_way -= item.request.samples
+                del self._under_way[item.request.key]
                 completed.append(item)
         except queue.Empty:
             pass
@@ -214,8 +186,7 @@ class OpenAIEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._keys.clear()
-        self._under_way = 0
+        self._under_way.clear()
 
     # Everything below runs in the engine's thread, and so needs no locks for what it shares.
 
@@ -242,12 +213,7 @@ class OpenAIEngine:
         await self._http.aclose()
 
     async def _examine(self, url: str) -> ServerFacts:
-        """Facts of a server that can be used.
-
-        Raises:
-            EngineError: it cannot.
-            Unreachable: it does not answer now.
-        """
+        """Facts of a server that can be used; EngineError where it cannot, Unreachable where it does not answer now."""
         facts = await inspect_server(self._http, url, self._model)
         check_usable(facts, retokenize=self._retokenize, updated=self._updater is not None)
         if not self._retokenize:
@@ -257,5 +223,4 @@ class OpenAIEngine:
         return facts
 
     async def _answer(self, request: Request) -> None:
-        """Put the request, answered or failed, where `collect` finds it."""
         self._done.put(await self._requests.answer(request))

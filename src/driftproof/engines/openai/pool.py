@@ -4,14 +4,13 @@ Guarantees: a server that dies is ejected, asked again with back-off and readmit
 before it has the newest weights. All of it runs in one event loop, and so needs no locks for shared state.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,12 +54,6 @@ class RetryPolicy:
     outage_seconds: float = 300.0
     """Time that requests wait when no server is left; also the longest Retry-After that is honored."""
 
-    def __post_init__(self) -> None:
-        if min(self.attempts, self.eject_after) < 1:
-            raise EngineError("attempts and eject_after must be at least 1")
-        if min(self.timeout_seconds, self.backoff_seconds, self.longest_pause_seconds, self.outage_seconds) <= 0:
-            raise EngineError("timeout, back-off, longest pause and outage must be positive numbers of seconds")
-
     def pause(self, failures: int) -> float:
         """Seconds to wait after so many failures: full jitter."""
         return random.uniform(0, min(self.longest_pause_seconds, self.backoff_seconds * 2.0 ** min(failures - 1, 60)))
@@ -88,6 +81,7 @@ class Server:
 
     url: str
     facts: ServerFacts | None = None
+    """Set once it was live."""
     live: bool = False
     """Whether it gets requests."""
     busy: int = 0
@@ -102,15 +96,13 @@ class Server:
     last_error: str = ""
     """Why it was ejected."""
 
-    @property
-    def known_facts(self) -> ServerFacts:
-        """Facts of a server that was live at least once."""
-        assert self.facts is not None
-        return self.facts
-
 
 class ServerPool:
-    """The servers of an engine."""
+    """The servers of an engine, each with `slots` responses under way at most; `open` admits them.
+
+    `examine` finds out what a server can do (EngineError: it cannot be used; Unreachable: not now), and `spawn` starts
+    a task in the event loop.
+    """
 
     def __init__(
         self,
@@ -123,23 +115,12 @@ class ServerPool:
         counters: Counter[str],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """Make the pool; `open` admits its servers.
-
-        Args:
-            urls: one per server.
-            slots: responses under way at one server.
-            examine: finds out what a server can do; EngineError where it cannot be used, Unreachable where not now.
-            policy: limits.
-            updater: brings new weights to the servers.
-            counters: counts of the engine.
-            spawn: starts a task in the event loop.
-        """
+        self.policy = policy
+        self.updater = updater
+        self.counters = counters
         self._servers = [Server(url=url) for url in urls]
         self._per_server = slots
         self._examine = examine
-        self._policy = policy
-        self._updater = updater
-        self._counters = counters
         self._spawn = spawn
         self._snapshot: Path | None = None
         self._unavailable_since = time.monotonic()
@@ -154,38 +135,33 @@ class ServerPool:
     @property
     def slots(self) -> int:
         """Responses that the live servers may write at once."""
-        return sum(server.live for server in self._servers) * self._per_server
+        return len(self._live) * self._per_server
+
+    @property
+    def _live(self) -> list[Server]:
+        return [server for server in self._servers if server.live]
 
     async def open(self) -> None:
-        """Examine all servers.
-
-        Raises:
-            EngineError: one cannot be used, or none answers.
-        """
+        """Examine all servers; EngineError where one cannot be used, or none answers."""
         outcomes = await asyncio.gather(*map(self._admit, self._servers), return_exceptions=True)
         for server, error in zip(self._servers, outcomes, strict=True):
             if isinstance(error, Unreachable):
                 server.last_error = str(error)
             elif error is not None:
                 raise error
-        if not any(server.live for server in self._servers):
+        if not self._live:
             raise EngineError(f"no server answers: {self._errors()}; start it, or correct --engine.url")
         for server in self._servers:
             if not server.live:
-                self._counters["errors.refused"] += 1
-                self._counters["ejected"] += 1
-                self._spawn(self._readmit(server))
+                self.counters["errors.refused"] += 1
+                self._eject(server, server.last_error)
 
     async def reserve(self, samples: int) -> Server:
-        """The least loaded server that has room, first come, first served.
-
-        Raises:
-            EngineError: there has been none for too long.
-        """
+        """The least loaded server that has room, first come, first served; EngineError after too long without one."""
         async with self._queue:
             while True:
                 now = time.monotonic()
-                live = [server for server in self._servers if server.live]
+                live = self._live
                 free = [server for server in live if server.not_before <= now and self._fits(server, samples)]
                 if free:
                     least = min(server.busy for server in free)
@@ -194,12 +170,11 @@ class ServerPool:
                     return server
                 outage = now - self._unavailable_since
                 if live:
-                    ends = [server.not_before for server in live if server.not_before > now]
-                    await self._change(min(ends, default=math.inf) - now)
-                elif outage < self._policy.outage_seconds:
-                    await self._change(self._policy.outage_seconds - outage)
+                    await self._change(min((s.not_before for s in live if s.not_before > now), default=math.inf) - now)
+                elif outage < self.policy.outage_seconds:
+                    await self._change(self.policy.outage_seconds - outage)
                 else:
-                    self._counters["errors.no_server"] += 1
+                    self.counters["errors.no_server"] += 1
                     raise EngineError(f"no server for {outage:.0f} s: {self._errors()}")
 
     def _fits(self, server: Server, samples: int) -> bool:
@@ -208,11 +183,9 @@ class ServerPool:
     async def _change(self, seconds: float) -> None:
         """Wait until a server changes, at most so long."""
         self._changed.clear()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == math.inf else seconds):
                 await self._changed.wait()
-        except TimeoutError:
-            pass
 
     def release(self, server: Server, samples: int) -> None:
         """Give back what `reserve` gave."""
@@ -221,14 +194,14 @@ class ServerPool:
 
     def record_failure(self, server: Server, failure: Failure) -> None:
         """Count a failure, and draw the conclusions for its server."""
-        self._counters[f"errors.{failure.kind}"] += 1
+        self.counters[f"errors.{failure.kind}"] += 1
         if failure.retry_after is not None:
-            pause = min(failure.retry_after, self._policy.outage_seconds)
+            pause = min(failure.retry_after, self.policy.outage_seconds)
             server.not_before = max(server.not_before, time.monotonic() + pause)
             return
         # Too many requests, or one it does not understand, say nothing about its health.
         server.failures += not (failure.final or failure.kind == "status_429")
-        if server.live and (failure.lost or server.failures >= self._policy.eject_after):
+        if server.live and (failure.lost or server.failures >= self.policy.eject_after):
             self._eject(server, str(failure))
 
     async def load(self, snapshot: Path) -> None:
@@ -238,11 +211,11 @@ class ServerPool:
             FileNotFoundError: the snapshot was removed meanwhile.
         """
         self._snapshot = snapshot
-        live = [server for server in self._servers if server.live]
+        live = self._live
         outcomes = await asyncio.gather(*map(self._update, live), return_exceptions=True)
         for server, error in zip(live, outcomes, strict=True):
             if isinstance(error, (EngineError, OSError)):
-                self._counters["errors.update"] += 1
+                self.counters["errors.update"] += 1
                 if server.live:
                     self._eject(server, f"no new weights: {error}")
             elif error is not None:
@@ -253,8 +226,8 @@ class ServerPool:
     def _eject(self, server: Server, why: str) -> None:
         server.live = False
         server.last_error = why
-        self._counters["ejected"] += 1
-        if not any(other.live for other in self._servers):
+        self.counters["ejected"] += 1
+        if not self._live:
             self._unavailable_since = time.monotonic()
         self._changed.set()
         self._spawn(self._readmit(server))
@@ -263,23 +236,18 @@ class ServerPool:
         """Ask a server that was ejected until it can be used again."""
         failures = 1
         while not server.live:
-            await asyncio.sleep(self._policy.pause(failures))
+            await asyncio.sleep(self.policy.pause(failures))
             try:
                 await self._admit(server)
             except (EngineError, OSError) as error:
                 server.last_error = str(error)
-                self._counters["errors.readmit"] += 1
+                self.counters["errors.readmit"] += 1
                 failures += 1
-        self._counters["readmitted"] += 1
+        self.counters["readmitted"] += 1
 
     async def _admit(self, server: Server) -> None:
-        """Let a server have work: it can be used, and has the newest weights.
-
-        Raises:
-            EngineError: it cannot, or does not answer.
-        """
-        facts = await self._examine(server.url)
-        server.facts = facts
+        """Let a server have work, if it can be used: with the newest weights."""
+        server.facts = await self._examine(server.url)
         # Whoever was away may have been started again.
         await self._update(server, anew=True)
         server.failures = 0
@@ -291,11 +259,11 @@ class ServerPool:
         async with server.updating:
             if anew:
                 server.weights = None
-            while self._updater is not None and self._snapshot is not None and server.weights != self._snapshot:
+            while self.updater is not None and self._snapshot is not None and server.weights != self._snapshot:
                 snapshot = self._snapshot
-                await self._updater.update(server.url, snapshot)
+                await self.updater.update(server.url, snapshot)
                 server.weights = snapshot
-                self._counters["updates"] += 1
+                self.counters["updates"] += 1
 
     def _errors(self) -> str:
         return "; ".join(f"{server.url}: {server.last_error}" for server in self._servers if not server.live)

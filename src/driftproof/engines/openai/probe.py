@@ -3,12 +3,12 @@
 Guarantees: the questions are GETs, one tokenization, and completions of one token; the API key is in no message.
 """
 
-from __future__ import annotations
-
 import asyncio
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import httpx2
@@ -33,11 +33,9 @@ class ServerFacts:
     url: str
     dialect: Dialect
     models: tuple[str, ...]
-    """Names under which it serves."""
     model: str
-    """Name of the model that is asked: the chosen one, or the first."""
+    """Name of the model that is asked: the chosen one of `models`, or the first."""
     version: str
-    """Version of the server; empty where it does not tell."""
     token_ids: bool
     """Gives the ids of the tokens it sampled."""
     logprobs: bool
@@ -98,22 +96,14 @@ async def inspect_server(client: httpx2.AsyncClient, url: str, model: str = "") 
 
 
 async def start_time(client: httpx2.AsyncClient, url: str) -> str:
-    """When the server's process started, or empty where it does not tell.
-
-    Raises:
-        Unreachable: it does not answer.
-    """
+    """When the server's process started, or empty where it does not tell."""
     answer = await send(client, "GET", f"{url}/metrics", seconds=_SECONDS)
     found = re.search(r"^process_start_time_seconds(?:\{[^}]*\})? (\S+)$", answer.text, re.MULTILINE)
     return found[1] if answer.status == 200 and found else ""
 
 
 def check_usable(facts: ServerFacts, *, retokenize: bool, updated: bool) -> None:
-    """Refuse a server that cannot do its part; `updated`: it is to be given new weights.
-
-    Raises:
-        EngineError: with the release or option that can.
-    """
+    """Refuse a server that cannot do its part; `updated`: it is to be given new weights."""
     if not (facts.token_ids or retokenize):
         raise EngineError(
             f"{facts.url} does not give the token ids that it samples. vLLM does from 0.10.2 on, SGLang in the "
@@ -128,11 +118,7 @@ def check_usable(facts: ServerFacts, *, retokenize: bool, updated: bool) -> None
 
 
 def check_logprobs(facts: ServerFacts, request: Request, *, retokenize: bool) -> None:
-    """Refuse a request for log-probs that a server does not give.
-
-    Raises:
-        EngineError: it gives none, or none of the temperature that the request samples at.
-    """
+    """Refuse a request for log-probs that a server does not give, or not at the temperature that it samples at."""
     if not facts.logprobs or retokenize:
         raise EngineError(
             f"{name_of(request)}: {facts.url} gives no log-probs of its tokens; choose an objective that needs none, "
@@ -147,30 +133,23 @@ def check_logprobs(facts: ServerFacts, request: Request, *, retokenize: bool) ->
 
 
 async def check_tokenizer(client: httpx2.AsyncClient, facts: ServerFacts, text: str, expected: Sequence[int]) -> bool:
-    """Whether the server tokenizes `text` at all; if so, it must get the `expected` ids.
-
-    Raises:
-        EngineError: it gets others.
-    """
-    body: dict[str, Any] = {"model": facts.model, "prompt": text, "add_special_tokens": False}
+    """Whether the server tokenizes `text` at all; EngineError where it gets other ids than the `expected`."""
+    body = {"model": facts.model, "prompt": text, "add_special_tokens": False}
     if facts.dialect is Dialect.LLAMACPP:
         body = {"content": text, "add_special": False}
     tokens = (await _optional(client, facts.url, "/tokenize", body)).get("tokens")
     if not isinstance(tokens, list):
         return False
     if tokens != list(expected):
+        # NaN, which fills up the shorter, differs from everything.
+        place = next(i for i, (a, b) in enumerate(zip_longest(tokens, expected, fillvalue=math.nan)) if a != b)
+        there, here = (repr(ids[place])[:20] if place < len(ids) else "the end" for ids in (tokens, expected))
         raise EngineError(
-            f"{facts.url} has another tokenizer than the learner: {text[:60]!r} {_first_difference(tokens, expected)}; "
-            "serve the learner's model, or set engine.retokenize = true for an objective that needs no log-probs"
+            f"{facts.url} has another tokenizer than the learner: {text[:60]!r} differs first at token {place}, "
+            f"{there} there and {here} here ({len(tokens)} and {len(expected)} tokens); serve the learner's model, or "
+            "set engine.retokenize = true for an objective that needs no log-probs"
         )
     return True
-
-
-def _first_difference(theirs: Sequence[Any], ours: Sequence[int]) -> str:
-    place = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
-    one = repr(theirs[place])[:20] if place < len(theirs) else "the end"
-    other = str(ours[place]) if place < len(ours) else "the end"
-    return f"differs first at token {place}, {one} there and {other} here ({len(theirs)} and {len(ours)} tokens)"
 
 
 async def _model_cards(client: httpx2.AsyncClient, url: str) -> list[dict[str, Any]]:
@@ -227,11 +206,7 @@ def _max_length(settings: Any, card: dict[str, Any]) -> int | None:
 async def _optional(
     client: httpx2.AsyncClient, url: str, route: str, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The JSON object of a route, or {} where the server has no such thing to say.
-
-    Raises:
-        Unreachable: no answer, or a failure of the server's own.
-    """
+    """The JSON object of a route, or {} where the server has no such thing to say."""
     method = "GET" if body is None else "POST"
     return _object(url + route, await send(client, method, url + route, body, seconds=_SECONDS))
 

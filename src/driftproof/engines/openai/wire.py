@@ -16,8 +16,6 @@ What is known of the servers, from their own sources and documentation:
 * Anything else: OpenAI's own fields, and text, which only the learner's tokenizer can turn into tokens.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +42,6 @@ class Dialect(StrEnum):
     SGLANG = "sglang"
     LLAMACPP = "llama.cpp"
     OPENAI = "openai"
-    """OpenAI's own fields, nothing else."""
 
     @property
     def route(self) -> str:
@@ -130,14 +127,8 @@ def read_reply(
     vocabulary: int,
     encode: Callable[[str], list[int]] | None = None,
 ) -> Reply:
-    """Parse and check a reply.
-
-    Args:
-        dialect: of the server.
-        content: the body.
-        call: what was asked.
-        vocabulary: token ids lie below it.
-        encode: where set, responses are re-tokenized: token ids of a text, the end-of-sequence token last.
+    """Parse and check the reply to a call; token ids lie below `vocabulary`. With `encode`, which gives the token ids
+    of a text, the end-of-sequence token last, responses are re-tokenized.
 
     Raises:
         ReplyError: nothing of it can be used.
@@ -157,11 +148,7 @@ def read_reply(
 
 
 def read_object(content: bytes) -> dict[str, Any]:
-    """The JSON object of a body.
-
-    Raises:
-        ReplyError: it is something else.
-    """
+    """The JSON object of a body; ReplyError where it is something else."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -197,12 +184,10 @@ def _response(
     if echoed is not None and echoed != call.request.prompt_tokens.tolist():
         raise ReplyError("prompt_token_ids: not those of our prompt; the server must not add or cut tokens")
     tokens = _tokens(choice.get("token_ids"), finish, call, vocabulary)
-    logprobs = _logprobs(choice.get("logprobs"), len(tokens)) if call.request.want_logprobs else None
-    return Response(
-        tokens=np.array(tokens, dtype=np.int32),
-        finish_reason=finish,
-        behavior_logprobs=None if logprobs is None else np.array(logprobs, dtype=np.float32),
-    )
+    logprobs = None
+    if call.request.want_logprobs:
+        logprobs = np.array(_logprobs(choice.get("logprobs"), len(tokens)), dtype=np.float32)
+    return Response(tokens=np.array(tokens, dtype=np.int32), finish_reason=finish, behavior_logprobs=logprobs)
 
 
 def _tokens(value: Any, finish: FinishReason, call: Call, vocabulary: int) -> list[int]:
@@ -228,16 +213,12 @@ def _logprobs(value: Any, length: int) -> list[float]:
     if len(logprobs) != length:
         raise ReplyError(f"logprobs.token_logprobs: {len(logprobs)} log-probs for {length} tokens")
     for logprob in logprobs:
-        if not _is_logprob(logprob):
+        if type(logprob) not in (int, float) or not _MINUS_INFINITY < logprob <= _ABOVE_ZERO:
             raise ReplyError(
                 f"logprobs.token_logprobs: {_short(logprob)}; a log-prob is a finite number, at most 0 (vLLM sends "
                 f"{_MINUS_INFINITY:g} for -inf)"
             )
     return [min(float(logprob), 0.0) for logprob in logprobs]
-
-
-def _is_logprob(value: Any) -> bool:
-    return type(value) in (int, float) and _MINUS_INFINITY < value <= _ABOVE_ZERO
 
 
 def _retokenized(value: Any, finish: FinishReason, call: Call, encode: Callable[[str], list[int]]) -> Response:
