@@ -42,7 +42,7 @@ def ours(model: Path, seed: int, steps: int, directory: Path) -> dict[str, Any]:
 
     from benchmarks.trl_comparison.accuracy import exact_accuracy
     from driftproof.ledger.ledger import Ledger
-    from driftproof.tasks.arithmetic import arithmetic
+    from driftproof.tasks import arithmetic
     from driftproof.weights.snapshots import list_snapshots
 
     run = directory / f"driftproof-{seed}"

@@ -23,7 +23,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from driftproof.tasks.arithmetic import arithmetic
+from driftproof.tasks import arithmetic
 from driftproof.types import Prompt
 
 PROMPTS_PER_STEP = 16

@@ -7,23 +7,18 @@ task.train[0].text, task.train[0].answer
 ```
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from driftproof.errors import TaskError, unknown_name
-from driftproof.tasks.arithmetic import arithmetic
 from driftproof.tasks.benchmarks import BENCHMARKS, benchmark, math
-from driftproof.tasks.gsm8k import gsm8k
-from driftproof.tasks.jsonl import jsonl
+from driftproof.tasks.files import gsm8k, jsonl
 from driftproof.tasks.protocol import RecordedGroup, Task
 from driftproof.tasks.reasoning_gym import reasoning_gym
-from driftproof.tasks.recorded import recorded, with_recorded
-from driftproof.tasks.recorded_rows import read_recorded
-from driftproof.tasks.running_sums import running_sums
+from driftproof.tasks.recorded import read_recorded, recorded, with_recorded
+from driftproof.tasks.sums import arithmetic, running_sums
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": arithmetic,
@@ -36,23 +31,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     **{name: partial(benchmark, name) for name in BENCHMARKS},
 }
 
-__all__ = [
-    "TASKS",
-    "RecordedGroup",
-    "Task",
-    "TaskError",
-    "arithmetic",
-    "benchmark",
-    "build",
-    "gsm8k",
-    "jsonl",
-    "math",
-    "read_recorded",
-    "reasoning_gym",
-    "recorded",
-    "running_sums",
-    "with_recorded",
-]
+__all__ = ["TASKS", "RecordedGroup", "Task", "TaskError", "build", "read_recorded", "with_recorded"]
 
 
 def build(name: str, **fields: Any) -> Task:

@@ -3,8 +3,6 @@ r"""The final answer of a text: its last `\boxed{}`, the rest after its last `##
 Pure functions of the text; their time grows with its length alone, whatever it holds.
 """
 
-from __future__ import annotations
-
 import re
 
 _TAIL_CHARACTERS = 2_000

@@ -4,40 +4,25 @@ Prompts are made in one way for all of them: `template` with the problem in it, 
 show a base model how an answer is written. The gold answer of a worked solution is what its last `\boxed{}` holds.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from driftproof.errors import TaskError
 from driftproof.tasks.answers import last_boxed
-from driftproof.tasks.protocol import Task
+from driftproof.tasks.protocol import Task, numbered, task_of_file
 from driftproof.tasks.rows import Row, read_rows
-from driftproof.tasks.split import numbered, split_files
 from driftproof.types import Prompt
 
 TEMPLATE = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Benchmark:
-    """The source of a benchmark and the names of its columns."""
-
-    dataset: str
-    """A source that `driftproof.tasks.rows` can read."""
-    problem: tuple[str, ...] = ("problem", "question")
-    """The first of these columns that a row has."""
-    answer: tuple[str, ...] = ("answer", "solution")
-    verifier: str = "math"
-
-
 BENCHMARKS = {
-    "math500": Benchmark(dataset="hf:HuggingFaceH4/MATH-500:test"),
-    "aime24": Benchmark(dataset="hf:HuggingFaceH4/aime_2024:train"),
-    "aime25": Benchmark(dataset="hf:math-ai/aime25:test"),
-    "amc23": Benchmark(dataset="hf:math-ai/amc23:test"),
-    "minerva": Benchmark(dataset="hf:math-ai/minervamath:test"),
+    "math500": "hf:HuggingFaceH4/MATH-500:test",
+    "aime24": "hf:HuggingFaceH4/aime_2024:train",
+    "aime25": "hf:math-ai/aime25:test",
+    "amc23": "hf:math-ai/amc23:test",
+    "minerva": "hf:math-ai/minervamath:test",
 }
+"""Where each is published."""
 
 EXAMPLES = (
     ("What is the area of a rectangle with sides 7 and 12?", "The area is 7 * 12 = 84. The answer is \\boxed{84}."),
@@ -53,20 +38,14 @@ def benchmark(
 ) -> Task:
     """A benchmark of `BENCHMARKS`: all its problems are held out, none is trained on.
 
-    Args:
-        name: which one.
-        path: a local file of JSON lines or Parquet, or another dataset; by default it comes from Hugging Face.
-        shots: how many of the 4 worked examples stand before the problem.
-        template: the prompt, with the problem in the place of `{problem}`.
-        system: system message of every prompt.
+    `path` is a local file of JSON lines or Parquet, or another dataset; by default it comes from Hugging Face. `shots`
+    of the 4 worked examples stand before each problem, which takes the place of `{problem}` in `template`.
 
     Raises:
         TaskError: a file or dataset that cannot be read, a bad row, `shots` out of range, a template without a place.
     """
-    known = BENCHMARKS[name]
-    style = _Style(shots=shots, template=template, system=system)
-    heldout = _read(path or known.dataset, known.problem, known.answer, style)
-    return Task(name=name, train=(), heldout=numbered(heldout), verifier=known.verifier)
+    read = _reader(("problem", "question"), ("answer", "solution"), shots, template, system)
+    return Task(name=name, train=(), heldout=numbered(read(path or BENCHMARKS[name])), verifier="math")
 
 
 def math(
@@ -89,50 +68,27 @@ def math(
     Raises:
         TaskError: as `benchmark`, and a `heldout` that leaves nothing to train on.
     """
-    style = _Style(shots=shots, template=template, system=system)
-
-    def read(source: str | Path) -> list[Prompt]:
-        return _read(source, (problem_field,), (answer_field,), style)
-
-    train, held = split_files(read, path, heldout, seed)
-    return Task(name="math", train=train, heldout=held, verifier=verifier)
+    read = _reader((problem_field,), (answer_field,), shots, template, system)
+    return task_of_file("math", read, path, heldout, seed, verifier)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Style:
-    """How a problem becomes a prompt."""
-
-    shots: int
-    template: str
-    system: str
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.shots <= len(EXAMPLES):
-            raise TaskError(f"shots is {self.shots}; it must be between 0 and {len(EXAMPLES)}")
-        if "{problem}" not in self.template:
-            raise TaskError(f"template is {self.template!r}; it must say where the problem goes: {{problem}}")
-
-    def text(self, problem: str) -> str:
-        worked = [f"{self._ask(asked)}\n{solution}\n\n" for asked, solution in EXAMPLES[: self.shots]]
-        return "".join(worked) + self._ask(problem)
-
-    def _ask(self, problem: str) -> str:
-        return self.template.replace("{problem}", problem)
-
-
-def _read(
-    source: str | Path, problem_fields: tuple[str, ...], answer_fields: tuple[str, ...], style: _Style
-) -> list[Prompt]:
+def _reader(
+    problem_fields: tuple[str, ...], answer_fields: tuple[str, ...], shots: int, template: str, system: str
+) -> Callable[[str | Path], Iterator[Prompt]]:
+    """A function that reads the prompts of a source, each from the first of these columns that its row has."""
+    if not 0 <= shots <= len(EXAMPLES):
+        raise TaskError(f"shots is {shots}; it must be between 0 and {len(EXAMPLES)}")
+    if "{problem}" not in template:
+        raise TaskError(f"template is {template!r}; it must say where the problem goes: {{problem}}")
+    worked = "".join(f"{template.replace('{problem}', asked)}\n{solution}\n\n" for asked, solution in EXAMPLES[:shots])
     example = f'{{"{problem_fields[0]}": "What is 6 times 7?", "{answer_fields[0]}": "42"}}'
-    return [
-        Prompt(
-            index=0,
-            text=style.text(_column(row, problem_fields)),
-            answer=_gold(row, _column(row, answer_fields)),
-            system=style.system,
-        )
-        for row in read_rows(source, example)
-    ]
+
+    def read(source: str | Path) -> Iterator[Prompt]:
+        for row in read_rows(source, example):
+            text = worked + template.replace("{problem}", _column(row, problem_fields))
+            yield Prompt(index=0, text=text, answer=_gold(row, _column(row, answer_fields)), system=system)
+
+    return read
 
 
 def _column(row: Row, names: tuple[str, ...]) -> str:
@@ -146,10 +102,7 @@ def _column(row: Row, names: tuple[str, ...]) -> str:
         value = value[part]
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    text = row.check_text(f'the field "{name}"', value)
-    if not text.strip():
-        raise row.error(f'the field "{name}" is empty')
-    return text
+    return row.filled(name, value)
 
 
 def _gold(row: Row, answer: str) -> str:

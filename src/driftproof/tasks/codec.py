@@ -4,8 +4,6 @@ Guarantees: a prompt is tokenized once by each process, as long as its tokens fi
 number of threads may use one codec.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,8 +54,12 @@ class Codec:
             return tokens
 
     def render(self, prompt: Prompt) -> str:
-        """The text that `encode` makes tokens of, through the chat template where there is one."""
-        return render_prompt(self._tokenizer, prompt)
+        """The text that `encode` makes tokens of, without the token that every text begins with."""
+        if self._tokenizer.chat_template is None:
+            return _plain_text(prompt)
+        chat = chat_messages(prompt)
+        text = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return str(text).removeprefix(self._tokenizer.bos_token or "")
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a response that is known as text, with the end-of-sequence token behind them.
@@ -86,26 +88,19 @@ def _readable(text: str) -> Iterator[None]:
         ) from error
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: through the chat template where the tokenizer has one, else the text as it is."""
-    if tokenizer.chat_template is None:
-        return list(tokenizer.encode(_plain_text(prompt)))
-    encoded = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, return_dict=True)
-    return list(encoded["input_ids"])
-
-
-def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
-    """The text that `encode_prompt` reads, without the token that every text begins with."""
-    if tokenizer.chat_template is None:
-        return _plain_text(prompt)
-    text = tokenizer.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=False)
-    return str(text).removeprefix(tokenizer.bos_token or "")
-
-
 def _plain_text(prompt: Prompt) -> str:
     return f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
 
 
-def _messages(prompt: Prompt) -> list[dict[str, str]]:
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt: through the chat template where the tokenizer has one, else the text as it is."""
+    if tokenizer.chat_template is None:
+        return list(tokenizer.encode(_plain_text(prompt)))
+    encoded = tokenizer.apply_chat_template(chat_messages(prompt), add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def chat_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as the messages of a chat."""
     system = [{"role": "system", "content": prompt.system}] if prompt.system else []
     return [*system, {"role": "user", "content": prompt.text}]

@@ -1,11 +1,16 @@
-"""The contract of a task: prompts to learn on, prompts held out, and who decides what a response is worth."""
+"""The contract of a task: prompts to learn on, prompts held out, and who decides what a response is worth.
 
-from __future__ import annotations
+A task that makes one list of prompts splits it here: drawn by a seed, disjoint, each part numbered from 0.
+"""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 
+import numpy as np
+
+from driftproof.errors import TaskError
 from driftproof.types import Prompt
 
 
@@ -54,3 +59,48 @@ class Task:
     def answered(self) -> bool:
         """Whether every prompt has its group on record, so that nothing is left to write or to score."""
         return bool(self.recorded) and not self.live and len(self.recorded_heldout) == len(self.heldout)
+
+
+def generator(seed: int) -> np.random.Generator:
+    """The random numbers of a task; raises TaskError where `seed` is negative."""
+    if seed < 0:
+        raise TaskError(f"seed is {seed}; it must be 0 or more")
+    return np.random.default_rng(seed)
+
+
+def hold_out(
+    prompts: Sequence[Prompt], count: int, random: np.random.Generator, source: str
+) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+    """Training and held-out prompts, shuffled and numbered; the latter are `count` of them.
+
+    Raises:
+        TaskError: `count` is negative or leaves nothing to train on; it names `source`.
+    """
+    if not 0 <= count < len(prompts):
+        raise TaskError(
+            f"{source}: heldout is {count} of {len(prompts)} prompts; "
+            f"it must be between 0 and {len(prompts) - 1}, so that at least one is left to train on"
+        )
+    shuffled = [prompts[i] for i in random.permutation(len(prompts))]
+    return numbered(shuffled[count:]), numbered(shuffled[:count])
+
+
+def task_of_file(
+    name: str,
+    read: Callable[[str | Path], Iterable[Prompt]],
+    path: str | Path,
+    heldout: int | str | Path,
+    seed: int,
+    verifier: str,
+) -> Task:
+    """A task of the prompts that `read` finds in `path`; held out are `heldout` of them, or the file `heldout`."""
+    if isinstance(heldout, int):
+        train, held = hold_out(list(read(path)), heldout, generator(seed), str(path))
+    else:
+        train, held = numbered(read(path)), numbered(read(heldout))
+    return Task(name=name, train=train, heldout=held, verifier=verifier)
+
+
+def numbered(prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
+    """The prompts with `index` set to their position."""
+    return tuple(replace(prompt, index=index) for index, prompt in enumerate(prompts))

@@ -1,30 +1,18 @@
 """The procedural puzzles of reasoning-gym by name, scored by the dataset that made them."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from driftproof.errors import TaskError, unknown_name
-from driftproof.tasks.protocol import Task
-from driftproof.tasks.split import generator, hold_out, numbered
+from driftproof.tasks.protocol import Task, generator, hold_out
 from driftproof.types import Prompt
 
 _TEMPLATE = "{problem}\nGive your final answer inside <answer> and </answer>."
 
-_UNSTEADY = frozenset(
-    {
-        "codeio",
-        "isomorphic_strings",
-        "knight_swap",
-        "list_functions",
-        "polynomial_multiplication",
-        "ransom_note",
-        "word_ladder",
-    }
-)
+_UNSTEADY = ("codeio", "isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication",
+             "ransom_note", "word_ladder")  # fmt: skip
 """Datasets that go through sets (seen in 0.1.25): learner, workers and verifiers would not have the same puzzles."""
 
 
@@ -79,8 +67,8 @@ def reasoning_gym(
     train, held = hold_out(prompts, heldout, random, f"reasoning_gym {dataset}")
     return Task(
         name="reasoning_gym",
-        train=numbered(train),
-        heldout=numbered(held),
+        train=train,
+        heldout=held,
         verifier="driftproof.verify.reasoning_gym:score",
         gold=_gold,
     )

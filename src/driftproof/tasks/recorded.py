@@ -1,17 +1,45 @@
-"""Recorded traces: prompts with the responses that other models wrote, as text, and what each was worth."""
+"""Recorded traces: prompts with the responses that other models wrote, as text, and what each was worth.
 
-from __future__ import annotations
+Guarantees: a file has one style, driftproof's, TRL's or OpenAI's, that of its first row; whatever a row holds that a
+prompt or a response cannot express is an error with file and line, never left out: conversations of several turns,
+tools, images, hidden reasoning. A field that is null is not given.
+"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from driftproof.errors import TaskError
-from driftproof.tasks.protocol import RecordedGroup, Task
-from driftproof.tasks.recorded_rows import read_recorded
-from driftproof.tasks.rows import shown
-from driftproof.tasks.split import generator
+from driftproof.tasks.protocol import RecordedGroup, Task, generator
+from driftproof.tasks.rows import Row, read_rows, shown
+from driftproof.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    text: str
+    reward: float
+    unfinished: bool = False
+    """Whether a token limit ended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    name: str
+    fields: tuple[str, ...]
+    """A row that has one of them is of this style."""
+    example: str
+    read: Callable[[Row], tuple[Prompt, list[_Response]]]
+
+
+_MARKS = ("correct", "label")
+"""Fields of rewards that are true or false; all others are numbers."""
+_REST = ("tool_calls", "function_call", "audio", "reasoning", "reasoning_content", "thinking")
+"""Fields that a chat message may have beside its content."""
+_CONTEXT = ("tools", "functions", "chat_template_kwargs")
+"""Fields of a row that would change the text of its prompt."""
 
 
 def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, verifier: str = "math") -> Task:
@@ -66,3 +94,242 @@ def with_recorded(task: Task, path: str | Path) -> Task:
 
 def _numbered(groups: Sequence[RecordedGroup], first: int = 0) -> list[RecordedGroup]:
     return [replace(group, prompt=replace(group.prompt, index=index)) for index, group in enumerate(groups, first)]
+
+
+def read_recorded(path: str | Path) -> list[RecordedGroup]:
+    """All groups of a file, their prompts numbered from 0 in the order in which they first appear.
+
+    A row of ours is a group; rows of the other styles with equal prompts are one group together. Fields that are not of
+    the style are ignored.
+
+    Raises:
+        TaskError: a file that cannot be read, a bad row, a row of another style than the first one's, or one prompt
+            with two answers.
+    """
+    style: _Style | None = None
+    groups: dict[object, tuple[Prompt, list[_Response]]] = {}
+    for position, row in enumerate(read_rows(path, STYLES[0].example)):
+        found = _style(row)
+        style = style or found
+        row = replace(row, example=style.example)
+        if found is not style:
+            raise row.error(f"the row is {found.name}, but the file's first one is {style.name}")
+        prompt, responses = style.read(row)
+        group = position if style is STYLES[0] else (prompt.system, prompt.text)
+        first, gathered = groups.setdefault(group, (prompt, []))
+        if first != prompt:
+            earlier = f"in an earlier row of the prompt {shown(first.answer)}"
+            raise row.error(f"the answer is {shown(prompt.answer)}, {earlier}")
+        gathered += responses
+    return [
+        RecordedGroup(
+            prompt=replace(prompt, index=index),
+            texts=tuple(response.text for response in responses),
+            rewards=tuple(response.reward for response in responses),
+            unfinished=frozenset(i for i, response in enumerate(responses) if response.unfinished),
+        )
+        for index, (prompt, responses) in enumerate(groups.values())
+    ]
+
+
+def _style(row: Row) -> _Style:
+    for style in STYLES:
+        if _given(row.fields, style.fields):
+            return style
+    known = ", ".join(f"{' or '.join(style.fields)} ({style.name})" for style in STYLES)
+    raise row.error(f"the row has no responses: none of the fields {known}; there are: {shown(list(row.fields))}")
+
+
+def _read_ours(row: Row) -> tuple[Prompt, list[_Response]]:
+    prompt = Prompt(index=0, text=row.text("problem"), answer=row.text("answer"), system=row.optional_text("system"))
+    responses = []
+    for position, response in enumerate(_listed(row, "responses", "response")):
+        what = f"response {position}"
+        if not isinstance(response, dict):
+            raise row.error(f"{what} must be an object, not {shown(response)}")
+        text = row.check_text(f'{what}: "text"', response.get("text"))
+        responses.append(_Response(text, _reward_of(row, what, response, ("correct", "reward"))))
+    return prompt, responses
+
+
+def _read_trl(row: Row) -> tuple[Prompt, list[_Response]]:
+    _check_nothing_else(row, "the row", row.fields, _CONTEXT)
+    field = _only(row, "the row", row.fields, ("completion", "completions"))
+    name = _only(row, "the row", row.fields, ("reward", "rewards", "label"))
+    completions, rewards = [row.fields[field]], [row.fields[name]]
+    if field == "completions":
+        completions = _listed(row, field, "completion")
+        rewards = _listed(row, name, field, len(completions))
+    texts = [_completion(row, f"completion {i}", completion) for i, completion in enumerate(completions)]
+    return _prompt(row, "prompt"), list(map(_Response, texts, _rewards(row, name, rewards)))
+
+
+def _read_openai(row: Row) -> tuple[Prompt, list[_Response]]:
+    _check_nothing_else(row, "the row", row.fields, _CONTEXT)
+    if not _given(row.fields, ("choices",)):
+        *asked, last = _messages(row, '"messages"', row.value("messages"))
+        reward = _reward_of(row, "the row", row.fields, ("reward", "correct"))
+        if last[0] != "assistant":
+            raise row.error(
+                f"the last message must be the assistant's, which is the response, not of role {shown(last[0])}"
+            )
+        return _chat_prompt(row, asked), [_Response(last[1], reward)]
+    prompt = _prompt(row, _only(row, "the row", row.fields, ("messages", "prompt")))
+    choices = _listed(row, "choices", "choice")
+    texts = [_choice(row, f"choice {i}", choice) for i, choice in enumerate(choices)]
+    rewards = _choice_rewards(row, choices)
+    return prompt, [_Response(text, reward, cut) for (text, cut), reward in zip(texts, rewards, strict=True)]
+
+
+STYLES = (
+    _Style(
+        "driftproof's style",
+        ("responses",),
+        '{"problem": "47+85=", "answer": "132", "responses": [{"text": "132", "correct": true}]}',
+        _read_ours,
+    ),
+    _Style(
+        "TRL-style",
+        ("completion", "completions"),
+        '{"prompt": "47+85=", "completions": ["132", "122"], "rewards": [1.0, 0.0]}',
+        _read_trl,
+    ),
+    _Style(
+        "OpenAI-style",
+        ("choices", "messages"),
+        '{"messages": [{"role": "user", "content": "47+85="}], '
+        '"choices": [{"message": {"role": "assistant", "content": "132"}}], "rewards": [1.0]}',
+        _read_openai,
+    ),
+)
+"""The styles, the first of which is meant where a row has the fields of several."""
+
+
+def _prompt(row: Row, field: str) -> Prompt:
+    """The prompt in a field that holds a text or chat messages."""
+    value = row.value(field)
+    if isinstance(value, list):
+        return _chat_prompt(row, _messages(row, f'"{field}"', value))
+    return Prompt(index=0, text=row.text(field), answer=row.optional_text("answer"), system=row.optional_text("system"))
+
+
+def _chat_prompt(row: Row, messages: Sequence[tuple[str, str]]) -> Prompt:
+    """The prompt that is one user message, after a system message or none."""
+    roles = [role for role, _ in messages]
+    if roles not in (["user"], ["system", "user"], ["developer", "user"]):
+        raise row.error(
+            "a prompt can be one user message, after a system message or none, and nothing else; this one has the "
+            f"roles {shown(roles)}"
+        )
+    for role, content in messages:
+        if not content.strip():
+            raise row.error(f"the {role} message is empty")
+    system = messages[0][1] if len(messages) == 2 else ""
+    return Prompt(index=0, text=messages[-1][1], answer=row.optional_text("answer"), system=system)
+
+
+def _completion(row: Row, what: str, value: Any) -> str:
+    if not isinstance(value, list):
+        return row.check_text(what, value)
+    messages = _messages(row, what, value)
+    if [role for role, _ in messages] != ["assistant"]:
+        raise row.error(
+            f"{what} must be one message of the assistant, not messages of the roles {shown([r for r, _ in messages])}"
+        )
+    return messages[0][1]
+
+
+def _choice(row: Row, what: str, choice: Any) -> tuple[str, bool]:
+    """Text of a choice, and whether it is unfinished."""
+    if not isinstance(choice, dict):
+        raise row.error(f"{what} must be an object, not {shown(choice)}")
+    if _only(row, what, choice, ("message", "text")) == "text":
+        text = row.check_text(f'{what}: "text"', choice["text"])
+    else:
+        text = _completion(row, what, [choice["message"]])
+    finish = choice.get("finish_reason")
+    if finish not in (None, "stop", "length"):
+        raise row.error(f"{what}: \"finish_reason\" must be 'stop' or 'length', not {shown(finish)}")
+    if finish == "length" and not text:
+        raise row.error(f"{what} is empty, though its length is said to have ended it")
+    return text, finish == "length"
+
+
+def _choice_rewards(row: Row, choices: Sequence[dict[str, Any]]) -> list[float]:
+    """The reward of each choice: from a list in the row, from itself, or, for the only one, from the row."""
+    names = ("reward", "correct")
+    by_row = _given(row.fields, ("rewards", *names))
+    by_choice = [i for i, choice in enumerate(choices) if _given(choice, names)]
+    if by_row and by_choice:
+        raise row.error(f"the row has {_quoted(by_row, 'and')}, and so has choice {by_choice[0]}; give it once")
+    if _given(row.fields, ("rewards",)):
+        return _rewards(row, "rewards", _listed(row, "rewards", "choices", len(choices)))
+    if len(choices) == 1 and not by_choice:
+        return [_reward_of(row, "the row", row.fields, names)]
+    return [_reward_of(row, f"choice {i}", choice, names) for i, choice in enumerate(choices)]
+
+
+def _messages(row: Row, what: str, value: Any) -> list[tuple[str, str]]:
+    """Role and content of chat messages, at least one."""
+    if not isinstance(value, list) or not value:
+        raise row.error(f"{what} must be a list with at least one message, not {shown(value)}")
+    messages = []
+    for position, message in enumerate(value):
+        where = f"{what}: message {position}"
+        if not isinstance(message, dict):
+            raise row.error(f"{where} must be an object, not {shown(message)}")
+        _check_nothing_else(row, where, message, _REST)
+        role = row.check_text(f'{where}: "role"', message.get("role"))
+        messages.append((role, row.check_text(f'{where}: "content"', message.get("content"))))
+    return messages
+
+
+def _check_nothing_else(row: Row, what: str, fields: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        if fields.get(name):
+            raise row.error(f'{what} has "{name}", which a recorded trace cannot express')
+
+
+def _listed(row: Row, field: str, of: str, count: int | None = None) -> list[Any]:
+    """The list in a field, with as many values as there are of something else, or at least one."""
+    value = row.value(field)
+    if not isinstance(value, list) or not value or count not in (None, len(value)):
+        wanted = f"of {count}, as many as there are {of}" if count else f"with at least one {of}"
+        raise row.error(f'the field "{field}" must be a list {wanted}, not {shown(value)}')
+    return value
+
+
+def _reward_of(row: Row, what: str, fields: Mapping[str, Any], names: Sequence[str]) -> float:
+    name = _only(row, what, fields, names)
+    return _number(row, f'{what}: "{name}"', name, fields[name])
+
+
+def _rewards(row: Row, field: str, values: Sequence[Any]) -> list[float]:
+    return [_number(row, f'"{field}" of response {i}', field, value) for i, value in enumerate(values)]
+
+
+def _number(row: Row, what: str, field: str, value: Any) -> float:
+    if field in _MARKS:
+        if not isinstance(value, bool):
+            raise row.error(f"{what} must be true or false, not {shown(value)}")
+        return float(value)
+    # Python's JSON reads NaN and Infinity, and integers too large for a float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e300:
+        raise row.error(f"{what} must be a finite number, not {shown(value)}")
+    return float(value)
+
+
+def _only(row: Row, what: str, fields: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The one of these fields that is given."""
+    given = _given(fields, names)
+    if len(given) != 1:
+        raise row.error(f"{what} needs either {_quoted(names, 'or')}, and has {' and '.join(given) or 'neither'}")
+    return given[0]
+
+
+def _given(fields: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [name for name in names if fields.get(name) is not None]
+
+
+def _quoted(names: Sequence[str], conjunction: str) -> str:
+    return f" {conjunction} ".join(f'"{name}"' for name in names)

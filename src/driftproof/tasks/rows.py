@@ -5,8 +5,6 @@ Every row is an object, or the error names FILE:LINE and what a row looks like. 
 of data files. No code that a dataset brings with it is ever run.
 """
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Iterable, Iterator
@@ -18,10 +16,13 @@ from driftproof.errors import TaskError
 
 _LOCAL = "give the path of a local JSON lines or Parquet file"
 
+shown = reprlib.repr
+"""A value for an error message, cut short."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of a file."""
+    """One line of a file; every method raises TaskError, with the line, for a field that is not as it must be."""
 
     path: Path | str
     line: int
@@ -31,45 +32,32 @@ class Row:
     """A valid row, shown in errors."""
 
     def error(self, problem: str) -> TaskError:
-        """The error to raise for this row."""
         return TaskError(f"{self.path}:{self.line}: {problem}; a line is a JSON object like {self.example}")
 
     def value(self, field: str) -> Any:
-        """The value of a field.
-
-        Raises:
-            TaskError: it is missing.
-        """
+        """The value of a field that must be there."""
         if field not in self.fields:
             raise self.error(f'the field "{field}" is missing (there are: {shown(list(self.fields))})')
         return self.fields[field]
 
     def text(self, field: str) -> str:
-        """The text of a field that must be there and not be blank.
+        """The text of a field that must be there and not be blank."""
+        return self.filled(field, self.value(field))
 
-        Raises:
-            TaskError: it is missing, no text, or blank.
-        """
-        text = self.check_text(f'the field "{field}"', self.value(field))
+    def filled(self, field: str, value: Any) -> str:
+        """`value` where it is a text that is not blank."""
+        text = self.check_text(f'the field "{field}"', value)
         if not text.strip():
             raise self.error(f'the field "{field}" is empty')
         return text
 
     def optional_text(self, field: str) -> str:
-        """The text of a field, "" where it is missing or null, as tables have it.
-
-        Raises:
-            TaskError: it is there and no text.
-        """
+        """The text of a field, "" where it is missing or null, as tables have it."""
         value = self.fields.get(field)
         return "" if value is None else self.check_text(f'the field "{field}"', value)
 
     def check_text(self, what: str, value: Any) -> str:
-        """`value` where it is a text.
-
-        Raises:
-            TaskError: it is not, or it cannot be written as UTF-8 (half of a surrogate pair).
-        """
+        """`value` where it is a text that can be written as UTF-8; half of a surrogate pair cannot."""
         if not isinstance(value, str):
             raise self.error(f"{what} must be a text, not {shown(value)}")
         try:
@@ -158,8 +146,3 @@ def _json_lines(path: Path, example: str) -> Iterator[Row]:
         if not isinstance(fields, dict):
             raise row.error(f"no JSON object: {shown(fields)}")
         yield Row(path=path, line=number, fields=fields, example=example)
-
-
-def shown(value: Any) -> str:
-    """A value for an error message, cut short."""
-    return reprlib.repr(value)
