@@ -4,8 +4,6 @@ Guarantees: no reply takes more memory than its limit, however little of it trav
 API key is in no message of ours; proxies of the environment are passed by.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from dataclasses import dataclass
@@ -38,12 +36,11 @@ class Unreachable(EngineError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A reply, whole and within its limit."""
+    """A reply, whole and within its limit; `retry_after` is the header, or empty."""
 
     status: int
     content: bytes
     retry_after: str
-    """The Retry-After header, or empty."""
 
     @property
     def text(self) -> str:
@@ -52,11 +49,7 @@ class Answer:
 
 
 def server_url(url: str) -> str:
-    """`http://host:port` of a URL that may end in `/v1`.
-
-    Raises:
-        EngineError: no such URL, or one that carries a password.
-    """
+    """`http://host:port` of a URL that may end in `/v1`; EngineError where it is none, or carries a password."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -72,11 +65,7 @@ def server_url(url: str) -> str:
 
 
 def open_client(api_key_variable: str = "", *, reuse: bool = True) -> httpx2.AsyncClient:
-    """A client with the key of an environment variable where one is named; unless `reuse`, a connection for each call.
-
-    Raises:
-        EngineError: the variable is not set.
-    """
+    """A client with the key of an environment variable, if named; unless `reuse`, every call has its own connection."""
     # A few bytes of gzip unpack to gigabytes, and replies of a machine nearby gain nothing by it.
     headers = {"Accept-Encoding": "identity"}
     if api_key_variable:
@@ -130,6 +119,5 @@ async def send(
         # Some messages of httpx are empty.
         said = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
         raise Unreachable(f"{url}: {said}", kind=kind) from error
-    return Answer(
-        status=response.status_code, content=bytes(content), retry_after=response.headers.get("Retry-After", "")
-    )
+    retry_after = response.headers.get("Retry-After", "")
+    return Answer(status=response.status_code, content=bytes(content), retry_after=retry_after)

@@ -3,8 +3,6 @@
 Every submitted request comes out of `collect` exactly once: answered, or with the error that ended it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,16 +77,8 @@ class Engine(Protocol):
 
 
 def check_request(request: Request, *, under_way: Container[int], vocabulary: int, max_length: int | None) -> None:
-    """Refuse a request that can never be answered.
-
-    Args:
-        request: what was submitted.
-        under_way: keys of the requests that have not come out so far.
-        vocabulary: token ids lie below it.
-        max_length: tokens of prompt and response together, where known.
-
-    Raises:
-        EngineError: key already under way, no samples, or a prompt that is empty, too long or outside the vocabulary.
+    """Raise EngineError for a request that can never be answered: its key is among those `under_way`, it wants no
+    samples, or its prompt is empty, has ids outside `vocabulary`, or fills the context of `max_length`, where known.
     """
     prompt, where = request.prompt_tokens, name_of(request)
     if request.key in under_way:

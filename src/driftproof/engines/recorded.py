@@ -5,14 +5,12 @@ tokenized by the learner's tokenizer; nothing of it is sampled, and no behavior 
 prompt goes to the live engine behind it, and so do new weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from driftproof.engines.protocol import Capabilities, Completed, Engine
+from driftproof.engines.protocol import Capabilities, Completed, Engine, name_of
 from driftproof.errors import EngineError
 from driftproof.tasks.protocol import RecordedGroup
 from driftproof.types import FinishReason, Request, Response
@@ -28,12 +26,8 @@ class RecordedEngine:
     def __init__(
         self, groups: Iterable[RecordedGroup], encode: Callable[[str], list[int]], live: Engine | None = None
     ) -> None:
-        """
-        Args:
-            groups: the record, by the indices of its prompts.
-            encode: token ids of a response text, the end-of-sequence token included.
-            live: answers the prompts that are not on record; None where all are.
-        """
+        """`encode` gives the token ids of a response text, the end-of-sequence token included; `live` answers the
+        prompts that are not on record, if there are any."""
         self._groups = {group.prompt.index: group for group in groups}
         self._encode = encode
         self._live = live
@@ -41,9 +35,8 @@ class RecordedEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            logprobs=False, follows_weights=bool(self._live and self._live.capabilities.follows_weights)
-        )
+        follows_weights = self._live is not None and self._live.capabilities.follows_weights
+        return Capabilities(logprobs=False, follows_weights=follows_weights)
 
     @property
     def counters(self) -> Mapping[str, float]:
@@ -64,18 +57,15 @@ class RecordedEngine:
         if request.prompt.index not in self._groups and self._live:
             self._live.submit(request)
             return
-        where = f"request {request.key} (prompt {request.prompt.index})"
         if request.want_logprobs:
             raise EngineError(
-                f"{where}: recorded responses carry no behavior log-probs; choose an objective that needs none, such "
-                "as asympo, spo or naive"
+                f"{name_of(request)}: recorded responses carry no behavior log-probs; choose an objective that needs "
+                "none, such as asympo, spo or naive"
             )
         if request.prompt.index not in self._groups:
-            raise EngineError(
-                f"{where}: no responses are recorded for this prompt; {len(self._groups)} groups are known"
-            )
+            raise EngineError(f"{name_of(request)}: no responses are recorded for it, of {len(self._groups)} groups")
         if any(waiting.key == request.key for waiting in self._waiting):
-            raise EngineError(f"{where}: a request with this key is already under way; keys must be unique")
+            raise EngineError(f"{name_of(request)}: a request with this key is already under way; keys must be unique")
         self._waiting.append(request)
 
     def collect(self) -> list[Completed]:
@@ -96,17 +86,17 @@ class RecordedEngine:
 
     def _responses(self, request: Request) -> tuple[Response, ...]:
         group = self._groups[request.prompt.index]
-        return tuple(
-            self._response(text, reward, finished=position not in group.unfinished)
-            for position, (text, reward) in enumerate(zip(group.texts, group.rewards, strict=True))
-        )
-
-    def _response(self, text: str, reward: float, *, finished: bool) -> Response:
-        tokens = self._encode(text)
-        return Response(
+        responses = []
+        for position, (text, reward) in enumerate(zip(group.texts, group.rewards, strict=True)):
+            finished = position not in group.unfinished
             # A response that was cut off did not end, so it has no end-of-sequence token.
-            tokens=np.array(tokens if finished else tokens[:-1], dtype=np.int32),
-            finish_reason=FinishReason.STOP if finished else FinishReason.LENGTH,
-            reward=reward,
-            retokenized=True,
-        )
+            tokens = self._encode(text) if finished else self._encode(text)[:-1]
+            responses.append(
+                Response(
+                    tokens=np.array(tokens, dtype=np.int32),
+                    finish_reason=FinishReason.STOP if finished else FinishReason.LENGTH,
+                    reward=reward,
+                    retokenized=True,
+                )
+            )
+        return tuple(responses)

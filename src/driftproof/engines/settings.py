@@ -1,7 +1,5 @@
 """Settings of engines and of sampling, as a recipe's `[engine]` and `[sampling]` give them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal

@@ -4,18 +4,16 @@ Guarantees: what is compared goes through all layers, the output layer included,
 a difference that is too large, or no number, is an error with the figure.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
 
 from driftproof.engines.embedded.load import load_weights
 from driftproof.engines.http import send
@@ -42,8 +40,6 @@ class Canary:
         Raises:
             ValueError: a tolerance that is no positive number.
         """
-        from transformers import AutoModelForCausalLM
-
         if not tolerance > 0:
             raise ValueError(f"the canary's tolerance is {tolerance}; it must be a positive number of nats")
         self.tolerance = tolerance
@@ -93,20 +89,15 @@ class Canary:
 
 
 async def _ask(client: httpx2.AsyncClient, url: str, sequences: list[list[int]]) -> NDArray[np.float64]:
-    body: dict[str, Any] = {"prompt": sequences, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
+    body = {"prompt": sequences, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
     answer = await send(client, "POST", f"{url}/v1/completions", body, seconds=_SECONDS)
     if answer.status != 200:
         raise EngineError(f"{url}/v1/completions: status {answer.status}: {answer.text.strip()[:500]}")
     try:
         choices = sorted(json.loads(answer.content)["choices"], key=lambda choice: choice["index"])
-        return np.array(
-            [
-                [
-                    place[str(token)]["logprob"]
-                    for place, token in zip(choice["prompt_logprobs"][1:], tokens[1:], strict=True)
-                ]
-                for choice, tokens in zip(choices, sequences, strict=True)
-            ]
-        )
+        places = [
+            zip(c["prompt_logprobs"][1:], tokens[1:], strict=True) for c, tokens in zip(choices, sequences, strict=True)
+        ]
+        return np.array([[place[str(token)]["logprob"] for place, token in row] for row in places])
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError(f"{url} gives no prompt log-probs that the canary can read: {error!r}") from error

@@ -5,8 +5,6 @@ closed it or died, and on SIGTERM, the whole group is asked to end, and killed w
 Standard library only, and one thread.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import signal

@@ -4,8 +4,6 @@ Guarantees: it listens on loopback alone; its output is in a log file; when this
 process of the server is left; a server that does not come up is an error with its last words.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess
@@ -13,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 import httpx2
 
@@ -40,11 +38,8 @@ class Server:
         return self._process.poll() is None
 
     def wait_ready(self, seconds: float, interrupted: Callable[[], bool] = lambda: False) -> bool:
-        """Wait until it answers; False when `interrupted` said so before.
-
-        Raises:
-            EngineError: it ended, or does not answer within `seconds`; with its last words.
-        """
+        """Wait until it answers; False when `interrupted` said so before, EngineError after so many seconds, or when it
+        ended."""
         deadline = time.monotonic() + seconds
         while not self.answers():
             if not self.alive:
@@ -83,15 +78,12 @@ class Server:
 
     def last_words(self) -> str:
         """The end of its log, and where the rest is."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join([f"the end of {self.log}:", *lines[-_LAST_LINES:]])
+        return "\n".join([f"the end of {self.log}:", *self.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]])
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -106,14 +98,8 @@ def launch(
 ) -> Server:
     """Start vLLM with the interpreter of its environment; it is ready when `wait_ready` says so.
 
-    Args:
-        python: see `check_environment`.
-        model: Hugging Face model directory that it begins with.
-        log: its output is appended to it.
-        device: `cpu` (float32, without compilation) or `cuda` (vLLM's own defaults).
-        threads: of a server on CPU.
-        slots: responses written at once.
-        arguments: more of vLLM's own command-line arguments; the last of two wins.
+    On device `cpu` it computes in float32, without compilation, with so many threads; on `cuda` by its own defaults. Of
+    `arguments`, more of vLLM's own, the last of two wins.
     """
     port = free_port()
     return Server(
@@ -125,7 +111,7 @@ def launch(
 
 
 def vllm_arguments(model: Path, *, port: int, device: str, slots: int) -> list[str]:
-    """Command line, without the interpreter."""
+    """Command line of vLLM, without the interpreter."""
     # On CPU, vLLM 0.32 dies of a request with a seed that it prefills in chunks (torch's CPU generator cannot be set
     # back), as it may any request that an update makes it prefill again.
     on_cpu = ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"] if device == "cpu" else []
@@ -147,14 +133,12 @@ def vllm_environment(device: str, threads: int) -> dict[str, str]:
     """Environment variables for vLLM."""
     # The routes for weights and pausing are there in this mode alone; no statistics leave the machine.
     environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_PLUGINS": BACKEND, "VLLM_NO_USAGE_STATS": "1"}
-    if device != "cpu":
-        return environment
-    return environment | {
-        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+    if device == "cpu":
+        environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
         # Bound to cores, it would share one with the learner while others idle.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(threads),
-    }
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return environment
 
 
 def check_environment(python: Path) -> str:
@@ -184,5 +168,4 @@ def free_port() -> int:
     """A port of the loopback interface that nobody listens on at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])

@@ -4,8 +4,6 @@ Guarantees: what is no snapshot of the server's model is refused before the firs
 safetensors, never pickle. Importing this module imports neither vLLM nor transformers.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -42,36 +40,25 @@ def read_shapes(directory: Path) -> Shapes:
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a Hugging Face model directory, read one after the other, in the order of their names.
-
-    Raises:
-        DamageError: a file that cannot be read.
-    """
-    for path in files.weight_files(directory):
-        file = files.TensorFile(path)
+    """(name, tensor) of a Hugging Face model directory, file by file, in the order of their names."""
+    for file in map(files.TensorFile, files.weight_files(directory)):
         for name in sorted(file):
             yield name, file[name]
 
 
 def check_snapshot(snapshot: Path, model: Path, shapes: Shapes, *, tied: bool) -> None:
-    """Refuse what does not have the tensors of the server's `model` (`shapes`); of tied embeddings one is enough.
-
-    Raises:
-        EngineError: with the first tensor that is missing, unknown or of another shape. FileNotFoundError: no weights.
-    """
+    """Refuse what does not have the tensors of the server's `model` (`shapes`); of tied embeddings one is enough."""
     found = read_shapes(snapshot)
     missing = sorted(shapes.keys() - found.keys() - ({"lm_head.weight"} if tied else set()))
     unknown = sorted(found.keys() - shapes.keys())
     other = sorted(name for name in found.keys() & shapes.keys() if found[name] != shapes[name])
-    if missing:
-        problem = f"it has no tensor {missing[0]}"
-    elif unknown:
-        problem = f"it has a tensor {unknown[0]}, which the server's model has not"
-    elif other:
-        problem = f"{other[0]} has shape {list(found[other[0]])}, in the server's model {list(shapes[other[0]])}"
-    else:
-        return
-    raise EngineError(f"{snapshot} is not a snapshot of {model}, which this server was started from: {problem}")
+    problems = [
+        *(f"it has no tensor {name}" for name in missing),
+        *(f"it has a tensor {name}, which the server's model has not" for name in unknown),
+        *(f"{name} has shape {list(found[name])}, in the server's model {list(shapes[name])}" for name in other),
+    ]
+    if problems:
+        raise EngineError(f"{snapshot} is not a snapshot of {model}, which this server was started from: {problems[0]}")
 
 
 def refresh_shared(model: nn.Module) -> None:

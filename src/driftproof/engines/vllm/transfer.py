@@ -4,16 +4,10 @@ Guarantees: after an update every weight is the snapshot's, vLLM's packed copies
 leaves the model as it was. Written against vLLM 0.32; only vLLM imports this module.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
+from vllm.distributed.weight_transfer import base
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from driftproof.engines.vllm.plugin import Shapes, check_snapshot, read_shapes, read_tensors, refresh_shared
@@ -21,19 +15,19 @@ from driftproof.errors import EngineError
 
 
 @dataclass
-class Nothing(WeightTransferInitInfo):  # type: ignore[misc]
+class Nothing(base.WeightTransferInitInfo):  # type: ignore[misc]
     """There is nothing to agree on before the first update."""
 
 
 @dataclass
-class SnapshotUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
+class SnapshotUpdate(base.WeightTransferUpdateInfo):  # type: ignore[misc]
     """Which snapshot to read."""
 
     path: str
     """An absolute path that every worker can open."""
 
 
-class SnapshotTransfer(WeightTransferEngine[Nothing, SnapshotUpdate]):  # type: ignore[misc]
+class SnapshotTransfer(base.WeightTransferEngine[Nothing, SnapshotUpdate]):  # type: ignore[misc]
     """One worker's part; each reads the files itself and keeps what vLLM's own loader gives its shard."""
 
     init_info_cls = Nothing

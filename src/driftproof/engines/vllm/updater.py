@@ -5,8 +5,6 @@ prefixes of old weights); whatever fails, the server is asked to resume; `update
 snapshot, and, with a canary, answers with its log-probs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
@@ -23,9 +21,6 @@ from driftproof.errors import EngineError
 if TYPE_CHECKING:
     from driftproof.engines.vllm.canary import Canary
 
-Call = Callable[..., Awaitable[None]]
-"""One call to a server: route, body, params."""
-
 _HINT = (
     'start vLLM with VLLM_SERVER_DEV_MODE=1 and --weight-transfer-config \'{"backend": "driftproof"}\' from a Python '
     "environment that has driftproof, or let us start it: --engine.launch true"
@@ -37,21 +32,19 @@ _MESSAGE = 500
 
 
 class VllmUpdater:
-    """Updates one server a call; the server must see the snapshot under the same path."""
+    """Updates one server a call, each request of it within `timeout_seconds`; the server must see the snapshot under
+    the same path.
+
+    `counters`: updates done, the seconds they took, and the largest difference that the canary let pass, in nats.
+    """
 
     def __init__(
-        self, *, canary: Canary | None = None, api_key_variable: str = "", timeout_seconds: float = 600.0
+        self, *, canary: "Canary | None" = None, api_key_variable: str = "", timeout_seconds: float = 600.0
     ) -> None:
-        """`timeout_seconds` is for each of the calls of an update."""
         self.canary = canary
+        self.counters = {"weight_updates": 0.0, "weight_update_seconds": 0.0, "canary_difference": 0.0}
         self._api_key_variable = api_key_variable
         self._timeout_seconds = timeout_seconds
-        self._counters = {"weight_updates": 0.0, "weight_update_seconds": 0.0, "canary_difference": 0.0}
-
-    @property
-    def counters(self) -> dict[str, float]:
-        """Updates done, the seconds they took, and the largest difference that the canary let pass, in nats."""
-        return dict(self._counters)
 
     async def update(self, server_url: str, snapshot: Path) -> None:
         """Bring the weights of `snapshot` to the server.
@@ -66,26 +59,31 @@ class VllmUpdater:
             raise FileNotFoundError(f"no snapshot {snapshot}")
         # A server that failed at one call may close its connection, which the next one would then find closed.
         async with open_client(self._api_key_variable, reuse=False) as client:
-            call = partial(_call, client, server_url, self._timeout_seconds)
             try:
-                await _transfer(call, path)
+                await _transfer(partial(_call, client, server_url, self._timeout_seconds), path)
             except EngineError as error:
                 if not path.is_dir():
                     raise FileNotFoundError(f"{snapshot} was removed while {server_url} read it") from error
                 raise
             seconds = time.monotonic() - started
             difference = await self.canary.check(client, server_url, path) if self.canary else 0.0
-        self._counters["weight_updates"] += 1
-        self._counters["weight_update_seconds"] += seconds
-        self._counters["canary_difference"] = max(self._counters["canary_difference"], difference)
+        self.counters["weight_updates"] += 1
+        self.counters["weight_update_seconds"] += seconds
+        self.counters["canary_difference"] = max(self.counters["canary_difference"], difference)
 
 
-async def _transfer(call: Call, path: Path) -> None:
+async def _transfer(call: Callable[..., Awaitable[None]], path: Path) -> None:
     """All calls of an update; whatever fails, the server is asked to resume."""
     try:
         await call("/pause", params={"mode": "keep", "clear_cache": "true"})
         await call(_INIT, {"init_info": {}})
-        await _begin(call)
+        try:
+            await call("/start_weight_update")
+        except EngineError:
+            # Somebody was killed in the middle of an update; with our backend nothing of it is left to be done.
+            with suppress(EngineError):
+                await call("/finish_weight_update")
+            await call("/start_weight_update")
         await call("/update_weights", {"update_info": {"path": str(path)}})
         await call("/finish_weight_update", {"weight_version": path.name})
     except EngineError as error:
@@ -97,17 +95,7 @@ async def _transfer(call: Call, path: Path) -> None:
     await _resume(call)
 
 
-async def _begin(call: Call) -> None:
-    try:
-        await call("/start_weight_update")
-    except EngineError:
-        # Somebody was killed in the middle of an update; with our backend nothing of it is left to be done.
-        with suppress(EngineError):
-            await call("/finish_weight_update")
-        await call("/start_weight_update")
-
-
-async def _resume(call: Call) -> None:
+async def _resume(call: Callable[..., Awaitable[None]]) -> None:
     """Resume, asked twice: a server that failed may break one more connection, and must not stay paused."""
     try:
         await call("/resume")
@@ -117,18 +105,9 @@ async def _resume(call: Call) -> None:
 
 
 async def _call(
-    client: httpx2.AsyncClient,
-    url: str,
-    seconds: float,
-    route: str,
-    body: dict[str, Any] | None = None,
-    params: dict[str, str] | None = None,
+    client: httpx2.AsyncClient, url: str, seconds: float, route: str, body: Any = None, params: Any = None
 ) -> None:
-    """Make one call.
-
-    Raises:
-        EngineError: no answer, or another than 200; with the server's words and the remedy.
-    """
+    """Make one call; EngineError, with the server's words and the remedy, where it answers something else than 200."""
     answer = await send(client, "POST", url + route, body, seconds=seconds, params=params)
     if answer.status in (401, 403):
         raise EngineError(f"{url}{route}: status {answer.status}; the server wants another API key")
