@@ -48,12 +48,7 @@ class RecordedEngine:
         return self._live.room if self._live else max(0, _ROOM - sum(request.samples for request in self._waiting))
 
     def submit(self, request: Request) -> None:
-        """Take a request.
-
-        Raises:
-            EngineError: log-probs are wanted of a recorded group, nothing is recorded and there is no live engine, or
-                the live engine refuses.
-        """
+        """Take a request; the record, unlike the live engine, gives no log-probs."""
         if request.prompt.index not in self._groups and self._live:
             self._live.submit(request)
             return

@@ -9,6 +9,7 @@ tokens and their cache, and go on with the new weights.
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from driftproof.engines.embedded.decode import PREFILL_TOKENS, Decoder
 from driftproof.engines.embedded.load import load_state, load_weights
 from driftproof.engines.embedded.rows import Rows
-from driftproof.engines.embedded.schedule import Admission, Schedule
+from driftproof.engines.embedded.schedule import Admission, Job, Schedule
 from driftproof.engines.protocol import Capabilities, Completed, check_request, name_of
 from driftproof.errors import EngineError
 from driftproof.types import Request
@@ -32,6 +33,9 @@ class EmbeddedEngine:
     The active responses are always rows [0, active): when one finishes, the last active row moves into its place.
     `tokens_generated` counts response tokens sampled so far, `busy_seconds` the time `collect` spent with work to do.
     """
+
+    capabilities = Capabilities(logprobs=True, follows_weights=True)
+    counters: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self,
@@ -76,11 +80,7 @@ class EmbeddedEngine:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """The engine of a Hugging Face model directory.
-
-        Raises:
-            EngineError: the directory cannot be opened or lacks weights.
-        """
+        """The engine of a Hugging Face model directory; EngineError where it cannot be opened or lacks weights."""
         if not (path / "config.json").is_file():
             raise EngineError(f"{path} has no config.json; give a Hugging Face model directory")
         try:
@@ -95,24 +95,12 @@ class EmbeddedEngine:
         return cls(model, slots=slots, max_length=max_length, device=device)
 
     @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(logprobs=True, follows_weights=True)
-
-    @property
-    def counters(self) -> dict[str, float]:
-        return {}
-
-    @property
     def room(self) -> int:
         """Free slots that no waiting sample will take."""
         return max(0, self.slots - self._rows.active - self._schedule.waiting)
 
     def submit(self, request: Request) -> None:
-        """Queue a request, first in, first out; a group may be larger than `slots`.
-
-        Raises:
-            EngineError: closed, or the request can never be answered.
-        """
+        """Queue a request, first in, first out; a group may be larger than `slots`."""
         if self._closed:
             raise EngineError(f"{name_of(request)}: the engine is closed")
         check_request(
@@ -135,20 +123,11 @@ class EmbeddedEngine:
         return self._schedule.take_completed()
 
     def load(self, snapshot: Path) -> None:
-        """Take the weights of a snapshot directory, in place; responses under way go on with them.
-
-        Raises:
-            EngineError: not a snapshot of this model; the old weights stay.
-            FileNotFoundError: no weights there, or no longer; the old weights stay.
-        """
+        """Take the weights of a snapshot directory, in place; if it has not all of them, the old weights stay."""
         load_weights(self._decoder.model, snapshot)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take weights that are in memory: a `state_dict` of the same architecture.
-
-        Raises:
-            EngineError: a tensor that is missing, unknown or of another shape; the old weights stay.
-        """
+        """Take weights that are in memory: a `state_dict` of the same architecture, or the old weights stay."""
         load_state(self._decoder.model, state)
 
     def close(self) -> None:
@@ -161,34 +140,34 @@ class EmbeddedEngine:
     def _admit(self) -> None:
         """Give free slots to waiting samples; prompts read here also get their responses' first tokens."""
         admissions = self._schedule.admit(self._rows.active)
-        if admissions and admissions[0].samples.start:
-            self._resume(admissions.pop(0))
+        if admissions and admissions[0][1].start:
+            self._resume(*admissions.pop(0))
         if admissions:
             self._prefill(admissions)
 
-    def _resume(self, admission: Admission) -> None:
+    def _resume(self, job: Job, samples: range) -> None:
         """Start further samples of a group whose prompt was read before, from its kept row.
 
         They read the prompt's last token themselves, with the weights of now.
         """
-        first, prompt = self._rows.active, admission.job.request.prompt_tokens
-        self._rows.start(admission, length=len(prompt) - 1, next_token=int(prompt[-1]))
+        first, prompt = self._rows.active, job.request.prompt_tokens
+        self._rows.start(job, samples, length=len(prompt) - 1, next_token=int(prompt[-1]))
         targets = np.arange(first, self._rows.active)
         self._decoder.cache.copy_rows(np.full(len(targets), self.slots), targets, len(prompt) - 1)
 
     def _prefill(self, admissions: list[Admission]) -> None:
         """Read each prompt once, hand its keys and values to its rows, and sample the rows' first tokens."""
-        partial = admissions[-1].job if admissions[-1].job.waiting else None
-        admissions.sort(key=lambda admission: -len(admission.job.request.prompt_tokens))
-        prompts = [admission.job.request.prompt_tokens for admission in admissions]
+        partial = admissions[-1][0] if admissions[-1][0].waiting else None
+        admissions.sort(key=lambda admission: -len(admission[0].request.prompt_tokens))
+        prompts = [job.request.prompt_tokens for job, _ in admissions]
         first, cache = self._rows.active, self._decoder.cache
         logits = self._decoder.read(prompts, first)
-        for admission, prompt in zip(admissions, prompts, strict=True):
-            self._rows.start(admission, length=len(prompt))
-        source = np.repeat(np.arange(len(admissions)), [len(admission.samples) for admission in admissions])
+        for job, samples in admissions:
+            self._rows.start(job, samples, length=len(job.request.prompt_tokens))
+        source = np.repeat(np.arange(len(admissions)), [len(samples) for _, samples in admissions])
         targets = np.arange(first, self._rows.active)
         if partial is not None:
-            kept = first + next(i for i, admission in enumerate(admissions) if admission.job is partial)
+            kept = first + next(i for i, (job, _) in enumerate(admissions) if job is partial)
             cache.copy_rows(np.array([kept]), np.array([self.slots]), len(partial.request.prompt_tokens))
         elsewhere = first + source != targets
         cache.copy_rows(first + source[elsewhere], targets[elsewhere], len(prompts[0]))

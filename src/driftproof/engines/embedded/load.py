@@ -38,11 +38,8 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
 
 @torch.no_grad()
 def load_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Copy a `state_dict` of the same architecture into the parameters of `model`, in place.
-
-    Raises:
-        EngineError: a tensor that is missing, unknown or of another shape; the old weights stay.
-    """
+    """Copy a `state_dict` into the parameters of `model`, in place; EngineError, and nothing is copied, where a tensor
+    is missing, unknown or of another shape."""
     shapes = {name: tensor.shape for name, tensor in state.items()}
     for target, name in _match(model, shapes, "the given state"):
         target.copy_(state[name])

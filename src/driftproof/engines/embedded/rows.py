@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from driftproof.engines.embedded.sampling import RowSettings, sample, streams, uniforms
-from driftproof.engines.embedded.schedule import Admission, Job
+from driftproof.engines.embedded.schedule import Job
 from driftproof.engines.protocol import name_of
 from driftproof.types import FinishReason, Response
 
@@ -47,13 +47,13 @@ class Rows:
         """The active rows in place, with the fields of `_ROW`."""
         return self._rows[: self.active]
 
-    def start(self, admission: Admission, *, length: int, next_token: int = 0) -> None:
-        """Append rows for the samples of an admission, with `length` positions in the cache."""
-        job, sampling = admission.job, admission.job.request.sampling
-        first, self.active = self.active, self.active + len(admission.samples)
+    def start(self, job: Job, samples: range, *, length: int, next_token: int = 0) -> None:
+        """Append rows for samples of a job, with `length` positions in the cache."""
+        sampling = job.request.sampling
+        first, self.active = self.active, self.active + len(samples)
         rows = self._rows[first : self.active]
         rows["job"] = job
-        rows["sample"] = np.array(admission.samples)
+        rows["sample"] = np.array(samples)
         rows["length"] = length
         rows["next"] = next_token
         rows["written"] = 0

@@ -32,13 +32,8 @@ class Job:
         return self.request.samples - self.admitted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
-    """Samples of one request that get slots together."""
-
-    job: Job
-    samples: range
-    """Indices within the group; a range from 0 begins the group."""
+Admission = tuple[Job, range]
+"""Samples of one request that get slots together, by their indices in the group, which a range from 0 begins."""
 
 
 class Schedule:
@@ -68,7 +63,7 @@ class Schedule:
         while self._queue and free and pays:
             job = self._queue[0]
             samples = range(job.admitted, job.admitted + min(free, job.waiting))
-            admissions.append(Admission(job=job, samples=samples))
+            admissions.append((job, samples))
             job.admitted += len(samples)
             free -= len(samples)
             self.waiting -= len(samples)

@@ -125,11 +125,7 @@ class OpenAIEngine:
         return max(0, self._pool.slots - sum(self._under_way.values()))
 
     def submit(self, request: Request) -> None:
-        """Hand a request to the servers.
-
-        Raises:
-            EngineError: closed, or a request that no server can answer.
-        """
+        """Hand a request to the servers, each of which could answer it."""
         if self._closed:
             raise EngineError(f"{name_of(request)}: the engine is closed")
         check_request(
@@ -163,12 +159,7 @@ class OpenAIEngine:
 
     def load(self, snapshot: Path) -> None:
         """Bring the weights of a snapshot to every live server, at once; one that does not take them is ejected, and
-        gets them before it is used again.
-
-        Raises:
-            EngineError: closed.
-            FileNotFoundError: no snapshot there, or no longer.
-        """
+        gets them before it is used again."""
         if self._updater is None:
             return
         if self._closed:

@@ -29,10 +29,9 @@ class Updater(Protocol):
         ...
 
     async def update(self, server_url: str, snapshot: Path) -> None:
-        """Return when the server answers with the weights of `snapshot`; several servers are updated at once.
+        """Return when the server answers with the weights of `snapshot`; EngineError or OSError where it does not.
 
-        Raises:
-            EngineError, OSError: the server does not have them.
+        Several servers are updated at once.
         """
         ...
 
@@ -205,11 +204,7 @@ class ServerPool:
             self._eject(server, str(failure))
 
     async def load(self, snapshot: Path) -> None:
-        """Bring the weights of a snapshot to every live server; one that does not take them is ejected.
-
-        Raises:
-            FileNotFoundError: the snapshot was removed meanwhile.
-        """
+        """Bring the weights of a snapshot to every live server; one that does not take them is ejected."""
         self._snapshot = snapshot
         live = self._live
         outcomes = await asyncio.gather(*map(self._update, live), return_exceptions=True)

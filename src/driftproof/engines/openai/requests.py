@@ -59,8 +59,7 @@ class Requests:
     async def _draw(self, request: Request, first: int, count: int) -> list[Response]:
         """`count` responses, from as many calls as it takes.
 
-        Raises:
-            EngineError: too many calls failed, one in a way that asking again cannot mend, or no server is left.
+        EngineError: too many calls failed, one in a way that asking again cannot mend, or no server is left.
         """
         policy, counters = self.pool.policy, self.pool.counters
         responses: list[Response] = []

@@ -127,11 +127,9 @@ def read_reply(
     vocabulary: int,
     encode: Callable[[str], list[int]] | None = None,
 ) -> Reply:
-    """Parse and check the reply to a call; token ids lie below `vocabulary`. With `encode`, which gives the token ids
-    of a text, the end-of-sequence token last, responses are re-tokenized.
+    """Parse and check the reply to a call; token ids lie below `vocabulary`. ReplyError: nothing of it can be used.
 
-    Raises:
-        ReplyError: nothing of it can be used.
+    With `encode`, which gives the token ids of a text, the end-of-sequence token last, responses are re-tokenized.
     """
     choices = _choices(dialect, read_object(content))
     if len(choices) > call.samples:

@@ -35,11 +35,7 @@ class Canary:
     """
 
     def __init__(self, model: Path, *, tolerance: float = 1e-3) -> None:
-        """`tolerance`: largest difference of a token's log-prob, in nats; 1e-3 suits a server that computes in float32.
-
-        Raises:
-            ValueError: a tolerance that is no positive number.
-        """
+        """`tolerance`: largest difference of a token's log-prob, in nats; 1e-3 suits a server in float32."""
         if not tolerance > 0:
             raise ValueError(f"the canary's tolerance is {tolerance}; it must be a positive number of nats")
         self.tolerance = tolerance
@@ -53,12 +49,7 @@ class Canary:
         self._expected: NDArray[np.float64] = np.empty((0, 0))
 
     async def check(self, client: httpx2.AsyncClient, server_url: str, snapshot: Path) -> float:
-        """The largest difference found, in nats.
-
-        Raises:
-            EngineError: above the tolerance, or the server gives no prompt log-probs.
-            FileNotFoundError: no snapshot there, or no longer.
-        """
+        """The largest difference found, in nats; EngineError where it is above the tolerance, or cannot be found."""
         expected = await asyncio.to_thread(self.expected, snapshot)
         found = await _ask(client, server_url, self.sequences.tolist())
         difference = float(np.abs(found - expected).max())
@@ -72,11 +63,7 @@ class Canary:
 
     @torch.no_grad()
     def expected(self, snapshot: Path) -> NDArray[np.float64]:
-        """[SEQUENCES, LENGTH - 1]: log-probs of all tokens but the first, by the weights of `snapshot`.
-
-        Raises:
-            EngineError: not a snapshot of this model. FileNotFoundError: no snapshot there, or no longer.
-        """
+        """[SEQUENCES, LENGTH - 1]: log-probs of all tokens but the first, by the weights of `snapshot`."""
         with self._lock:
             if self._snapshot != snapshot:
                 self._snapshot = None

@@ -142,11 +142,7 @@ def vllm_environment(device: str, threads: int) -> dict[str, str]:
 
 
 def check_environment(python: Path) -> str:
-    """The version of vLLM that an interpreter has, without starting it.
-
-    Raises:
-        EngineError: no such interpreter, or its environment lacks vLLM or driftproof.
-    """
+    """The version of vLLM that an interpreter has, without starting it; EngineError where it lacks something."""
     hint = "make the environment with `make vllm`, or give another with --engine.python"
     if not python.is_file():
         raise EngineError(f"engine.python {python} does not exist; {hint}")

@@ -28,11 +28,7 @@ def register() -> None:
 
 
 def read_shapes(directory: Path) -> Shapes:
-    """The shapes of all tensors in a Hugging Face model directory; no weights are read.
-
-    Raises:
-        EngineError: a file that cannot be read. FileNotFoundError: no weights there, or no longer.
-    """
+    """The shapes of all tensors in a Hugging Face model directory; no weights are read."""
     try:
         return files.read_shapes(directory)
     except DamageError as error:
