@@ -1,19 +1,15 @@
 """`driftproof eval`: a model on held-out prompts or benchmarks; `driftproof verify`: a verifier on labels."""
 
-from __future__ import annotations
-
-import argparse
+import json
+from argparse import Namespace
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from driftproof.cli.commands import Commands, command
+from driftproof.cli.commands import Commands, command, print_lines
 from driftproof.config import Config, load_config
 from driftproof.errors import ConfigError
-
-if TYPE_CHECKING:
-    from driftproof.evaluation.score import Score
 
 
 def add(commands: Commands) -> None:
@@ -28,24 +24,31 @@ def add(commands: Commands) -> None:
     scoring.add_argument("--task", default="math", metavar="VERIFIER", help="name of the verifier, such as math")
 
 
-def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
-    from contextlib import closing
-
-    from driftproof.evaluation.heldout import evaluate
-    from driftproof.report.tables import evaluation_table
-    from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_task, make_verifier
+def _eval(known: Namespace) -> int:
     from driftproof.runtime.resources import evaluation_threads, limit_threads, quiet_libraries
-    from driftproof.tasks.codec import Codec
     from driftproof.weights.models import inspect_model
 
     quiet_libraries()
-    config = load_config(known.recipe, [*overrides, "--model.path", str(known.model)])
+    config = load_config(known.recipe, [*known.settings, "--model.path", str(known.model)])
     inspect_model(config.model.path)
     limit_threads(evaluation_threads(config))
+    # Servers have weights of their own.
+    writer = ", ".join(config.engine.url) or str(config.model.path)
     if known.benchmarks:
-        return _eval_benchmarks(config, known)
+        output = known.output or Path("evals") / known.model.resolve().name
+        return _eval_benchmarks(config, writer, known.benchmarks.split(","), known.data, output)
     if known.data or known.output:
         raise ConfigError("--data and --output belong to --benchmarks: driftproof eval MODEL --benchmarks math500")
+    _eval_heldout(config, writer)
+    return 0
+
+
+def _eval_heldout(config: Config, writer: str) -> None:
+    from driftproof.evaluation.heldout import evaluate
+    from driftproof.report.tables import evaluation_table
+    from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_task, make_verifier
+    from driftproof.tasks.codec import Codec
+
     task = make_task(config)
     codec = Codec(config.model.path)
     prompts = task.heldout[: config.evaluation.prompts]
@@ -57,47 +60,35 @@ def _eval(known: argparse.Namespace, overrides: list[str]) -> int:
         closing(make_evaluation_engine(config, prompts[0], codec)) as engine,
     ):
         result = evaluate(engine, prompts, codec, verifier, sampling, config.evaluation.samples)
-    title = f"{_writer(config)} on {task.name}, {result.prompts} held-out prompts"
+    title = f"{writer} on {task.name}, {result.prompts} held-out prompts"
     Console().print(evaluation_table(title, result, config.sampling.temperature))
-    return 0
 
 
-def _eval_benchmarks(config: Config, known: argparse.Namespace) -> int:
-    import json
-
+def _eval_benchmarks(config: Config, writer: str, names: list[str], data: Path | None, output: Path) -> int:
     from driftproof.report.tables import benchmark_table
     from driftproof.runtime.evaluation import score_benchmarks
 
-    output: Path = known.output or Path("evals") / known.model.resolve().name
     console = Console()
-    found: list[Score] = []
 
     def progress(name: str, done: int, of: int) -> None:
         if console.is_terminal or done == of:
             console.print(f"{name}: {done} of {of} problems", end="\n" if done == of else "\r", highlight=False)
 
-    for score in score_benchmarks(config, known.benchmarks.split(","), known.data, output, progress):
+    found = []
+    for score in score_benchmarks(config, names, data, output, progress):
         if score.failed:
-            line = f"{score.name}: {score.failed} problems failed, the same command tries them again; {score.failure}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            failed = f"{score.name}: {score.failed} problems failed, the same command tries them again"
+            print_lines(console, f"{failed}; {score.failure}")
         found.append(score)
     results = output / "results.json"
     results.write_text(json.dumps([score.to_json() for score in found], indent=2))
-    title = f"{_writer(config)}, {config.evaluation.samples} responses a problem, 95% intervals"
+    title = f"{writer}, {config.evaluation.samples} responses a problem, 95% intervals"
     console.print(benchmark_table(title, found))
-    console.print(str(results), markup=False, highlight=False, soft_wrap=True)
+    print_lines(console, str(results))
     return 1 if any(score.failed for score in found) else 0
 
 
-def _writer(config: Config) -> str:
-    """Name of what answers: servers, which have weights of their own, or the model directory."""
-    return ", ".join(config.engine.url) or str(config.model.path)
-
-
-def _verify(known: argparse.Namespace, _: list[str]) -> int:
-    import json
-    from contextlib import closing
-
+def _verify(known: Namespace) -> None:
     from driftproof.evaluation.agreement import agreement
     from driftproof.tasks import read_recorded
     from driftproof.verify import build
@@ -108,6 +99,4 @@ def _verify(known: argparse.Namespace, _: list[str]) -> int:
             f"{known.file}: {len(blank)} of {len(groups)} prompts have no answer to verify with, like {blank[0][:60]!r}"
         )
     with closing(build(known.task, timeout_seconds=20)) as verifier:
-        found = agreement(groups, verifier)
-    print(json.dumps(found.to_json(), indent=2))
-    return 0
+        print(json.dumps(agreement(groups, verifier).to_json(), indent=2))

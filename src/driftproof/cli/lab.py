@@ -1,20 +1,14 @@
 """`driftproof lab`: a grid of runs, and the report on it."""
 
-from __future__ import annotations
-
-import argparse
-from collections.abc import Sequence
+from argparse import Namespace
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from driftproof.cli.commands import Commands, command
+from driftproof.cli.commands import Commands, command, print_lines
 from driftproof.config import load_config
 from driftproof.lab.settings import LabConfig
-
-if TYPE_CHECKING:
-    from driftproof.lab.runner import Result
 
 
 def add(commands: Commands) -> None:
@@ -32,46 +26,45 @@ def add(commands: Commands) -> None:
     report.add_argument("directory", type=Path, metavar="DIRECTORY", help="directory of a grid")
 
 
-def _run(known: argparse.Namespace, settings: list[str]) -> int:
+def _run(known: Namespace) -> None:
     from driftproof.lab.grid import planned_cells
     from driftproof.lab.progress import GridProgress
     from driftproof.lab.report import check_store
     from driftproof.lab.runner import check_grid, read_results, run_grid
+    from driftproof.lab.summary import missing_cells
     from driftproof.runtime.resources import quiet_libraries
 
     quiet_libraries()
     check_store()
-    config = load_config(known.recipe, settings, LabConfig)
+    config = load_config(known.recipe, known.settings, LabConfig)
     directory = config.lab.directory or Path("labs") / config.run.name
     check_grid(config)
     found = read_results(config, directory)
     if known.dry_run:
-        _show_plan(config, directory, found)
-        return 0
+        missing = missing_cells(config, found)
+        for cell in missing:
+            print(cell.key if cell.lr else cell.key.replace("lr0.0", "lr-of-the-sweep"))
+        print(f"{len(missing)} runs to be made, {len(found)} there already, in {directory}")
+        return
     console = Console()
-    progress = GridProgress(console, len(found))
     try:
-        run_grid(config, directory, progress)
+        with closing(GridProgress(console, len(found))) as progress:
+            run_grid(config, directory, progress)
     except KeyboardInterrupt:
-        progress.close()
         done, total = len(read_results(config, directory)), len(planned_cells(config))
         console.print(f"stopped: {done} of {total} runs are done; the same command goes on", highlight=False)
         raise
-    finally:
-        progress.close()
-    _show_lab(console, config, directory)
-    return 0
+    _show(console, config, directory)
 
 
-def _report(known: argparse.Namespace, _: list[str]) -> int:
+def _report(known: Namespace) -> None:
     from driftproof.lab.report import check_store
 
     check_store()
-    _show_lab(Console(), LabConfig.written_in(known.directory), known.directory)
-    return 0
+    _show(Console(), LabConfig.written_in(known.directory), known.directory)
 
 
-def _show_lab(console: Console, config: LabConfig, directory: Path) -> None:
+def _show(console: Console, config: LabConfig, directory: Path) -> None:
     from driftproof.lab.report import write_report
     from driftproof.lab.runner import read_results
     from driftproof.lab.summary import missing_cells, summarize
@@ -82,14 +75,4 @@ def _show_lab(console: Console, config: LabConfig, directory: Path) -> None:
     summaries = summarize(results)
     for view in views_of(summaries):
         console.print(result_table(config, view, [summary for summary in summaries if summary.view == view]))
-    for line in (*missing_lines(config, missing_cells(config, results)), *map(str, files)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show_plan(config: LabConfig, directory: Path, found: Sequence[Result]) -> None:
-    from driftproof.lab.summary import missing_cells
-
-    missing = missing_cells(config, found)
-    for cell in missing:
-        print(cell.key if cell.lr else cell.key.replace("lr0.0", "lr-of-the-sweep"))
-    print(f"{len(missing)} runs to be made, {len(found)} there already, in {directory}")
+    print_lines(console, *missing_lines(config, missing_cells(config, results)), *map(str, files))
