@@ -266,9 +266,9 @@ def test_a_share_survives_toml_and_is_not_written_where_it_is_not_given(recipe: 
 
 def test_the_lab_has_no_recorded_share(recipe: Path):
     share = ["--rollouts.path", "t.jsonl", "--rollouts.recorded_share", "0.25", "--lab.objectives", '[{name = "spo"}]']
-    assert load_config(recipe, share[4:], LabConfig).rollouts.recorded_share is None
+    assert LabConfig.load(recipe, share[4:]).rollouts.recorded_share is None
     with pytest.raises(ConfigError, match="the lab writes its own responses, all of them live"):
-        load_config(recipe, share, LabConfig)
+        LabConfig.load(recipe, share)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -284,7 +284,7 @@ def test_the_recipes_are_valid_as_their_comments_call_them(path: Path):
 def test_every_recipe_is_valid(path: Path):
     kind = LabConfig if "lab" in tomllib.loads(path.read_text()) else Config
     trace = ["--rollouts.path", "trace.jsonl"] if path.stem == "recorded" else []
-    config = load_config(path, trace, kind)
+    config = kind.load(path, trace)
     assert kind.from_toml(config.to_toml()) == config
 
 

@@ -6,14 +6,12 @@ Guarantees: a key that does not exist is an error that names the nearest valid o
 TOML and read again is the same configuration.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, overload
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from annotated_types import Ge, Gt
@@ -109,7 +107,8 @@ class Config(BaseModel):
     tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Config:
+    def _consistent(self) -> Self:
+        """Refuse contradictions; settle what follows: in turns there is no staleness, and without it all publish."""
         self._check_recorded()
         if self.engine.launch and (self.engine.name != "vllm" or self.engine.url):
             raise ValueError("engine.launch starts a server of the engine 'vllm', and has no engine.url beside it")
@@ -126,11 +125,6 @@ class Config(BaseModel):
             )
         if self.runtime.mode == "sync" and self.rollouts.workers != 1:
             raise ValueError("runtime.mode 'sync' has one rollout worker; rollouts.workers must be 1")
-        return self
-
-    @model_validator(mode="after")
-    def _settled(self) -> Config:
-        """The configuration says what runs: taking turns leaves no staleness, and without that every step publishes."""
         if self.runtime.mode == "sync":
             object.__setattr__(self, "rollouts", replace(self.rollouts, max_staleness=0))
         if self.rollouts.max_staleness == 0:
@@ -169,7 +163,7 @@ class Config(BaseModel):
     @classmethod
     def from_toml(cls, text: str) -> Self:
         """The tree that `to_toml` wrote, whether this version or an earlier one."""
-        return _validated(_without_removed(tomllib.loads(text)), cls)
+        return cls._checked(_without_removed(tomllib.loads(text)))
 
     @classmethod
     def written_in(cls, directory: Path, overrides: Sequence[str] = ()) -> Self:
@@ -182,27 +176,31 @@ class Config(BaseModel):
         if not recipe.is_file():
             what = "run" if cls is Config else "grid"
             raise ConfigError(f"{directory} is not a {what}: it has no {recipe.name}")
-        return _laid_over(_without_removed(_read(recipe)), overrides, cls)
+        return cls._checked(_without_removed(_read(recipe)), overrides)
+
+    @classmethod
+    def load(cls, recipe: Path | None, overrides: Sequence[str] = ()) -> Self:
+        """A recipe (None: the defaults) with overrides `--section.key value` (or `--section.key=value`) on top.
+
+        Raises:
+            ConfigError: unreadable recipe, unknown key, wrong type, or values that contradict each other.
+        """
+        return cls._checked(_read(recipe) if recipe else {}, overrides)
+
+    @classmethod
+    def _checked(cls, tree: dict[str, Any], overrides: Sequence[str] = ()) -> Self:
+        for section, key, value in parse_overrides(overrides):
+            table = tree.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{section} must be a table, like [{section}]")
+            table[key] = value
+        try:
+            return cls.model_validate({"model": {}, **tree})
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explanations(error, cls))) from error
 
 
-C = TypeVar("C", bound=Config)
-
-
-@overload
-def load_config(recipe: Path | None, overrides: Sequence[str] = ()) -> Config: ...
-
-
-@overload
-def load_config(recipe: Path | None, overrides: Sequence[str], kind: type[C]) -> C: ...
-
-
-def load_config(recipe: Path | None, overrides: Sequence[str] = (), kind: type[Config] = Config) -> Config:
-    """A recipe (None: the defaults) with overrides `--section.key value` (or `--section.key=value`) on top.
-
-    Raises:
-        ConfigError: unreadable recipe, unknown key, wrong type, or values that contradict each other.
-    """
-    return _laid_over(_read(recipe) if recipe else {}, overrides, kind)
+load_config = Config.load
 
 
 def _read(recipe: Path) -> dict[str, Any]:
@@ -214,33 +212,20 @@ def _read(recipe: Path) -> dict[str, Any]:
         raise ConfigError(f"recipe {recipe} is not valid TOML: {error}") from error
 
 
-def _laid_over(tree: dict[str, Any], overrides: Sequence[str], kind: type[C]) -> C:
-    for section, key, value in parse_overrides(overrides):
-        table = tree.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{section} must be a table, like [{section}]")
-        table[key] = value
-    return _validated(tree, kind)
-
-
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str, Any]]:
     """[(section, key, value)] of `--section.key value` arguments; values are read as TOML where they can be.
 
     Raises:
         ConfigError: an argument of another form.
     """
-    overrides = []
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
+    overrides, words = [], iter(arguments)
+    for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         section, dot, key = name.partition(".")
         if not (word.startswith("--") and dot and section and key):
             raise ConfigError(f"unexpected argument {word!r}; settings are given as --section.key value")
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise ConfigError(f"{word} needs a value: {word} VALUE")
-            value = words.pop(0)
+        if not equals and (value := next(words, "--")).startswith("--"):
+            raise ConfigError(f"{word} needs a value: {word} VALUE")
         overrides.append((section, key, _value(value)))
     return overrides
 
@@ -250,13 +235,6 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # also an integer of thousands of digits, nested too deeply
         return text
-
-
-def _validated(tree: dict[str, Any], kind: type[C]) -> C:
-    try:
-        return kind.model_validate({"model": {}, **tree})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explanations(error, kind))) from error
 
 
 def _without_removed(tree: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _recipe(content: bytes, directory: Path) -> None:
     path = file_of(content, directory, "recipe.toml")
     config = load_config(path, ["--model.path", "model"])
     if b"[lab]" in content:
-        load_config(path, ["--model.path", "model"], LabConfig)
+        LabConfig.load(path, ["--model.path", "model"])
     # What is accepted can be written and read again.
     assert Config.from_toml(config.to_toml()) == config or "nan" in config.to_toml()
 

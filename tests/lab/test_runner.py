@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from driftproof.cli.main import main
-from driftproof.config import load_config
 from driftproof.errors import ConfigError
 from driftproof.lab.grid import planned_cells
 from driftproof.lab.runner import read_results, run_grid, settings_hash
@@ -140,7 +139,7 @@ def test_a_grid_that_was_cut_off_goes_on(how: signal.Signals, grid: Path, tiny_m
 
 def test_nothing_is_run_again(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (grid / "runs").iterdir()}
-    config = load_config(grid / "config.toml", [], LabConfig)
+    config = LabConfig.load(grid / "config.toml")
     seen: list[tuple[int, int]] = []
     results = run_grid(config, grid, lambda done, total: seen.append((done, total)))
     assert {result.cell.key for result in results} == KEYS
@@ -190,7 +189,7 @@ def test_a_report_without_running(grid: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_one_view_is_seen_while_the_sweep_of_another_is_missing(grid: Path) -> None:
     views = ["--lab.views", '["given", "tuned"]', "--lab.learning_rates", "[1e-3]", "--lab.tuning_seeds", "[9]"]
-    config = load_config(grid / "config.toml", views, LabConfig)
+    config = LabConfig.load(grid / "config.toml", views)
     assert {result.cell.key for result in read_results(config, grid)} == KEYS
 
 
@@ -278,14 +277,14 @@ def test_results_of_earlier_versions_count() -> None:
 
 def test_results_of_other_settings_stay_as_they_are(grid: Path) -> None:
     before = (grid / "config.toml").read_bytes()
-    config = load_config(grid / "config.toml", ["--run.steps", "5"], LabConfig)
+    config = LabConfig.load(grid / "config.toml", ["--run.steps", "5"])
     with pytest.raises(ConfigError, match="result of other settings"):
         run_grid(config, grid, lambda done, total: None)
     assert (grid / "config.toml").read_bytes() == before
 
 
 def test_results_of_another_base_policy_at_the_same_path_are_refused(grid: Path) -> None:
-    config = load_config(grid / "config.toml", [], LabConfig)
+    config = LabConfig.load(grid / "config.toml")
     record = (grid / "base.json").read_text()
     (grid / "base.json").write_text('{"base": "another"}')
     with pytest.raises(ConfigError, match="has results of another base policy"):
@@ -316,4 +315,4 @@ def test_a_process_that_is_killed_ends_the_grid_in_words(tiny_model_dir: Path, t
     assert "driftproof: a process of the grid was killed" in output
     assert "Traceback" not in output
     wait_until(lambda: not parents(process.pid))
-    assert len(read_results(load_config(directory / "config.toml", [], LabConfig), directory)) == 1
+    assert len(read_results(LabConfig.load(directory / "config.toml"), directory)) == 1

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from driftproof.config import load_config
 from driftproof.lab.settings import LabConfig
 from driftproof.objectives import find
 
@@ -18,7 +17,7 @@ RECIPES = [*sorted((ROOT / "studies" / "recipes").glob("*.toml")), *sorted((ROOT
 def test_the_recipes_are_valid_as_their_comments_call_them(path: Path) -> None:
     (command,) = [line for line in path.read_text().splitlines() if line.startswith("# driftproof lab")]
     assert command == f"# driftproof lab {path.relative_to(ROOT)}"
-    config = load_config(path, [], LabConfig)
+    config = LabConfig.load(path)
     assert config.run.name == path.stem
     for objective in config.lab.objectives:
         assert set(objective.fields) <= {field.name for field in fields(find(objective.name))}

@@ -1,7 +1,5 @@
 """Settings of evaluation on held-out prompts, as a recipe's `[evaluation]` gives them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

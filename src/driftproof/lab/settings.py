@@ -1,10 +1,8 @@
 """Settings of the lab: a recipe of a run, and the grid over it in `[lab]`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from annotated_types import Ge, Gt, MinLen
 from pydantic import Field, model_validator
@@ -74,7 +72,7 @@ class LabConfig(Config):
     lab: LabSettings
 
     @model_validator(mode="after")
-    def _live(self) -> LabConfig:
+    def _live(self) -> Self:
         if self.rollouts.recorded_share is not None:
             raise ValueError("the lab writes its own responses, all of them live; leave out rollouts.recorded_share")
         return self

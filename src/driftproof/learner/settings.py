@@ -1,7 +1,5 @@
 """Settings of the learner, as a recipe's `[learner]` and `[advantages]` give them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """Settings of trackers, as a recipe's `[tracking]` gives them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """Settings of the rollout side, as a recipe's `[rollouts]` gives them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Settings of verification, as a recipe's `[verify]` gives them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Settings of the model, as a recipe's `[model]` gives them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
