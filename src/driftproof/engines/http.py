@@ -21,17 +21,28 @@ _KEEPALIVE_SECONDS = 4.0
 _CONNECT_SECONDS = 10.0
 
 
-class ReplyError(EngineError):
-    """A reply that must not be used; the message names the field and what is wrong with it."""
+class CallError(EngineError):
+    """A call that gave nothing."""
 
-
-class Unreachable(EngineError):
-    """A server that does not answer now, and may later."""
-
-    def __init__(self, message: str, *, kind: str) -> None:
+    def __init__(self, message: str, *, kind: str, final: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.kind = kind
-        """Name to count it under: `timeout`, `refused`, `disconnected` or `unwell`."""
+        """Name to count it under."""
+        self.final = final
+        """Asking again cannot help."""
+        self.retry_after = retry_after
+        """Seconds for which the server wants to be left alone."""
+
+
+class Unreachable(CallError):
+    """No answer now, perhaps later; its kind is `timeout`, `refused`, `disconnected` or `unwell`."""
+
+
+class ReplyError(CallError):
+    """A reply that must not be used; the message names the field and what is wrong with it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, kind="invalid_reply")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +102,16 @@ async def send(
     *,
     seconds: float,
     limit: int = REPLY_BYTES,
-    params: dict[str, str] | None = None,
-    extensions: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Answer:
-    """One call of at most `seconds` whose reply has at most `limit` bytes.
+    """One call of at most `seconds` whose reply has at most `limit` bytes; `options` are httpx's.
 
     Raises:
         Unreachable: no whole reply in time. ReplyError: one that is too large, or compressed.
     """
     content = bytearray()
     try:
-        async with (
-            asyncio.timeout(seconds),
-            client.stream(method, url, json=body, params=params, extensions=extensions) as response,
-        ):
+        async with asyncio.timeout(seconds), client.stream(method, url, json=body, **options) as response:
             encoding = response.headers.get("Content-Encoding", "identity")
             if encoding != "identity":
                 raise ReplyError(f"{url}: compressed ({encoding[:20]!r}), which was not asked for")

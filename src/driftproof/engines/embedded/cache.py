@@ -80,8 +80,8 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self._window = window
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = _rows_like(key_states, self._window.rows, 0)
-        self.values = _rows_like(value_states, self._window.rows, 0)
+        self.keys = key_states.new_zeros((self._window.rows, key_states.shape[1], 0, key_states.shape[3]))
+        self.values = value_states.new_zeros((self._window.rows, value_states.shape[1], 0, value_states.shape[3]))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -112,11 +112,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._window.limit
 
 
-def _rows_like(states: Tensor, rows: int, capacity: int) -> Tensor:
-    return states.new_zeros((rows, states.shape[1], capacity, states.shape[3]))
-
-
 def _grow(states: Tensor, capacity: int) -> Tensor:
-    larger = _rows_like(states, states.shape[0], capacity)
+    larger = states.new_zeros((*states.shape[:2], capacity, states.shape[3]))
     larger[:, :, : states.shape[2]] = states
     return larger

@@ -102,17 +102,13 @@ def _check_model(model: PreTrainedModel, config: Any) -> None:
     name = type(model).__name__
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise EngineError(f"{name} takes no position_ids; this engine decodes rows of unequal length by them")
+    problem = ""
     if getattr(config, "attn_logit_softcapping", None) is not None or not model._supports_sdpa:
-        raise EngineError(
-            f"{name} needs an attention that torch's scaled_dot_product_attention does not compute; "
-            "serve it with vLLM or SGLang"
-        )
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        raise EngineError(
-            f"{name} has {', '.join(sorted(kinds))} layers; this engine decodes full attention only, "
-            "serve it with vLLM or SGLang"
-        )
+        problem = "needs an attention that torch's scaled_dot_product_attention does not compute"
+    elif kinds := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        problem = f"has {', '.join(sorted(kinds))} layers; this engine decodes full attention only"
+    if problem:
+        raise EngineError(f"{name} {problem}; serve it with vLLM or SGLang")
 
 
 def _check_length(config: Any, wanted: int | None) -> int:

@@ -52,13 +52,10 @@ class OpenAIEngine:
         Args:
             urls: like `http://127.0.0.1:8000`, one per server.
             vocabulary: the learner's; token ids lie below it.
-            tokenizer: the learner's.
-            sample_text: tokenized by the servers too, to see whether they agree with `tokenizer`; a prompt of the task.
+            tokenizer: the learner's; the servers must agree with it on `sample_text`, a prompt of the task.
             model: one of the names that the servers know; default the first of each.
             slots: responses under way at one server.
-            policy: limits of waiting and asking again.
             retokenize: send and take text, and make tokens of it with `tokenizer`.
-            updater: brings new weights to the servers.
             api_key_variable: name of the environment variable that holds the API key; empty is none.
 
         Raises:

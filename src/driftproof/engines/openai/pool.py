@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from driftproof.engines.http import Unreachable
+from driftproof.engines.http import CallError, Unreachable
 from driftproof.engines.openai.probe import ServerFacts
 from driftproof.errors import EngineError
 
@@ -56,22 +56,6 @@ class RetryPolicy:
     def pause(self, failures: int) -> float:
         """Seconds to wait after so many failures: full jitter."""
         return random.uniform(0, min(self.longest_pause_seconds, self.backoff_seconds * 2.0 ** min(failures - 1, 60)))
-
-
-class Failure(EngineError):
-    """A call that gave nothing; `kind` is what it is counted as."""
-
-    def __init__(
-        self, kind: str, message: str, *, lost: bool = False, final: bool = False, retry_after: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.lost = lost
-        """The server is gone, or not the one it was."""
-        self.final = final
-        """Asking again cannot help."""
-        self.retry_after = retry_after
-        """Seconds for which the server wants to be left alone."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -191,7 +175,7 @@ class ServerPool:
         server.busy -= samples
         self._changed.set()
 
-    def record_failure(self, server: Server, failure: Failure) -> None:
+    def record_failure(self, server: Server, failure: CallError) -> None:
         """Count a failure, and draw the conclusions for its server."""
         self.counters[f"errors.{failure.kind}"] += 1
         if failure.retry_after is not None:
@@ -200,7 +184,8 @@ class ServerPool:
             return
         # Too many requests, or one it does not understand, say nothing about its health.
         server.failures += not (failure.final or failure.kind == "status_429")
-        if server.live and (failure.lost or server.failures >= self.policy.eject_after):
+        lost = failure.kind in ("refused", "restarted")
+        if server.live and (lost or server.failures >= self.policy.eject_after):
             self._eject(server, str(failure))
 
     async def load(self, snapshot: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx2
 
-from driftproof.engines.http import REPLY_BYTES, Answer, ReplyError, Unreachable, send
-from driftproof.engines.openai.pool import Failure, Server, ServerPool
+from driftproof.engines.http import REPLY_BYTES, Answer, CallError, Unreachable, send
+from driftproof.engines.openai.pool import Server, ServerPool
 from driftproof.engines.openai.probe import ServerFacts, start_time
 from driftproof.engines.openai.wire import Call, Reply, build_body, read_reply
 from driftproof.engines.protocol import Completed
@@ -70,7 +70,7 @@ class Requests:
             try:
                 # Every call draws with seeds of its own: what a seed gave once, good or bad, it gives again.
                 reply = await self._call(server, request, missing, offset=first + calls * request.samples)
-            except Failure as failure:
+            except CallError as failure:
                 self.pool.record_failure(server, failure)
                 failures, problem, final = failures + 1, str(failure), failure.final
             else:
@@ -92,7 +92,7 @@ class Requests:
         return responses
 
     async def _call(self, server: Server, request: Request, samples: int, *, offset: int) -> Reply:
-        """Make one call, and check the reply; whatever goes wrong is a `Failure` with its kind."""
+        """Make one call, and check the reply."""
         facts, coder, connected = server.facts, self.retokenizer, False
         assert facts is not None, "a server that was never live"
         limit, prompt_length = request.sampling.max_tokens, len(request.prompt_tokens)
@@ -106,24 +106,19 @@ class Requests:
             connected = connected or event == "connection.connect_tcp.complete"
 
         self.pool.counters["calls"] += 1
-        try:
-            answer = await send(
-                self.http,
-                "POST",
-                facts.url + facts.dialect.route,
-                build_body(facts.dialect, call, facts.model),
-                seconds=self.pool.policy.timeout_seconds,
-                limit=REPLY_BYTES + _TOKEN_BYTES * samples * (prompt_length + limit),
-                extensions={"trace": trace},
-            )
-            if answer.status != 200:
-                raise self._refusal(answer)
-            encode = coder.encode_response if coder else None
-            reply = read_reply(facts.dialect, answer.content, call, vocabulary=self.vocabulary, encode=encode)
-        except Unreachable as error:
-            raise Failure(error.kind, str(error), lost=error.kind == "refused") from error
-        except ReplyError as error:
-            raise Failure("invalid_reply", str(error)) from error
+        answer = await send(
+            self.http,
+            "POST",
+            facts.url + facts.dialect.route,
+            build_body(facts.dialect, call, facts.model),
+            seconds=self.pool.policy.timeout_seconds,
+            limit=REPLY_BYTES + _TOKEN_BYTES * samples * (prompt_length + limit),
+            extensions={"trace": trace},
+        )
+        if answer.status != 200:
+            raise self._refusal(answer)
+        encode = coder.encode_response if coder else None
+        reply = read_reply(facts.dialect, answer.content, call, vocabulary=self.vocabulary, encode=encode)
         # A process that was started again has no old connections: only what came over a new one can be its work.
         if connected and self.pool.updater is not None:
             await self._check_identity(facts)
@@ -133,15 +128,15 @@ class Requests:
         try:
             started = await start_time(self.http, facts.url)
         except Unreachable as error:
-            raise Failure("refused", str(error), lost=True) from error
+            raise CallError(str(error), kind="refused") from error
         if started != facts.started:
-            raise Failure("restarted", "started again, with the weights it was first given", lost=True)
+            raise CallError("started again, with the weights it was first given", kind="restarted")
 
-    def _refusal(self, answer: Answer) -> Failure:
+    def _refusal(self, answer: Answer) -> CallError:
         said = " ".join(self._without_key(answer.text).split())[:_MESSAGE]
-        return Failure(
-            f"status_{answer.status}",
+        return CallError(
             f"status {answer.status}{': ' if said else ''}{said}",
+            kind=f"status_{answer.status}",
             final=400 <= answer.status < 500 and answer.status not in (408, 409, 425, 429),
             retry_after=_retry_after(answer.retry_after),
         )

@@ -11,15 +11,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx2
 
 from driftproof.engines.http import open_client, send
+from driftproof.engines.vllm.canary import Canary
 from driftproof.errors import EngineError
-
-if TYPE_CHECKING:
-    from driftproof.engines.vllm.canary import Canary
 
 _HINT = (
     'start vLLM with VLLM_SERVER_DEV_MODE=1 and --weight-transfer-config \'{"backend": "driftproof"}\' from a Python '
@@ -39,7 +37,7 @@ class VllmUpdater:
     """
 
     def __init__(
-        self, *, canary: "Canary | None" = None, api_key_variable: str = "", timeout_seconds: float = 600.0
+        self, *, canary: Canary | None = None, api_key_variable: str = "", timeout_seconds: float = 600.0
     ) -> None:
         self.canary = canary
         self.counters = {"weight_updates": 0.0, "weight_update_seconds": 0.0, "canary_difference": 0.0}
