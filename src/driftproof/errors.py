@@ -4,8 +4,6 @@ A command prints the message of a `DriftproofError` as it is and ends with its `
 fault in driftproof and shows a traceback.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

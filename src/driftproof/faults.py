@@ -4,8 +4,6 @@ Guarantees: unless the environment variable DRIFTPROOF_FAULTS names a directory,
 planted fault is met by exactly one process, once.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -4,8 +4,6 @@ Guarantees: whoever reads a file or step directory under its own name finds all 
 a time works on a run, with all its processes. No other module spells the name of a run's file.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

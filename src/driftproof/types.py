@@ -4,8 +4,6 @@ Everything here is frozen and checked where it is made: a `Group` that exists is
 ask again whether lengths agree, log-probs are finite or rewards are numbers. What holds arrays compares by identity.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -197,7 +195,7 @@ class Group:
         prompt_tokens: Tokens,
         responses: Sequence[Response],
         verdicts: Sequence[Verdict],
-    ) -> Group:
+    ) -> Self:
         """Join an engine's responses and the verifier's verdicts.
 
         Raises:

@@ -5,10 +5,8 @@ mode, bit for bit where the engine has a slot for every response of a step; the 
 again, bit for bit, on one machine.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,10 +49,10 @@ SIGNALS = (
 class RunHistory:
     """A run of the lab, step by step."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     """An evaluation at step 0, every so many steps, and at the last: `step`, `accuracy`, and the means of the learner's
     metrics since the row before."""
-    signals: dict[str, list[float | None]]
+    signals: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     """Each of `SIGNALS` at every step; None where a step does not have it."""
 
 
@@ -71,24 +69,18 @@ class Sampler:
     order: PromptOrder
     want_logprobs: bool
 
-    def request(self, dispatch: int) -> Request:
-        prompt = self.task.train[self.order.prompt_of(dispatch)]
-        return make_request(
-            dispatch,
-            prompt,
-            self.codec.encode(prompt),
-            samples=self.group_size,
-            sampling=self.sampling,
-            want_logprobs=self.want_logprobs,
-        )
-
     def write(self, dispatches: Sequence[int], state: State) -> list[Group]:
         """The groups of some dispatches, written with these weights."""
         self.engine.load_state(state)
-        requests = [self.request(dispatch) for dispatch in dispatches]
-        answers: list[tuple[Response, ...]] = generate(self.engine, requests)
-        completed = [Completed(request=q, responses=a) for q, a in zip(requests, answers, strict=True)]
+        requests = [self._request(dispatch) for dispatch in dispatches]
+        answers = zip(requests, generate(self.engine, requests), strict=True)
+        completed = [Completed(request=request, responses=responses) for request, responses in answers]
         return judge(self.codec, self.verifier, completed)
+
+    def _request(self, dispatch: int) -> Request:
+        prompt = self.task.train[self.order.prompt_of(dispatch)]
+        tokens, samples, wanted = self.codec.encode(prompt), self.group_size, self.want_logprobs
+        return make_request(dispatch, prompt, tokens, samples=samples, sampling=self.sampling, want_logprobs=wanted)
 
 
 def run(
@@ -100,7 +92,6 @@ def run(
     steps: int,
     groups_per_step: int,
     evaluate_every: int,
-    progress: Callable[[int], object] = lambda step: None,
 ) -> RunHistory:
     """Train `steps` steps, with an evaluation at step 0, every `evaluate_every` steps, and at the last."""
     rows: list[Row] = [{"step": 0, "accuracy": accuracy(learner)}]
@@ -128,16 +119,12 @@ def run(
         if step % evaluate_every == 0 or step == steps:
             rows.append({**mean_metrics(since), "step": step, "accuracy": accuracy(learner)})
             since = []
-        progress(step)
     return RunHistory(rows=rows, signals=signals)
 
 
 def exact_accuracy(prompts: Sequence[Prompt], codec: Codec) -> Accuracy:
-    """Mean probability, over prompts, of sampling exactly the answer and the end of the response: no sampling noise.
-
-    The accuracy of tasks whose verifier is "exact".
-    """
-    groups = [answer_group(prompt, codec) for prompt in prompts]
+    """Mean probability, over prompts, of sampling exactly the answer and the end of the response, without noise."""
+    groups = [_answer_group(prompt, codec) for prompt in prompts]
     lengths_R = torch.tensor([len(group.response_tokens) for group in groups])
     response_N = torch.arange(len(lengths_R)).repeat_interleave(lengths_R)
 
@@ -159,11 +146,9 @@ def sampled_accuracy(prompts: Sequence[Prompt], sampler: Sampler, samples: int) 
     return accuracy
 
 
-def answer_group(prompt: Prompt, codec: Codec) -> Group:
-    """A group of one response: the answer of the prompt."""
-    answer = Response(
-        tokens=np.array(codec.encode_response(prompt.answer), dtype=np.int32), finish_reason=FinishReason.STOP
-    )
+def _answer_group(prompt: Prompt, codec: Codec) -> Group:
+    tokens = np.array(codec.encode_response(prompt.answer), dtype=np.int32)
+    answer = Response(tokens=tokens, finish_reason=FinishReason.STOP)
     return Group.from_responses(prompt.index, codec.encode(prompt), [answer], [Verdict(reward=1.0)])
 
 

@@ -3,11 +3,8 @@
 Guarantees: a run is known by what determines it; two recipes that share a run have it under the same key.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Literal
 
 from driftproof.config import Config, ObjectiveSection
@@ -65,7 +62,7 @@ def grid_cells(config: LabConfig, tuned: Mapping[str, float]) -> list[Cell]:
     )
 
 
-def planned_cells(config: LabConfig, tuned: Mapping[str, float] = MappingProxyType({})) -> list[Cell]:
+def planned_cells(config: LabConfig, tuned: Mapping[str, float] = {}) -> list[Cell]:
     """All runs, tuning runs first; a run of the view "tuned" has the learning rate 0 while its own is not known."""
     return [*tuning_cells(config), *grid_cells(config, tuned)]
 

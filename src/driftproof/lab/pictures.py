@@ -3,8 +3,6 @@
 Guarantees: drawn from any part of a grid with at least one run; lines can be told apart without their colours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ from driftproof.lab.grid import View
 from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import Summary, accuracies, collapsed_at, summarize
-from driftproof.lab.tables import VIEWS, age_name
+from driftproof.lab.tables import VIEWS, age_name, views_of
 from driftproof.metrics import names
 from driftproof.report.figure import COLORS, GREY, has_data, new_figure, style_panel
 
 Series = NDArray[np.float64]
+Looks = Mapping[str, Mapping[str, Any]]
 
 MARKERS = "osD^vPX"
 STYLES = ("-", "--", ":")
@@ -36,26 +35,23 @@ def draw_pictures(config: LabConfig, results: Sequence[Result], directory: Path)
     drawn = [result for result in results if result.cell.view != "tuning"]
     if not drawn:
         return {}
-    pictures: Mapping[str, tuple[str, Callable[[LabConfig, Sequence[Result], Path], None]]] = {
-        "Accuracy over steps": ("accuracy.png", draw_accuracy),
-        "Final accuracy against staleness": ("staleness.png", draw_staleness),
-        "Scale imbalance over steps": ("imbalance.png", draw_imbalance),
+    draw_accuracy(config, drawn, directory / "accuracy.png")
+    draw_staleness(config, drawn, directory / "staleness.png")
+    draw_imbalance(config, drawn, directory / "imbalance.png")
+    return {
+        "Accuracy over steps": "accuracy.png",
+        "Final accuracy against staleness": "staleness.png",
+        "Scale imbalance over steps": "imbalance.png",
     }
-    for name, draw in pictures.values():
-        draw(config, drawn, directory / name)
-    return {what: name for what, (name, _) in pictures.items()}
 
 
 def draw_accuracy(config: LabConfig, results: Sequence[Result], path: Path) -> None:
     """Accuracy over steps, a panel per age: the mean over the seeds, and a band from the lowest to the highest."""
 
-    def panel(axes: Any, looks: Mapping[str, Any], runs: Sequence[Result]) -> None:
+    def panel(axes: Any, looks: Looks, runs: Sequence[Result]) -> None:
         axes.axhline(np.mean([accuracies(run)[0] for run in runs]), color=GREY, linewidth=1.2, linestyle=":")
         for label, alike in _by_label(runs).items():
-            steps = _steps(alike)
-            found = [dict(zip(_steps([run]), accuracies(run), strict=True)) for run in alike]
-            values = np.array([_series(steps, of_run) for of_run in found])
-            _band(axes, steps, values, np.nanmean, looks, label)
+            _band(axes, _steps(alike), np.array([accuracies(run) for run in alike]), np.nanmean, looks, label)
         axes.set_ylim(bottom=0)
 
     caption = "Mean over seeds; band: lowest to highest seed; dotted: base policy"
@@ -64,18 +60,16 @@ def draw_accuracy(config: LabConfig, results: Sequence[Result], path: Path) -> N
 
 def draw_imbalance(config: LabConfig, results: Sequence[Result], path: Path) -> None:
     """Scale imbalance over steps, a panel per age, on a logarithmic axis, with the collapse of every run marked."""
-
     from matplotlib.ticker import LogFormatter
 
-    def panel(axes: Any, looks: Mapping[str, Any], runs: Sequence[Result]) -> None:
+    def panel(axes: Any, looks: Looks, runs: Sequence[Result]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         axes.axhline(1, color=GREY, linewidth=1.2, linestyle=":")
         for label, alike in _by_label(runs).items():
             steps = _steps(alike)
-            found = [{int(row["step"]): row.get(names.SCALE_IMBALANCE, np.nan) for row in run.rows} for run in alike]
-            values = np.array([_series(steps, of_run) for of_run in found])
+            values = np.array([[row.get(names.SCALE_IMBALANCE, np.nan) for row in run.rows] for run in alike])
             values = np.where(np.isfinite(values) & (values > 0), values, np.nan)
             _band(axes, steps, values, _geometric_mean, looks, label)
             for run, of_run in zip(alike, values, strict=True):
@@ -88,12 +82,11 @@ def draw_imbalance(config: LabConfig, results: Sequence[Result], path: Path) -> 
 def draw_staleness(config: LabConfig, results: Sequence[Result], path: Path) -> None:
     """Final accuracy against staleness, a panel per view, with 95% bootstrap intervals over the seeds."""
     summaries = summarize(results)
-    views = list(dict.fromkeys(summary.view for summary in summaries))
+    views = views_of(summaries)
     ages = sorted({summary.staleness for summary in summaries})
     looks = _looks(config)
-    figure = _figure(
-        5.0, "Final accuracy against staleness", "Mean and 95% bootstrap interval over seeds; dotted: base policy"
-    )
+    caption = "Mean and 95% bootstrap interval over seeds; dotted: base policy"
+    figure = _figure(5.0, "Final accuracy against staleness", caption)
     for axes, view in zip(figure.subplots(1, len(views), sharey=True, squeeze=False)[0], views, strict=True):
         chosen = [summary for summary in summaries if summary.view == view]
         _title(axes, VIEWS[view] if len(views) == 1 else f"view {view!r}")
@@ -114,13 +107,13 @@ def _panels(
     path: Path,
     title: str,
     caption: str,
-    panel: Callable[[Any, Mapping[str, Any], Sequence[Result]], None],
+    panel: Callable[[Any, Looks, Sequence[Result]], None],
 ) -> None:
     """A picture with a panel for every view and age that has runs; a view begins a row."""
-    views: dict[View, list[int]] = {}
+    views: dict[View, set[int]] = {}
     for result in results:
-        views.setdefault(result.cell.view, []).append(result.cell.staleness)
-    ages = {view: sorted(set(found)) for view, found in views.items()}
+        views.setdefault(result.cell.view, set()).add(result.cell.staleness)
+    ages = {view: sorted(found) for view, found in views.items()}
     columns = min(max(len(found) for found in ages.values()), COLUMNS)
     rows = [(view, found[i : i + columns]) for view, found in ages.items() for i in range(0, len(found), columns)]
     looks = _looks(config)
@@ -152,16 +145,15 @@ def _title(axes: Any, text: str) -> None:
     style_panel(axes, text, title_size=11.5, label_size=10, ticks=5)
 
 
-def _looks(config: LabConfig) -> dict[str, dict[str, Any]]:
+def _looks(config: LabConfig) -> Looks:
     """Colour, marker and line of every objective by its label: the same in all pictures."""
-    labels = [objective.label or objective.name for objective in config.lab.objectives]
     return {
         label: {
             "color": COLORS[place % len(COLORS)],
             "marker": MARKERS[place % len(MARKERS)],
             "linestyle": STYLES[place // len(COLORS) % len(STYLES)],
         }
-        for place, label in enumerate(labels)
+        for place, label in enumerate(config.lab.labels)
     }
 
 
@@ -172,20 +164,16 @@ def _by_label(results: Sequence[Result]) -> dict[str, list[Result]]:
     return found
 
 
-def _steps(results: Sequence[Result]) -> list[int]:
-    return sorted({int(row["step"]) for result in results for row in result.rows})
-
-
-def _series(steps: Sequence[int], values: Mapping[int, float]) -> Series:
-    """float64 [steps]; NaN where the run has no value."""
-    return np.array([values.get(step, np.nan) for step in steps], dtype=np.float64)
+def _steps(runs: Sequence[Result]) -> list[int]:
+    """The steps of the evaluations, the same of every run of a grid."""
+    return [int(row["step"]) for row in runs[0].rows]
 
 
 def _geometric_mean(values: Series, axis: int) -> Series:
     return np.asarray(np.exp(np.nanmean(np.log(values), axis=axis)))
 
 
-def _band(axes: Any, steps: Sequence[int], values: Series, mean: Any, looks: Mapping[str, Any], label: str) -> None:
+def _band(axes: Any, steps: Sequence[int], values: Series, mean: Any, looks: Looks, label: str) -> None:
     """The mean over runs, and a band from the lowest to the highest; `values` [runs, steps]."""
     known = np.isfinite(values).any(axis=0)
     x, values, look = np.asarray(steps)[known], values[:, known], looks[label]
@@ -205,10 +193,9 @@ def _mark_collapse(axes: Any, step: int | None, steps: Sequence[int], values: Se
         return
     value = values[list(steps).index(step)]
     look = {"color": color, "marker": "x", "markersize": 9, "markeredgewidth": 2.4, "linestyle": "", "zorder": 5}
-    if np.isfinite(value):
-        axes.plot([step], [value], **look)
-    else:
-        axes.plot([step], [0.02], transform=axes.get_xaxis_transform(), **look)
+    if not np.isfinite(value):
+        value, look["transform"] = 0.02, axes.get_xaxis_transform()
+    axes.plot([step], [value], **look)
 
 
 def _intervals(
@@ -225,7 +212,7 @@ def _intervals(
     axes.errorbar(x, final, yerr=errors, linewidth=1.6, markersize=7, capsize=3, **look)
 
 
-def _save(figure: Any, looks: Mapping[str, Mapping[str, Any]], present: set[str], path: Path) -> None:
+def _save(figure: Any, looks: Looks, present: set[str], path: Path) -> None:
     from matplotlib.lines import Line2D
 
     labels = [label for label in looks if label in present]

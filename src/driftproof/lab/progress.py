@@ -1,7 +1,5 @@
 """Progress of a grid: a bar in a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import time
 
 from rich.console import Console, RenderableType

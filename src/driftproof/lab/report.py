@@ -4,13 +4,10 @@ Guarantees: they are made of any part of a grid, without running anything, and t
 table a run's rows stand together, in the order of steps, and a metric that a row lacks is null.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from driftproof.errors import ConfigError
 from driftproof.lab.pictures import draw_pictures
@@ -22,11 +19,7 @@ from driftproof.run import written_whole
 
 
 def check_store() -> None:
-    """Refuse to start what could not be stored.
-
-    Raises:
-        ConfigError: pyarrow is missing; names the extra.
-    """
+    """Refuse to start what could not be stored: pyarrow is an extra."""
     if find_spec("pyarrow") is None:
         raise ConfigError("results.parquet needs pyarrow: pip install 'driftproof[lab]'")
 
@@ -53,50 +46,43 @@ def write_results(config: LabConfig, results: Sequence[Result], path: Path) -> N
 
     metrics = sorted({name for result in results for row in result.rows for name in row} - {"step", "accuracy"})
     columns = {name: "lr_mean" if name == "lr" else name for name in metrics}
-    schema = pa.schema(
-        [
-            ("view", pa.string()),
-            ("label", pa.string()),
-            ("objective", pa.string()),
-            ("fields", pa.string()),
-            ("baseline", pa.string()),
-            ("staleness", pa.int64()),
-            ("schedule", pa.string()),
-            ("lr", pa.float64()),
-            ("seed", pa.int64()),
-            ("seconds", pa.float64()),
-            ("collapse_step", pa.int64()),
-            ("step", pa.int64()),
-            ("final", pa.bool_()),
-            ("accuracy", pa.float64()),
-            *((column, pa.float64()) for column in columns.values()),
-        ]
-    )
-    rows = [
-        of_run
-        | {"step": int(row["step"]), "final": row is result.rows[-1], "accuracy": row["accuracy"]}
-        # A row that lacks a metric has null there.
-        | {columns[name]: row[name] for name in columns if name in row}
-        for result in results
-        for of_run in [_run_columns(config, result)]
-        for row in result.rows
-    ]
+    text, count, number = pa.string(), pa.int64(), pa.float64()
+    types = {
+        "view": text,
+        "label": text,
+        "objective": text,
+        "fields": text,
+        "baseline": text,
+        "staleness": count,
+        "schedule": text,
+        "lr": number,
+        "seed": count,
+        "seconds": number,
+        "collapse_step": count,
+        "step": count,
+        "final": pa.bool_(),
+        "accuracy": number,
+    }
+    rows = []
+    for result in results:
+        cell, objective = result.cell, result.cell.objective
+        of_run = {
+            "view": cell.view,
+            "label": cell.label,
+            "objective": objective.name,
+            "fields": json.dumps(objective.fields, sort_keys=True),
+            "baseline": objective.baseline,
+            "staleness": cell.staleness,
+            "schedule": config.lab.schedule,
+            "lr": cell.lr,
+            "seed": cell.seed,
+            "seconds": result.seconds,
+            "collapse_step": collapsed_at(result),
+        }
+        for row in result.rows:
+            measured = {"step": int(row["step"]), "final": row is result.rows[-1], "accuracy": row["accuracy"]}
+            # A row that lacks a metric has null there.
+            rows.append(of_run | measured | {columns[name]: row[name] for name in columns if name in row})
+    schema = pa.schema([*types.items(), *((column, number) for column in columns.values())])
     with written_whole(path, durable=False) as partial:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-
-
-def _run_columns(config: LabConfig, result: Result) -> dict[str, Any]:
-    cell = result.cell
-    return {
-        "view": cell.view,
-        "label": cell.label,
-        "objective": cell.objective.name,
-        "fields": json.dumps(cell.objective.fields, sort_keys=True),
-        "baseline": cell.objective.baseline,
-        "staleness": cell.staleness,
-        "schedule": config.lab.schedule,
-        "lr": cell.lr,
-        "seed": cell.seed,
-        "seconds": result.seconds,
-        "collapse_step": collapsed_at(result),
-    }

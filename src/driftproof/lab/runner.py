@@ -5,8 +5,6 @@ gives the same numbers; nothing that is there is run again. Results of other set
 outlives the grid, however it ends.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing
@@ -14,31 +12,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from driftproof.config import Config
 from driftproof.engines.settings import EngineSettings
 from driftproof.errors import ConfigError, LedgerError, RunError
-from driftproof.lab.experiment import Row, RunHistory, Sampler, exact_accuracy, run, sampled_accuracy
+from driftproof.lab.experiment import RunHistory, Sampler, exact_accuracy, run, sampled_accuracy
 from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, planned_cells, tuning_cells
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.staleness import ExactLag, Periodic, Replay, Staleness
 from driftproof.ledger.order import PromptOrder
 from driftproof.ledger.reader import LedgerReader
 from driftproof.run import RunDirectory, written_whole
-from driftproof.runtime.build import (
-    make_learner,
-    make_sampling,
-    make_task,
-    make_verifier,
-    open_engine,
-)
+from driftproof.runtime.build import make_learner, make_sampling, make_task, make_verifier, open_engine
 from driftproof.runtime.preflight import preflight
 from driftproof.runtime.resources import limit_threads, quiet_libraries
 from driftproof.tasks.codec import Codec
@@ -48,10 +39,8 @@ from driftproof.weights.models import fingerprint_weights
 Progress = Callable[[int, int], object]
 """A callback that gets how many runs are done, and how many there are."""
 
-
 PRELOADED = ["driftproof.lab.runner", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
 """Modules imported once, in the process that the grid's are forked from."""
-
 
 NOT_DETERMINING: dict[str, bool | set[str]] = {
     "tracking": True,
@@ -75,14 +64,10 @@ NOT_DETERMINING: dict[str, bool | set[str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Result:
+class Result(RunHistory):
     """A finished run."""
 
     cell: Cell
-    rows: tuple[Row, ...]
-    """See `experiment.RunHistory`."""
-    signals: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
-    """See `experiment.RunHistory`."""
     seconds: float
 
     @property
@@ -96,7 +81,6 @@ def run_grid(config: LabConfig, directory: Path, progress: Progress) -> list[Res
 
     Raises:
         ConfigError: results of other settings are there, or the directory cannot be written.
-        ValueError: a run is refused before anything starts, see `check_grid`.
         RunError: a process was killed.
     """
     check_grid(config)
@@ -115,11 +99,7 @@ def run_grid(config: LabConfig, directory: Path, progress: Progress) -> list[Res
 
 
 def check_grid(config: LabConfig) -> None:
-    """Check everything that can be checked without starting.
-
-    Raises:
-        ValueError: in the subclass of the room that refuses, see `build.preflight`.
-    """
+    """Check everything that can be checked without starting."""
     if config.engine.name != "embedded":
         raise ConfigError(
             f"the lab writes its own responses; engine.name must be 'embedded', got {config.engine.name!r}"
@@ -175,9 +155,7 @@ def _run_cells(
         others = set(multiprocessing.active_children())
         with ProcessPoolExecutor(processes, mp_context=context, initializer=_enter) as pool:
             try:
-                waiting: set[Future[None]] = {
-                    pool.submit(run_cell, config.to_toml(), cell, directory) for cell in missing
-                }
+                waiting = {pool.submit(run_cell, config.to_toml(), cell, directory) for cell in missing}
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in done:
@@ -198,7 +176,7 @@ def _run_cells(
 
 
 def _enter() -> None:
-    """A process of the grid leaves Ctrl-C to its parent, and ends when that is gone."""
+    """Leave Ctrl-C to the grid's own process, and end when that is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -223,7 +201,7 @@ def run_cell(recipe: str, cell: Cell, directory: Path) -> None:
         "rows": history.rows,
         "signals": history.signals,
     }
-    with written_whole(directory / "runs" / f"{cell.key}.json") as partial:
+    with written_whole(_result_file(directory, cell)) as partial:
         partial.write_text(json.dumps(content))
 
 
@@ -254,11 +232,7 @@ def _experiment(config: Config, lab: LabConfig, cell: Cell) -> RunHistory:
 
 
 def make_staleness(config: LabConfig, staleness: int) -> Staleness:
-    """The rule for the age of the data.
-
-    Raises:
-        ConfigError: there is no run to replay, or it has trained no step.
-    """
+    """The rule for the age of the data."""
     if config.lab.replay is not None:
         try:
             with LedgerReader(RunDirectory(path=config.lab.replay).ledger) as ledger:
@@ -274,19 +248,20 @@ def make_staleness(config: LabConfig, staleness: int) -> Staleness:
 
 
 def _found(config: LabConfig, cells: Sequence[Cell], directory: Path) -> list[Result]:
-    return [result for cell in cells if (result := _read(config, cell, directory)) is not None]
+    results = []
+    for cell in cells:
+        if (path := _result_file(directory, cell)).is_file():
+            content = json.loads(path.read_text())
+            if content.pop("settings") != settings_hash(config, cell):
+                raise ConfigError(
+                    f"{path} is the result of other settings than these; choose another --lab.directory, or remove it"
+                )
+            results.append(Result(cell=cell, **content))
+    return results
 
 
-def _read(config: LabConfig, cell: Cell, directory: Path) -> Result | None:
-    path = directory / "runs" / f"{cell.key}.json"
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text())
-    if content["settings"] != settings_hash(config, cell):
-        raise ConfigError(
-            f"{path} is the result of other settings than these; choose another --lab.directory, or remove it"
-        )
-    return Result(cell=cell, rows=tuple(content["rows"]), signals=content["signals"], seconds=content["seconds"])
+def _result_file(directory: Path, cell: Cell) -> Path:
+    return directory / "runs" / f"{cell.key}.json"
 
 
 def settings_hash(config: LabConfig, cell: Cell) -> str:

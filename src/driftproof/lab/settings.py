@@ -60,10 +60,13 @@ class LabSettings:
             raise ValueError("schedule 'replay' and a run directory in `replay` belong together")
         if "tuned" in self.views and not (self.learning_rates and self.tuning_seeds):
             raise ValueError("the view 'tuned' needs learning_rates and tuning_seeds")
-        labels = [objective.label or objective.name for objective in self.objectives]
-        twice = {label for label in labels if labels.count(label) > 1}
+        twice = sorted(label for label in self.labels if self.labels.count(label) > 1)
         if twice:
-            raise ValueError(f"objectives share the label {sorted(twice)[0]!r}; give each a `label` of its own")
+            raise ValueError(f"objectives share the label {twice[0]!r}; give each a `label` of its own")
+
+    @property
+    def labels(self) -> list[str]:
+        return [objective.label or objective.name for objective in self.objectives]
 
 
 class LabConfig(Config):

@@ -4,8 +4,6 @@ A step trains `groups` groups. `sources(step, groups)` says for each of them aft
 it were taken (0: the base policy); its age is the updates between that and the step, `step - 1 - source`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -3,8 +3,6 @@
 Guarantees: pure functions of results; a part of a grid is summarized as far as it goes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median

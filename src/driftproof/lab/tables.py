@@ -3,18 +3,15 @@
 Guarantees: pure functions; the same results give the same text; labels cannot disturb a terminal or a table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from driftproof.lab.grid import Cell, View, planned_cells
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import Summary
+from driftproof.report.tables import plain_table
 from driftproof.report.text import printable
 
 VIEWS: Mapping[View, str] = {
@@ -46,10 +43,8 @@ def age_name(config: LabConfig, staleness: int) -> str:
 
 def result_table(config: LabConfig, view: View, summaries: Sequence[Summary]) -> Group:
     """Final accuracies of one view: a row per objective, a column per age, or per learning rate of the sweep."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     header, *rows = result_rows(config, view, summaries)
-    for name in header:
-        table.add_column(name, justify="left")
+    table = plain_table(*header, justify="left")
     for label, *cells in rows:
         table.add_row(Text(label), *(Text(cell, style="red" if "✗" in cell else "") for cell in cells))
     # A title of the table itself would be broken to its width.
@@ -57,10 +52,7 @@ def result_table(config: LabConfig, view: View, summaries: Sequence[Summary]) ->
 
 
 def markdown(
-    config: LabConfig,
-    summaries: Sequence[Summary],
-    missing: Sequence[Cell],
-    pictures: Mapping[str, str],
+    config: LabConfig, summaries: Sequence[Summary], missing: Sequence[Cell], pictures: Mapping[str, str]
 ) -> str:
     """The report; `pictures` are file names by what they show."""
     lines = [f"# {escaped(config.run.name)}", "", setting_text(config)]
@@ -110,7 +102,7 @@ def result_rows(config: LabConfig, view: View, summaries: Sequence[Summary]) -> 
     tuning = view == "tuning"
     seeds = len(set(config.lab.tuning_seeds if tuning else config.lab.seeds))
     places = {(s.label, s.lr if tuning else s.staleness): s for s in summaries}
-    labels = list(dict.fromkeys(printable(objective.label or objective.name) for objective in config.lab.objectives))
+    labels = dict.fromkeys(map(printable, config.lab.labels))
     keys = list(dict.fromkeys(key for _, key in sorted(places, key=lambda place: place[1])))
     names = [f"lr {key:g}" if tuning else age_name(config, int(key)) for key in keys]
     texts = {(printable(label), key): result_text(summary, seeds) for (label, key), summary in places.items()}
@@ -120,9 +112,9 @@ def result_rows(config: LabConfig, view: View, summaries: Sequence[Summary]) -> 
 def detail_rows(config: LabConfig, summaries: Sequence[Summary]) -> list[list[str]]:
     """Header and a row per objective, age and rate, with intervals and collapses."""
     header = ["objective", "learning rate", "staleness", "runs", "base", "final", "best", "collapsed", "median step"]
-    order = [objective.label or objective.name for objective in config.lab.objectives]
+    order = config.lab.labels.index
     rows = []
-    for summary in sorted(summaries, key=lambda s: (order.index(s.label), s.staleness, s.lr)):
+    for summary in sorted(summaries, key=lambda s: (order(s.label), s.staleness, s.lr)):
         (low, high), (rare, often) = summary.final_interval, summary.collapse_interval
         step = summary.median_collapse_step
         rows.append(

@@ -8,8 +8,6 @@ half of the best such average that it had before, and under the base policy's. A
 collapsed; nor has one that stayed near the base policy.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence

@@ -12,8 +12,6 @@ adds to dL/dlog p is counted, an entropy bonus is not. 1 - p <= -log p, so ASymP
 Source: arXiv 2606.03070, Eq. 3 and Theorems 3-4.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -3,8 +3,6 @@
 The tables of docs/runs.md are made of `ROWS`: `python -m tests.metrics.page`. Names are stable.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

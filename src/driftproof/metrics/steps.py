@@ -1,7 +1,5 @@
 """Steps in numbers: rewards, ages and lengths of a batch, and means over several steps or updates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

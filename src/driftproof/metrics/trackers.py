@@ -3,8 +3,6 @@
 `metrics.jsonl` holds one object a step, each step once, also after a resume.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable

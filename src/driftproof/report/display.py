@@ -4,8 +4,6 @@ Guarantees: draws at most four times a second and starts no thread; lines for a 
 no text of a model can disturb the terminal.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from contextlib import suppress

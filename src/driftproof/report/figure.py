@@ -1,7 +1,5 @@
 """The house style of all pictures, without touching matplotlib's global state."""
 
-from __future__ import annotations
-
 from typing import Any
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

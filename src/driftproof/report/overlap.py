@@ -1,7 +1,5 @@
 """Overlap of the two sides of a run: who is busy, how fast, and who waits for whom."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

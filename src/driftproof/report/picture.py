@@ -4,8 +4,6 @@ Guarantees: works for any ledger, from no steps to very many, whatever figures i
 touches no global state of matplotlib.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

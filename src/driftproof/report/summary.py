@@ -4,8 +4,6 @@ Guarantees: everything comes from the run directory, so a summary can be made ag
 exist (no evaluation, no step) is None, and NaN never enters the JSON.
 """
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Mapping

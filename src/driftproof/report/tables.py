@@ -4,14 +4,13 @@ Guarantees: texts that models wrote are shown as they are, with control characte
 markup; of the groups only those are read that are shown.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +28,7 @@ PAGE = 100
 
 def before_after_table(summary: Summary) -> Table:
     """Accuracy on held-out prompts before and after a run; for recorded traces how likely their responses are."""
-    table = _table("on held-out prompts", "before", "after", "change", "responses")
+    table = plain_table("on held-out prompts", "before", "after", "change", "responses")
     prompts, samples = summary.evaluation_prompts or 0, summary.evaluation_samples or 0
     if prompts:
         before, after = summary.accuracy_before, summary.accuracy_after
@@ -70,7 +69,7 @@ def benchmark_table(title: str, scores: Iterable[Score]) -> Table:
 
 def events_table(events: Mapping[str, tuple[int, str]]) -> Table:
     """The events of a run: how many of each kind, with the last message."""
-    table = _table("event", "count", "last message")
+    table = plain_table("event", "count", "last message")
     table.columns[2].justify = "left"
     for kind, (count, message) in events.items():
         table.add_row(Text(printable(kind)), f"{count:,}", Text(shorten(printable(message), 200)))
@@ -92,7 +91,9 @@ def groups_table(
     `by` is an order of `LedgerReader.browse`, or the prompt. Groups without a reward are neither good nor bad: they
     come last. Pruned groups are left out.
     """
-    table = _table("dispatch", "prompt", "trained\nin step", "age", "mean\nreward", "prompt, best and worst response")
+    table = plain_table(
+        "dispatch", "prompt", "trained\nin step", "age", "mean\nreward", "prompt, best and worst response"
+    )
     table.columns[-1].justify = "left"
     table.leading = 1
     for record in islice(_records(ledger, by), limit):
@@ -168,9 +169,10 @@ def _imbalance(nll: Mapping[str, float]) -> float | None:
     return negative / positive if positive and negative is not None else None
 
 
-def _table(first: str, *others: str) -> Table:
+def plain_table(first: str, *others: str, justify: JustifyMethod = "right") -> Table:
+    """An empty table without vertical lines; `justify` is for all columns but the first."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column(first, justify="left")
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify=justify)
     return table

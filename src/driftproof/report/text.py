@@ -3,8 +3,6 @@
 Guarantees: what comes out has no control characters, so no text can move a cursor, forge a line or reorder letters.
 """
 
-from __future__ import annotations
-
 
 def printable(text: str) -> str:
     """`text` with everything that is not printable (control, format, surrogate characters) as an escape like \\n."""

@@ -3,11 +3,9 @@
 Guarantees: only what is new in the ledger is read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from driftproof.ledger.reader import LedgerReader
 from driftproof.ledger.records import FINISHED, STOPPING, Plan, Status
@@ -39,7 +37,7 @@ class View:
     """Wall time of all steps done."""
 
     @classmethod
-    def of(cls, ledger: LedgerReader, previous: View | None = None) -> View:
+    def of(cls, ledger: LedgerReader, previous: Self | None = None) -> Self:
         """The view of a ledger; with the previous one, only later steps are read."""
         accuracy = previous.accuracy_before if previous else None
         if accuracy is None:
