@@ -12,7 +12,6 @@ class DriftproofError(Exception):
     """Base of all of driftproof's errors; the message says what was wrong, where, what is valid and what to do."""
 
     exit_code = 1
-    """Exit code of a command that ends with this error: 2 for bad input, 1 for a run that could not go on."""
 
 
 class InputError(DriftproofError, ValueError):
@@ -86,10 +85,7 @@ class StaleInboxError(RunError):
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
-    """The message for a name that does not exist, with the valid ones and the nearest of them.
-
-    For example `unknown task 'arithmetics'; did you mean 'arithmetic'? valid: arithmetic, gsm8k`.
-    """
+    """A message like `unknown task 'arithmetics'; did you mean 'arithmetic'? valid: arithmetic, gsm8k`."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1)
     suggestion = f" did you mean {close[0]!r}?" if close else ""

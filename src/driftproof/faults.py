@@ -16,7 +16,6 @@ VARIABLE = "DRIFTPROOF_FAULTS"
 Action = Literal["kill", "fail", "slow"]
 """Die at once (SIGKILL), raise what a broken disk would raise there, or stand still for `SLOW_SECONDS`."""
 SLOW_SECONDS = 2.0
-
 WRITES = (
     "ledger lease",
     "ledger commit",
@@ -50,7 +49,7 @@ def plant(directory: Path, place: str, action: Action) -> Path:
 
 @contextmanager
 def fault_points(write: str, error: type[Exception] = OSError) -> Iterator[None]:
-    """The places before and after one of `WRITES`; `error` is what a failure of the disk would be there."""
+    """The places before and after one of `WRITES`; `error` is what a failure of the disk would raise."""
     fault_point(f"before {write}", error)
     yield
     fault_point(f"after {write}", error)

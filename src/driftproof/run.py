@@ -19,19 +19,20 @@ from driftproof.faults import fault_points
 
 LATEST = "latest"
 """The symbolic link among the snapshots that names the newest."""
+PROCESSES_LOCK = "processes.lock"
+"""The file that all processes of a run share a lock on as long as they live."""
 ORPHAN_SECONDS = 150.0
 """How long to wait for processes whose command was killed: they end within two minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDirectory:
-    """The places of a run's parts on disk."""
+    """The places of a run's parts; snapshots and checkpoints lie in step directories."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The resolved recipe."""
         return self.path / "config.toml"
 
     @property
@@ -40,17 +41,14 @@ class RunDirectory:
 
     @property
     def ledger_log(self) -> Path:
-        """The ledger's write-ahead log, which SQLite makes and removes."""
         return self.path / "ledger.sqlite-wal"
 
     @property
     def snapshots(self) -> Path:
-        """Published weights, in step directories."""
         return self.path / "snapshots"
 
     @property
     def checkpoints(self) -> Path:
-        """The learner's states, in step directories."""
         return self.path / "checkpoints"
 
     @property
@@ -64,12 +62,10 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """The metrics of every step, JSON lines."""
         return self.path / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
         return self.path / "tensorboard"
 
     @property
@@ -87,7 +83,6 @@ class RunDirectory:
 
     @property
     def inbox(self) -> Path:
-        """Address of the inbox that serves this run, as long as it does."""
         return self.path / "inbox.json"
 
     @property
@@ -97,11 +92,9 @@ class RunDirectory:
 
     @property
     def inbox_lock(self) -> Path:
-        """The file that the run's inbox holds a lock on."""
         return self.path / "inbox.lock"
 
     def log(self, process: str) -> Path:
-        """Terminal output of a process of the run."""
         return self.logs / f"{process}.log"
 
     def activity(self, process: str) -> Path:
@@ -136,11 +129,7 @@ def partial_name(path: Path) -> Path:
 
 @contextmanager
 def written_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A path to write a file to; it gets its own name once it is whole, and, if `durable`, on disk.
-
-    Raises:
-        OSError: no space, not writable; what bore the name before still does.
-    """
+    """A path to write a file to; it gets its own name once it is whole, and, if `durable`, on disk."""
     partial = partial_name(path)
     yield partial
     if durable:
@@ -177,13 +166,7 @@ def fsync(path: Path) -> None:
 def locked(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Keep every other driftproof from working on a run; given back when this process dies, too.
 
-    Processes of a driftproof that was killed are waited for: they may be in the middle of a step.
-
-    Args:
-        say: gets a sentence on what is waited for.
-
-    Raises:
-        UnavailableError: not a run, in use, or not writable.
+    Processes of a driftproof that was killed are waited for, which `say` is told: they may be in the middle of a step.
     """
     ledger = RunDirectory(path=run).ledger
     if not ledger.is_file():
@@ -203,17 +186,12 @@ def locked(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[N
 
 def hold_run_lock(run: Path) -> None:
     """Keep everyone from working on a run until this process ends, however it does."""
-    fcntl.flock(os.open(_processes_lock(run), os.O_RDWR | os.O_CREAT, 0o644), fcntl.LOCK_SH)
-
-
-def _processes_lock(run: Path) -> Path:
-    """The file that all processes of a run share a lock on as long as they live."""
-    return run / "processes.lock"
+    fcntl.flock(os.open(run / PROCESSES_LOCK, os.O_RDWR | os.O_CREAT, 0o644), fcntl.LOCK_SH)
 
 
 def _wait_for_orphans(run: Path, say: Callable[[str], None]) -> None:
     deadline, told = time.monotonic() + ORPHAN_SECONDS, False
-    with _processes_lock(run).open("w") as shared:
+    with (run / PROCESSES_LOCK).open("w") as shared:
         while not _taken(shared.fileno()):
             if not told:
                 say(f"waiting for processes of an earlier driftproof, which still work on {run}, to end")
@@ -221,7 +199,7 @@ def _wait_for_orphans(run: Path, say: Callable[[str], None]) -> None:
             if time.monotonic() > deadline:
                 raise UnavailableError(
                     f"processes of an earlier driftproof still work on {run} after {ORPHAN_SECONDS:.0f} s (they hold "
-                    f"its {_processes_lock(run).name}); end them first"
+                    f"its {PROCESSES_LOCK}); end them first"
                 )
             time.sleep(0.05)
 

@@ -25,10 +25,7 @@ standard deviation (arXiv 2402.03300; verl). `leave-one-out`: r - mean of the ot
 
 
 class Channel(StrEnum):
-    """An optional per-token input of an objective.
-
-    A group carries its channel (see `GROUP_CHANNELS`) exactly when the objective needs it.
-    """
+    """An optional per-token input of an objective."""
 
     BEHAVIOR_LOGPROBS = "behavior_logprobs"
     PROXIMAL_LOGPROBS = "proximal_logprobs"
@@ -38,7 +35,7 @@ class Channel(StrEnum):
 
 
 GROUP_CHANNELS = frozenset({Channel.BEHAVIOR_LOGPROBS})
-"""Channels that come with the group; the learner computes the others."""
+"""Channels that come with the group, exactly when the objective needs them; the learner computes the others."""
 
 
 class FinishReason(StrEnum):
@@ -54,15 +51,11 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One question of a task.
-
-    `Prompt(index=3, text="47+85=", answer="132")`
-    """
+    """One question of a task, such as `Prompt(index=3, text="47+85=", answer="132")`."""
 
     index: int
     """Position in the task's split, 0-based."""
     text: str
-    """The text that the policy reads."""
     answer: str
     """The text that the verifier compares with."""
     system: str = ""
@@ -158,7 +151,6 @@ class Group:
     rewards: NDArray[np.float64]
     """float64 [G]; NaN marks a response without a reward, and `problems` says why."""
     finish_reasons: tuple[FinishReason, ...]
-    """[G]."""
     problems: tuple[str, ...] = ()
     """[G] or empty: per response "" or why its verification gave no reward."""
     behavior_logprobs: NDArray[np.float32] | None = None
@@ -185,33 +177,24 @@ class Group:
 
     @property
     def size(self) -> int:
-        """G."""
         return len(self.rewards)
 
     @classmethod
     def from_responses(
-        cls,
-        prompt_index: int,
-        prompt_tokens: Tokens,
-        responses: Sequence[Response],
-        verdicts: Sequence[Verdict],
+        cls, prompt_index: int, prompt_tokens: Tokens, responses: Sequence[Response], verdicts: Sequence[Verdict]
     ) -> Self:
-        """Join an engine's responses and the verifier's verdicts.
-
-        Raises:
-            GroupError: log-probs given for some responses only, a reward that is not finite, or misaligned lengths.
-        """
+        """Join an engine's responses and the verifier's verdicts."""
         if len(responses) != len(verdicts):
             raise GroupError(f"prompt {prompt_index}: {len(responses)} responses but {len(verdicts)} verdicts")
         for position, verdict in enumerate(verdicts):
             if verdict.reward is not None and not math.isfinite(verdict.reward):
-                raise GroupError(
-                    f"prompt {prompt_index}, response {position}: reward is {verdict.reward}; rewards must be finite"
-                )
+                where = f"prompt {prompt_index}, response {position}"
+                raise GroupError(f"{where}: reward is {verdict.reward}; rewards must be finite")
         given = [r.behavior_logprobs for r in responses if r.behavior_logprobs is not None]
         if given and len(given) != len(responses):
             raise GroupError(f"prompt {prompt_index}: {len(given)} of {len(responses)} responses carry log-probs")
         problems = tuple(v.problem or ("no reward" if v.reward is None else "") for v in verdicts)
+        masked = any(r.trained is not None for r in responses)
         return cls(
             prompt_index=prompt_index,
             prompt_tokens=prompt_tokens,
@@ -222,9 +205,7 @@ class Group:
             problems=problems if any(problems) else (),
             behavior_logprobs=_concatenate(given, np.float32) if given else None,
             retokenized=any(r.retokenized for r in responses),
-            trained=_concatenate(map(_mask, responses), np.bool_)
-            if any(r.trained is not None for r in responses)
-            else None,
+            trained=_concatenate(map(_mask, responses), np.bool_) if masked else None,
         )
 
     def split(self) -> list[Tokens]:
@@ -278,15 +259,14 @@ def _mask(response: Response) -> NDArray[np.bool_]:
 def _check_group(group: Group) -> None:
     where = f"prompt {group.prompt_index}"
     size, sequences, total = group.size, len(group.response_lengths), int(group.response_lengths.sum())
+    tokens = len(group.response_tokens)
     if size == 0:
         raise GroupError(f"{where}: a group needs at least one response")
     if len(group.prompt_tokens) == 0:
         raise GroupError(f"{where}: the prompt has no tokens")
-    if group.response_lengths.min(initial=0) < 0 or len(group.response_tokens) != total:
-        raise GroupError(
-            f"{where}: {len(group.response_tokens)} response tokens do not match lengths that sum to {total}"
-        )
-    lowest = min(int(tokens.min(initial=0)) for tokens in (group.prompt_tokens, group.response_tokens))
+    if group.response_lengths.min(initial=0) < 0 or tokens != total:
+        raise GroupError(f"{where}: {tokens} response tokens do not match lengths that sum to {total}")
+    lowest = min(int(ids.min(initial=0)) for ids in (group.prompt_tokens, group.response_tokens))
     if lowest < 0:
         raise GroupError(f"{where}: a token id is {lowest}; ids start at 0")
     responses = sequences if group.sequence_of is None else size
@@ -295,10 +275,9 @@ def _check_group(group: Group) -> None:
     if group.problems and len(group.problems) != size:
         raise GroupError(f"{where}: {size} responses but {len(group.problems)} problems")
     for position in np.flatnonzero(~np.isfinite(group.rewards)):
-        if not (group.problems and group.problems[position] and math.isnan(group.rewards[position])):
-            raise GroupError(
-                f"{where}, response {position}: reward is {group.rewards[position]}; rewards must be finite"
-            )
+        reward = group.rewards[position]
+        if not (group.problems and group.problems[position] and math.isnan(reward)):
+            raise GroupError(f"{where}, response {position}: reward is {reward}; rewards must be finite")
     _check_episodes(where, group)
     if group.behavior_logprobs is not None:
         _check_logprobs(where, group.behavior_logprobs, group)
@@ -307,18 +286,16 @@ def _check_group(group: Group) -> None:
 def _check_episodes(where: str, group: Group) -> None:
     """Check what only responses of several turns have."""
     tokens, sequences = len(group.response_tokens), len(group.response_lengths)
-    if group.trained is not None and (group.trained.dtype != bool or len(group.trained) != tokens):
-        raise GroupError(
-            f"{where}: trained has {len(group.trained)} {group.trained.dtype} for {tokens} response tokens"
-        )
-    if group.sequence_of is not None and (
-        len(group.sequence_of) != sequences or not np.array_equal(np.unique(group.sequence_of), np.arange(group.size))
-        or np.any(np.diff(group.sequence_of) < 0)
-    ):  # fmt: skip
-        raise GroupError(
-            f"{where}: sequence_of is {group.sequence_of.tolist()} for {sequences} sequences; it must name the "
-            f"{group.size} responses in their order"
-        )
+    trained, owners = group.trained, group.sequence_of
+    if trained is not None and (trained.dtype != bool or len(trained) != tokens):
+        raise GroupError(f"{where}: trained has {len(trained)} {trained.dtype} for {tokens} response tokens")
+    if owners is not None:
+        named = np.array_equal(np.unique(owners), np.arange(group.size))
+        if len(owners) != sequences or not named or np.any(np.diff(owners) < 0):
+            raise GroupError(
+                f"{where}: sequence_of is {owners.tolist()} for {sequences} sequences; it must name the "
+                f"{group.size} responses in their order"
+            )
     if group.facts is not None:
         try:
             json.dumps(dict(group.facts))
@@ -337,7 +314,5 @@ def _check_logprobs(where: str, logprobs: NDArray[np.float32], group: Group) -> 
         token = bad[0] if trained is None else np.flatnonzero(trained)[bad[0]]
         sequence = int(np.searchsorted(np.cumsum(group.response_lengths), token, side="right"))
         response = sequence if group.sequence_of is None else group.sequence_of[sequence]
-        raise GroupError(
-            f"{where}, response {response}: behavior_logprobs has {logprobs[bad[0]]}; "
-            "a log-probability must be finite and at most 0"
-        )
+        where, found = f"{where}, response {response}", logprobs[bad[0]]
+        raise GroupError(f"{where}: behavior_logprobs has {found}; a log-probability must be finite and at most 0")

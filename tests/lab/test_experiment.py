@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from driftproof.lab import experiment
 from driftproof.lab.experiment import SIGNALS, RunHistory, exact_accuracy
-from driftproof.lab.grid import Cell, cell_config
-from driftproof.lab.runner import _experiment
+from driftproof.lab.grid import Cell
 from driftproof.lab.settings import LabConfig, LabObjective
 from driftproof.runtime.build import make_learner, make_task
 from driftproof.tasks.codec import Codec
@@ -33,7 +33,7 @@ def make_config(model: Path, **lab: Any) -> LabConfig:
 def run(config: LabConfig, staleness: int, objective: str = "asympo", seed: int = 0, **fields: float) -> RunHistory:
     chosen = LabObjective(name=objective, **fields)
     cell = Cell(view="given", objective=chosen, staleness=staleness, lr=1e-3, seed=seed)
-    return _experiment(cell_config(config, cell), config, cell)
+    return experiment.run(config, cell)
 
 
 @pytest.mark.parametrize(

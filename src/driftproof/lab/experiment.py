@@ -6,6 +6,7 @@ again, bit for bit, on one machine.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,19 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from driftproof.engines.embedded.engine import EmbeddedEngine
+from driftproof.config import Config
 from driftproof.engines.protocol import Completed, generate
 from driftproof.evaluation.heldout import evaluate
-from driftproof.lab.staleness import Staleness
+from driftproof.lab.grid import Cell, cell_config
+from driftproof.lab.settings import LabConfig
+from driftproof.lab.staleness import Staleness, make_staleness
 from driftproof.learner.learner import Learner
 from driftproof.ledger.order import PromptOrder
 from driftproof.metrics import names
 from driftproof.metrics.steps import mean_metrics
 from driftproof.rollout.requests import make_request
+from driftproof.runtime.build import make_learner, make_sampling, make_task, make_verifier, open_engine
 from driftproof.tasks.codec import Codec
-from driftproof.tasks.protocol import Task
-from driftproof.types import Batch, FinishReason, Group, Prompt, Request, Response, Sampling, Verdict
-from driftproof.verify import Verifier
+from driftproof.types import Batch, Channel, FinishReason, Group, Prompt, Request, Response, Verdict
 from driftproof.verify.judge import judge
 
 State = dict[str, Tensor]
@@ -56,18 +58,18 @@ class RunHistory:
     """Each of `SIGNALS` at every step; None where a step does not have it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sampler:
     """The rollout side: it writes groups and has them scored."""
 
-    engine: EmbeddedEngine
-    task: Task
-    codec: Codec
-    verifier: Verifier
-    sampling: Sampling
-    group_size: int
-    order: PromptOrder
-    want_logprobs: bool
+    def __init__(self, config: Config, want_logprobs: bool) -> None:
+        self.task = make_task(config)
+        self.codec = Codec(config.model.path)
+        self.engine = open_engine(config, config.model.path)
+        self.verifier = make_verifier(config, self.task)
+        self.sampling = make_sampling(config, self.codec)
+        self._samples = config.rollouts.group_size
+        self._order = PromptOrder(config.run.seed, len(self.task.train))
+        self._want_logprobs = want_logprobs
 
     def write(self, dispatches: Sequence[int], state: State) -> list[Group]:
         """The groups of some dispatches, written with these weights."""
@@ -78,22 +80,31 @@ class Sampler:
         return judge(self.codec, self.verifier, completed)
 
     def _request(self, dispatch: int) -> Request:
-        prompt = self.task.train[self.order.prompt_of(dispatch)]
-        tokens, samples, wanted = self.codec.encode(prompt), self.group_size, self.want_logprobs
-        return make_request(dispatch, prompt, tokens, samples=samples, sampling=self.sampling, want_logprobs=wanted)
+        prompt = self.task.train[self._order.prompt_of(dispatch)]
+        tokens, wanted = self.codec.encode(prompt), self._want_logprobs
+        return make_request(
+            dispatch, prompt, tokens, samples=self._samples, sampling=self.sampling, want_logprobs=wanted
+        )
 
 
-def run(
-    learner: Learner,
-    sampler: Sampler,
-    staleness: Staleness,
-    accuracy: Accuracy,
-    *,
-    steps: int,
-    groups_per_step: int,
-    evaluate_every: int,
+def run(config: LabConfig, cell: Cell) -> RunHistory:
+    """One run of a grid, with an evaluation at step 0, every `lab.evaluate_every` steps, and at the last."""
+    of_cell = cell_config(config, cell)
+    learner = make_learner(of_cell)
+    sampler = Sampler(of_cell, Channel.BEHAVIOR_LOGPROBS in learner.objective.needs)
+    prompts = sampler.task.heldout[: config.evaluation.prompts]
+    with closing(sampler.verifier), closing(sampler.engine):
+        if sampler.task.verifier == "exact":
+            accuracy = exact_accuracy(prompts, sampler.codec)
+        else:
+            accuracy = sampled_accuracy(prompts, sampler, config.evaluation.samples)
+        return _train(config, learner, sampler, make_staleness(config, cell.staleness), accuracy)
+
+
+def _train(
+    config: LabConfig, learner: Learner, sampler: Sampler, staleness: Staleness, accuracy: Accuracy
 ) -> RunHistory:
-    """Train `steps` steps, with an evaluation at step 0, every `evaluate_every` steps, and at the last."""
+    steps, groups_per_step = config.run.steps, config.learner.groups_per_step
     rows: list[Row] = [{"step": 0, "accuracy": accuracy(learner)}]
     history = {0: _copy(learner)}
     since: list[dict[str, Any]] = []
@@ -116,7 +127,7 @@ def run(
         history[step] = _copy(learner)
         for old in [update for update in history if update < step - staleness.oldest]:
             del history[old]
-        if step % evaluate_every == 0 or step == steps:
+        if step % config.lab.evaluate_every == 0 or step == steps:
             rows.append({**mean_metrics(since), "step": step, "accuracy": accuracy(learner)})
             since = []
     return RunHistory(rows=rows, signals=signals)

@@ -15,29 +15,20 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from driftproof.config import Config
 from driftproof.engines.settings import EngineSettings
-from driftproof.errors import ConfigError, LedgerError, RunError
-from driftproof.lab.experiment import RunHistory, Sampler, exact_accuracy, run, sampled_accuracy
+from driftproof.errors import ConfigError, RunError
+from driftproof.lab.experiment import RunHistory, run
 from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, planned_cells, tuning_cells
 from driftproof.lab.settings import LabConfig
-from driftproof.lab.staleness import ExactLag, Periodic, Replay, Staleness
-from driftproof.ledger.order import PromptOrder
-from driftproof.ledger.reader import LedgerReader
-from driftproof.run import RunDirectory, written_whole
-from driftproof.runtime.build import make_learner, make_sampling, make_task, make_verifier, open_engine
+from driftproof.lab.staleness import make_staleness
+from driftproof.run import written_whole
+from driftproof.runtime.build import make_task
 from driftproof.runtime.preflight import preflight
 from driftproof.runtime.resources import limit_threads, quiet_libraries
-from driftproof.tasks.codec import Codec
-from driftproof.types import Channel
 from driftproof.weights.models import fingerprint_weights
-
-Progress = Callable[[int, int], object]
-"""A callback that gets how many runs are done, and how many there are."""
 
 PRELOADED = ["driftproof.lab.runner", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
 """Modules imported once, in the process that the grid's are forked from."""
@@ -76,8 +67,8 @@ class Result(RunHistory):
         return self.rows[-1]["accuracy"]
 
 
-def run_grid(config: LabConfig, directory: Path, progress: Progress) -> list[Result]:
-    """Make the runs that are missing; all results, tuning runs first.
+def run_grid(config: LabConfig, directory: Path, progress: Callable[[int, int], object]) -> list[Result]:
+    """Make the runs that are missing; all results, tuning runs first. `progress` gets how many are done, of how many.
 
     Raises:
         ConfigError: results of other settings are there, or the directory cannot be written.
@@ -127,8 +118,8 @@ def tuned_rates(config: LabConfig, results: Sequence[Result]) -> dict[str, float
     """The learning rate of each label by the sweep; {} while a run of it is missing."""
     finals = {result.cell.key: result.final for result in results}
     cells = tuning_cells(config)
-    known = all(cell.key in finals for cell in cells)
-    return best_rates(cells, [finals[cell.key] for cell in cells]) if known else {}
+    whole = all(cell.key in finals for cell in cells)
+    return best_rates(cells, [finals[cell.key] for cell in cells]) if whole else {}
 
 
 def _check_base(config: LabConfig, record: Path) -> None:
@@ -194,57 +185,12 @@ def run_cell(recipe: str, cell: Cell, directory: Path) -> None:
     limit_threads(1)
     config = LabConfig.from_toml(recipe)
     started = time.monotonic()
-    history = _experiment(cell_config(config, cell), config, cell)
-    content = {
-        "settings": settings_hash(config, cell),
-        "seconds": time.monotonic() - started,
-        "rows": history.rows,
-        "signals": history.signals,
-    }
+    history = run(config, cell)
+    seconds = time.monotonic() - started
+    known = {"settings": settings_hash(config, cell), "seconds": seconds}
+    content = known | {"rows": history.rows, "signals": history.signals}
     with written_whole(_result_file(directory, cell)) as partial:
         partial.write_text(json.dumps(content))
-
-
-def _experiment(config: Config, lab: LabConfig, cell: Cell) -> RunHistory:
-    learner, task, codec = make_learner(config), make_task(config), Codec(config.model.path)
-    prompts = task.heldout[: config.evaluation.prompts]
-    sampler = Sampler(
-        engine=open_engine(config, config.model.path),
-        task=task,
-        codec=codec,
-        verifier=make_verifier(config, task),
-        sampling=make_sampling(config, codec),
-        group_size=config.rollouts.group_size,
-        order=PromptOrder(config.run.seed, len(task.train)),
-        want_logprobs=Channel.BEHAVIOR_LOGPROBS in learner.objective.needs,
-    )
-    exact = task.verifier == "exact"
-    with closing(sampler.verifier), closing(sampler.engine):
-        return run(
-            learner,
-            sampler,
-            make_staleness(lab, cell.staleness),
-            exact_accuracy(prompts, codec) if exact else sampled_accuracy(prompts, sampler, config.evaluation.samples),
-            steps=config.run.steps,
-            groups_per_step=config.learner.groups_per_step,
-            evaluate_every=lab.lab.evaluate_every,
-        )
-
-
-def make_staleness(config: LabConfig, staleness: int) -> Staleness:
-    """The rule for the age of the data."""
-    if config.lab.replay is not None:
-        try:
-            with LedgerReader(RunDirectory(path=config.lab.replay).ledger) as ledger:
-                ages = ledger.ages_by_step()
-        except LedgerError as error:
-            raise ConfigError(f"lab.replay: {error}") from error
-        if not ages:
-            raise ConfigError(f"{config.lab.replay} has no trained step whose ages could be replayed")
-        return Replay(ages=ages)
-    if config.lab.schedule == "periodic" and staleness > 0:
-        return Periodic(every=staleness)
-    return ExactLag(lag=staleness)
 
 
 def _found(config: LabConfig, cells: Sequence[Cell], directory: Path) -> list[Result]:

@@ -1,25 +1,16 @@
 """Rules for which weights write the data of a step: age as something one sets, not something that happens.
 
 A step trains `groups` groups. `sources(step, groups)` says for each of them after which update the weights that write
-it were taken (0: the base policy); its age is the updates between that and the step, `step - 1 - source`.
+it were taken (0: the base policy); its age is the updates between that and the step, `step - 1 - source`. `oldest` is
+the largest age that occurs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-
-class Staleness(Protocol):
-    """A rule for the age of the data."""
-
-    @property
-    def oldest(self) -> int:
-        """Largest age that occurs, in updates."""
-        ...
-
-    def sources(self, step: int, groups: int) -> list[int]:
-        """The update after which the weights of each group of `step` (1-based) were taken."""
-        ...
+from driftproof.errors import ConfigError, LedgerError
+from driftproof.lab.settings import LabConfig
+from driftproof.ledger.reader import LedgerReader
+from driftproof.run import RunDirectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,5 +59,24 @@ class Replay:
         return max(max(ages) for ages in self.ages)
 
     def sources(self, step: int, groups: int) -> list[int]:
-        ages: Sequence[int] = self.ages[(step - 1) % len(self.ages)]
+        ages = self.ages[(step - 1) % len(self.ages)]
         return [max(step - 1 - ages[group % len(ages)], 0) for group in range(groups)]
+
+
+Staleness = ExactLag | Periodic | Replay
+
+
+def make_staleness(config: LabConfig, staleness: int) -> Staleness:
+    """The rule for the age of the data."""
+    if config.lab.replay is not None:
+        try:
+            with LedgerReader(RunDirectory(path=config.lab.replay).ledger) as ledger:
+                ages = ledger.ages_by_step()
+        except LedgerError as error:
+            raise ConfigError(f"lab.replay: {error}") from error
+        if not ages:
+            raise ConfigError(f"{config.lab.replay} has no trained step whose ages could be replayed")
+        return Replay(ages=ages)
+    if config.lab.schedule == "periodic" and staleness > 0:
+        return Periodic(every=staleness)
+    return ExactLag(lag=staleness)

@@ -71,13 +71,8 @@ class CollapseDetector:
 
     def observe(self, metrics: Mapping[str, float]) -> list[Alarm]:
         """The alarms that this step sets off. A metric that a step does not have is passed over."""
-        alarms = []
-        for watch in self._watches:
-            value = metrics.get(watch.limit.metric)
-            alarm = None if value is None else watch.observe(value)
-            if alarm is not None:
-                alarms.append(alarm)
-        return alarms
+        seen = [(watch, metrics[watch.limit.metric]) for watch in self._watches if watch.limit.metric in metrics]
+        return [alarm for watch, value in seen if (alarm := watch.observe(value)) is not None]
 
 
 class _Watch:
@@ -106,9 +101,7 @@ class _Watch:
 def collapse_step(steps: Sequence[int], accuracies: Sequence[float]) -> int | None:
     """The step of the first evaluation from which the run stays collapsed; None if it has not collapsed.
 
-    Args:
-        steps: of the evaluations, ascending; the first is the base policy's, step 0.
-        accuracies: at these steps; NaN counts as `number_or_zero` says.
+    `steps` ascend and begin with the base policy's, step 0; an accuracy of NaN counts as 0.
     """
     averages = recent_means(steps, accuracies)
     base, collapsed = averages[0], None

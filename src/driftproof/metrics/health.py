@@ -37,11 +37,8 @@ def read_figures(figures: Mapping[str, Tensor]) -> dict[str, float]:
     """Figures as numbers, fetched from their device at once; those of `health/` that have no data are left out."""
     values = torch.stack([figure.double() for figure in figures.values()]).tolist() if figures else []
     # What has no data is 0 / 0, or the extreme of nothing.
-    return {
-        name: value
-        for name, value in zip(figures, values, strict=True)
-        if math.isfinite(value) or not name.startswith("health/")
-    }
+    numbers = zip(figures, values, strict=True)
+    return {name: value for name, value in numbers if math.isfinite(value) or not name.startswith("health/")}
 
 
 @torch.no_grad()
@@ -54,9 +51,6 @@ def health_figures(
         batch: whole responses, of the whole step; `entropy_N` and `behavior_logprobs_N` are used where they are there.
         token_gradients_N: [N], the derivative of the step's loss by each token's log-prob.
         temperature: that of the log-probs, which are those of softmax(logits / temperature).
-
-    Raises:
-        ValueError: a temperature that is not positive.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; the gradient by the logits needs a positive one")

@@ -15,7 +15,7 @@ class Row:
 
     names: tuple[str, ...]
     unit: str
-    """Unit; empty for a share, a ratio, a count, a loss."""
+    """Empty for a share, a ratio, a count, a loss."""
     meaning: str
     note: str
     """Hint on what to look for in a curve; in the section "objective" the objectives that have the metrics."""
@@ -61,13 +61,11 @@ WAIT_SECONDS, TRAIN_SECONDS, PUBLISH_SECONDS, RECORD_SECONDS, CHECKPOINT_SECONDS
     "time/step_seconds", unit="s", shown="display picture summary",
     meaning="the learner's time; metrics, trackers and the checkpoint of a step count in the next one's")
 BUSY_SECONDS, ROLLOUT_TOKENS = _row("time", "rollout/busy_seconds rollout/tokens", unit="s, tokens",
-    shown="display picture summary",
-    meaning="the rollout side's work since the step before, summed over workers")
+    shown="display picture summary", meaning="the rollout side's work since the step before, summed over workers")
 
 [NLL] = _row("health", "nll", unit="nats", meaning="mean of S over the responses")
 POSITIVE_NLL, NEGATIVE_NLL = _row("health", "positive_nll negative_nll", unit="nats",
-    shown="display picture summary alarm",
-    meaning="S of the responses with A > 0, with A < 0, weighted by abs A",
+    shown="display picture summary alarm", meaning="S of the responses with A > 0, with A < 0, weighted by abs A",
     note="two lines that part; positives that get improbable announce a collapse")
 [SCALE_IMBALANCE] = _row("health", "scale_imbalance", shown="display picture",
     meaning="negative_nll / positive_nll",
@@ -75,32 +73,27 @@ POSITIVE_NLL, NEGATIVE_NLL = _row("health", "positive_nll negative_nll", unit="n
 POSITIVE_MASS, NEGATIVE_MASS = _row("health", "positive_mass negative_mass", unit="nats",
     meaning="naive loss mass: sum of abs A times S over the sign's responses, over all responses")
 [BALANCE] = _row("health", "balance", unit="nats",
-    meaning="positive_mass - negative_mass, which is the loss of `naive`",
-    note="it falls without end")
+    meaning="positive_mass - negative_mass, which is the loss of `naive`", note="it falls without end")
 POSITIVE_SHARE, NEGATIVE_SHARE = _row("health", "positive_share negative_share",
-    meaning="share of responses with A > 0, with A < 0",
-    note="both near 0: most groups teach nothing")
+    meaning="share of responses with A > 0, with A < 0", note="both near 0: most groups teach nothing")
 LARGEST_INVERSE_NLL, SMALLEST_INVERSE_NLL = _row("health", "largest_inverse_nll smallest_inverse_nll", unit="1/nats",
     meaning="extremes of 1/S over responses with tokens and A not 0: the factors by which `asympo`, before its "
             "floor, multiplies the gradient of `naive`",
     note="the largest grows as the policy gets certain; then a lower learning rate, or a larger `floor`")
 [ENTROPY] = _row("health", "entropy", unit="nats", shown="display picture",
-    meaning="mean token entropy of the current policy",
-    note="it falls to 0: the policy has stopped exploring")
+    meaning="mean token entropy of the current policy", note="it falls to 0: the policy has stopped exploring")
 POSITIVE_GRADIENT_MASS, NEGATIVE_GRADIENT_MASS = _row("health", "positive_gradient_mass negative_gradient_mass",
     meaning="what pulls up and what pushes down: the L1 norm of the loss's gradient by the logits of the sign's "
             "tokens, that is the sum of abs(dL/dlog p) 2 (1 - p) / temperature",
     note="a jump; for `asympo` they add up to at most 2 mean abs A / temperature")
 [GRADIENT_IMBALANCE] = _row("health", "gradient_imbalance",
-    meaning="negative_gradient_mass / positive_gradient_mass",
-    note="far above 1: the step mostly unlearns")
+    meaning="negative_gradient_mass / positive_gradient_mass", note="far above 1: the step mostly unlearns")
 
 RATIO_MEAN, RATIO_MIN, RATIO_MAX = _row("drift", "ratio_mean ratio_min ratio_max",
     meaning="rho over the step's tokens, with log rho clamped to ±20",
     note="a mean far from 1; extremes at e^±20 are a misalignment, not drift")
 RATIO_P05, RATIO_P50, RATIO_P95 = _row("drift", "ratio_p05 ratio_p50 ratio_p95",
-    meaning="percentiles of rho, the token of the nearest rank",
-    note="how much of the step a clip would reach")
+    meaning="percentiles of rho, the token of the nearest rank", note="how much of the step a clip would reach")
 [BEHAVIOR_KL] = _row("drift", "behavior_kl", unit="nats",
     meaning="mean of rho - 1 - log rho: estimates KL(behavior, current) per token",
     note="it grows with age and learning rate")
@@ -117,8 +110,7 @@ _row("objective", "clipped_high_share clipped_low_share",
     note="as named")
 _row("objective", "floored_share", meaning="tokens of responses whose mean NLL is under `floor`", note="`asympo`")
 _row("objective", "turned_share",
-    meaning="tokens beyond the threshold, which are pulled back",
-    note="`drpo`, `simple-po`")
+    meaning="tokens beyond the threshold, which are pulled back", note="`drpo`, `simple-po`")
 _row("objective", "corrected_share",
     meaning="tokens whose weight between proximal and behavior policy was truncated or masked",
     note="any with `correction`")
@@ -127,6 +119,5 @@ _row("objective", "second_moment clip_high",
     note="`m2po`")
 _row("objective", "alpha", meaning="the factor for groups that teach nothing", note="`gpg`")
 _row("objective", "value_loss value_mean",
-    meaning="the critic's loss, before `value_coefficient`, and its mean value, over tokens",
-    note="`ppo`")
+    meaning="the critic's loss, before `value_coefficient`, and its mean value, over tokens", note="`ppo`")
 _row("objective", "kl", meaning="mean over tokens of the KL estimate, before the weight `kl`", note="any with `kl`")

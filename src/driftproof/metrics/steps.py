@@ -15,19 +15,13 @@ def reward_metrics(batch: Batch) -> dict[str, Any]:
     given = np.concatenate(rewards)
     equal = sum(1 for reward in rewards if len(reward) == 0 or reward.min() == reward.max())
     truncated = sum(reason == FinishReason.LENGTH for group in batch.groups for reason in group.finish_reasons)
-    weights = (
-        {
-            names.WEIGHTS_AGE_MEAN: sum(batch.weights_ages) / len(batch.weights_ages),
-            names.WEIGHTS_AGE_MAX: max(batch.weights_ages),
-        }
-        if batch.weights_ages
-        else {}
-    )
+    ages = {names.AGE_MEAN: sum(batch.ages) / len(batch.ages), names.AGE_MAX: max(batch.ages)}
+    if batch.weights_ages:
+        ages[names.WEIGHTS_AGE_MEAN] = sum(batch.weights_ages) / len(batch.weights_ages)
+        ages[names.WEIGHTS_AGE_MAX] = max(batch.weights_ages)
     return {
         names.REWARD: float(given.mean()) if len(given) else 0.0,
-        names.AGE_MEAN: sum(batch.ages) / len(batch.ages),
-        names.AGE_MAX: max(batch.ages),
-        **weights,
+        **ages,
         names.GROUPS: len(batch.groups),
         names.GROUPS_OF_EQUAL_REWARD: equal,
         names.RESPONSES: batch.responses,

@@ -6,6 +6,7 @@
 import json
 import math
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,8 +48,7 @@ class TensorBoard:
     def __init__(self, directory: Path, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = resumed_step + 1 if resumed_step else None
-        self._writer = SummaryWriter(str(directory), purge_step=purge)
+        self._writer = SummaryWriter(str(directory), purge_step=resumed_step + 1 if resumed_step else None)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         if step == 1 or step % self.every == 0:
@@ -63,8 +63,6 @@ class WandbLike:
     """Weights & Biases, or trackio, which has the same calls."""
 
     def __init__(self, package: str, project: str, run_name: str) -> None:
-        from importlib import import_module
-
         self._module = import_module(package)
         self._module.init(project=project, name=run_name)
 
@@ -76,11 +74,7 @@ class WandbLike:
 
 
 def check_trackers(settings: TrackingSettings) -> None:
-    """Refuse a tracker that cannot work, before the run.
-
-    Raises:
-        ConfigError: the package is missing; names the extra.
-    """
+    """Refuse a tracker whose package is missing, before the run."""
     for package, _ in _hosted(settings):
         if find_spec(package) is None:
             raise ConfigError(f"tracking.{package} needs its package: pip install 'driftproof[{package}]'")
@@ -103,8 +97,5 @@ def _hosted(settings: TrackingSettings) -> list[tuple[str, str]]:
 
 
 def _line(metrics: dict[str, Any]) -> str:
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in metrics.items()
-    }
-    return json.dumps(finite) + "\n"
+    lost = {name: None for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json.dumps(metrics | lost) + "\n"

@@ -1,7 +1,6 @@
 """The display of a running training: live in a terminal, plain lines elsewhere.
 
-Guarantees: draws at most four times a second and starts no thread; lines for a file or pipe have no control characters;
-no text of a model can disturb the terminal.
+Guarantees: draws at most four times a second and starts no thread; no text of a model disturbs a terminal or a line.
 """
 
 import time
@@ -115,7 +114,11 @@ def log_line(view: View) -> str:
 def render(view: View, width: int) -> RenderableType:
     """The live display, in `width` columns."""
     activity = Text(view.activity, "bold cyan")
-    return Group(_progress(view, width), activity, _facts(view, 2 if width >= WIDE else 1), *_events(view, width))
+    events = [
+        Text(shorten(printable(f"{count:,} x {kind}: {message}"), max(width, 20)), "yellow", no_wrap=True)
+        for kind, (count, message) in view.events.items()
+    ]
+    return Group(_progress(view, width), activity, _facts(view, 2 if width >= WIDE else 1), *events)
 
 
 def sparkline(values: Sequence[float], columns: int) -> str:
@@ -149,16 +152,9 @@ def _facts(view: View, pairs: int) -> Table:
     for _ in range(pairs):
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(no_wrap=True, min_width=30)
-    facts: list[tuple[str, str | Text]] = list(view.facts.items())
-    label, mean = facts[0]
-    facts[0] = label, Text(str(mean), "bold").append(f" {sparkline(view.rewards, 24)}", "cyan")
+    (label, mean), *others = view.facts.items()
+    reward = Text(mean, "bold").append(f" {sparkline(view.rewards, 24)}", "cyan")
+    facts: list[tuple[str, str | Text]] = [(label, reward), *others]
     for start in range(0, len(facts), pairs):
         grid.add_row(*[cell for fact in facts[start : start + pairs] for cell in fact])
     return grid
-
-
-def _events(view: View, width: int) -> list[Text]:
-    return [
-        Text(shorten(printable(f"{count:,} x {kind}: {message}"), max(width, 20)), "yellow", no_wrap=True)
-        for kind, (count, message) in view.events.items()
-    ]

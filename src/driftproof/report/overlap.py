@@ -1,7 +1,7 @@
 """Overlap of the two sides of a run: who is busy, how fast, and who waits for whom."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ IDLE_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """Sums over some steps."""
+    """Sums over some steps; shares of the wall time are None without any."""
 
     wall_seconds: float
     learner_seconds: float
@@ -27,17 +27,14 @@ class Overlap:
 
     @property
     def learner_busy(self) -> float | None:
-        """Share of the wall time; None without any."""
         return ratio(self.learner_seconds, self.wall_seconds)
 
     @property
     def rollout_busy(self) -> float | None:
-        """Share of the wall time; None without any."""
         return ratio(self.rollout_seconds, self.wall_seconds)
 
     @property
     def efficiency(self) -> float | None:
-        """Busy time of the busier side over the wall time; None without any."""
         return ratio(max(self.learner_seconds, self.rollout_seconds), self.wall_seconds)
 
     def waiting(self, max_staleness: int) -> str:
@@ -53,20 +50,19 @@ class Overlap:
         return "rollouts wait for the learner (ahead as far as max_staleness allows)"
 
 
-def overlap(steps: Iterable[Mapping[str, Any]], workers: int) -> Overlap:
+def overlap(steps: Sequence[Mapping[str, Any]], workers: int) -> Overlap:
     """The overlap of the steps whose metrics are given, written by so many rollout workers."""
+
+    def total(name: str) -> float:
+        return sum((finite(metrics.get(name)) or 0.0 for metrics in steps), 0.0)
+
     learner = (names.TRAIN_SECONDS, names.PUBLISH_SECONDS, names.RECORD_SECONDS, names.CHECKPOINT_SECONDS)
-    others = (names.STEP_SECONDS, names.BUSY_SECONDS, names.RESPONSE_TOKENS, names.ROLLOUT_TOKENS)
-    totals = dict.fromkeys((*learner, *others), 0.0)
-    for metrics in steps:
-        for name in totals:
-            totals[name] += finite(metrics.get(name)) or 0.0
     return Overlap(
-        wall_seconds=totals[names.STEP_SECONDS],
-        learner_seconds=sum(totals[name] for name in learner),
-        rollout_seconds=totals[names.BUSY_SECONDS] / max(workers, 1),
-        learner_tokens=totals[names.RESPONSE_TOKENS],
-        rollout_tokens=totals[names.ROLLOUT_TOKENS],
+        wall_seconds=total(names.STEP_SECONDS),
+        learner_seconds=sum(map(total, learner)),
+        rollout_seconds=total(names.BUSY_SECONDS) / max(workers, 1),
+        learner_tokens=total(names.RESPONSE_TOKENS),
+        rollout_tokens=total(names.ROLLOUT_TOKENS),
     )
 
 

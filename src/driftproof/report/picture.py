@@ -4,8 +4,6 @@ Guarantees: works for any ledger, from no steps to very many, whatever figures i
 touches no global state of matplotlib.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ from numpy.typing import NDArray
 from driftproof.ledger.reader import LedgerReader
 from driftproof.metrics import names
 from driftproof.report.figure import BLUE, GREEN, GREY, ORANGE, has_data, new_figure, style_panel
-from driftproof.report.overlap import Overlap, finite, overlap
-from driftproof.report.summary import Summary, read_recipe, summarize
+from driftproof.report.overlap import finite, overlap
+from driftproof.report.summary import read_recipe, summarize
 
 Series = NDArray[np.float64]
 
@@ -26,14 +24,8 @@ POINTS = 1500
 
 def draw(ledger: LedgerReader, path: Path) -> None:
     """Write the picture of a run as PNG."""
-    recipe = read_recipe(ledger)
-    model = Path(recipe.get("model", {}).get("path", ""))
-    run = _Run(
-        steps=ledger.steps(),
-        workers=max(len(ledger.workers()), 1),
-        max_staleness=ledger.plan.max_staleness,
-        summary=summarize(ledger, model),
-    )
+    model = Path(read_recipe(ledger).get("model", {}).get("path", ""))
+    run = _Run(ledger, model)
     figure = new_figure(6.8, _title(run, model.name), title_size=13, dpi=130, pad=0.08)
     # Twelve rows, so that a panel can be cut in two of unequal height.
     grid = figure.add_gridspec(12, 3)
@@ -49,25 +41,15 @@ def draw(ledger: LedgerReader, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    steps: Sequence[Mapping[str, Any]]
-    workers: int
-    max_staleness: int
-    summary: Summary
-
-    @property
-    def x(self) -> Series:
-        return self.series("step")
-
-    @property
-    def overlap(self) -> Overlap:
-        return overlap(self.steps, self.workers)
-
-    @property
-    def window(self) -> int:
+    def __init__(self, ledger: LedgerReader, model: Path) -> None:
+        self.steps = ledger.steps()
+        self.workers = max(len(ledger.workers()), 1)
+        self.max_staleness = ledger.plan.max_staleness
+        self.summary = summarize(ledger, model)
+        self.x = merge(self.series("step"), POINTS)
+        self.window = max(20, len(self.steps) // 50)
         """Steps of the moving means."""
-        return max(20, len(self.steps) // 50)
 
     def series(self, name: str) -> Series:
         """float64 [steps]; NaN where a step does not have the metric."""
@@ -88,21 +70,20 @@ def moving_mean(values: Series, window: int) -> Series:
 
 def merge(values: Series, points: int, *, largest: bool = False) -> Series:
     """float64 [at most `points`]: means (or maxima) of runs of equal length, NaNs left out."""
-    starts = np.arange(0, len(values), max(-(-len(values) // points), 1))
     if not len(values):
         return values
+    starts = np.arange(0, len(values), -(-len(values) // points))
     if largest:
         return np.asarray(np.fmax.reduceat(values, starts))
+    sums = np.add.reduceat(np.nan_to_num(values), starts)
     with np.errstate(invalid="ignore"):
-        return np.asarray(
-            np.add.reduceat(np.nan_to_num(values), starts) / np.add.reduceat(np.isfinite(values).astype(int), starts)
-        )
+        return np.asarray(sums / np.add.reduceat(np.isfinite(values).astype(int), starts))
 
 
 def _title(run: _Run, model: str) -> str:
     steps, seconds = run.summary.steps, run.summary.wall_seconds
     if seconds < 120:
-        time = f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+        time = f"{seconds:.{0 if seconds >= 10 else 1}f} s"
     else:
         time = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
     parts = [run.summary.objective, model, f"{steps:,} {'step' if steps == 1 else 'steps'} in {time}"]
@@ -146,22 +127,21 @@ def _imbalance(axes: Any, run: _Run) -> None:
 
 def _age(axes: Any, run: _Run) -> None:
     _panel(axes, "Age of the data (steps)", run)
-    x = merge(run.x, POINTS)
     largest = merge(run.series(names.AGE_MAX), POINTS, largest=True)
-    axes.plot(x, largest, color=ORANGE, linewidth=1, linestyle="--", marker=_marker(largest), markersize=5, label="max")
+    axes.plot(
+        run.x, largest, color=ORANGE, linewidth=1, linestyle="--", marker=_marker(largest), markersize=5, label="max"
+    )
     _smooth(axes, run, run.series(names.AGE_MEAN), BLUE, "mean")
     _finish(axes, reference=run.max_staleness, reference_label=f"max_staleness: {run.max_staleness}", loc="lower right")
     axes.set_ylim(bottom=0)
 
 
 def _entropy_or_gradient(axes: Any, run: _Run) -> None:
-    entropy = run.series(names.ENTROPY)
-    if np.isfinite(entropy).any():
-        _panel(axes, "Entropy of the policy (nats per token)", run)
-        _smooth(axes, run, entropy, BLUE, "")
-    else:
-        _panel(axes, "Gradient norm", run)
-        _smooth(axes, run, run.series(names.GRAD_NORM), BLUE, "")
+    title, values = "Entropy of the policy (nats per token)", run.series(names.ENTROPY)
+    if not np.isfinite(values).any():
+        title, values = "Gradient norm", run.series(names.GRAD_NORM)
+    _panel(axes, title, run)
+    _smooth(axes, run, values, BLUE, "")
     _finish(axes)
 
 
@@ -175,7 +155,7 @@ def _speed(axes: Any, run: _Run) -> None:
 
 
 def _busy(axes: Any, run: _Run) -> None:
-    words = run.overlap.waiting(run.max_staleness).split(" (")[0]
+    words = overlap(run.steps, run.workers).waiting(run.max_staleness).split(" (")[0]
     _panel(axes, f"Busy: {words}" if words else "Busy", run)
     wall = run.series(names.STEP_SECONDS)
     learner, rollouts = _busy_seconds(run)
@@ -201,13 +181,13 @@ def _quotient(run: _Run, part: Series, whole: Series) -> Series:
 
 def _smooth(axes: Any, run: _Run, values: Series, color: str, label: str, style: str = "-") -> None:
     """The values themselves, faint, and their moving mean."""
-    axes.plot(merge(run.x, POINTS), merge(values, POINTS), color=color, linewidth=0.7, alpha=0.25)
+    axes.plot(run.x, merge(values, POINTS), color=color, linewidth=0.7, alpha=0.25)
     _line(axes, run, moving_mean(values, run.window), color, label, style)
 
 
 def _line(axes: Any, run: _Run, values: Series, color: str, label: str, style: str) -> None:
     look = {"color": color, "linewidth": 1.8, "linestyle": style, "marker": _marker(values), "markersize": 5}
-    axes.plot(merge(run.x, POINTS), merge(values, POINTS), label=label or None, **look)
+    axes.plot(run.x, merge(values, POINTS), label=label or None, **look)
 
 
 def _marker(values: Series) -> str:
@@ -222,17 +202,10 @@ def _marks(axes: Any, run: _Run, marker: str, color: str, name: str, before: flo
     if not known:
         return
     figures = " → ".join("-" if value is None else f"{value:.3f}" for _, value in points)
+    look = {"marker": marker, "markersize": 8, "markeredgewidth": 1.8, "markeredgecolor": color, "linestyle": ""}
+    face = color if marker == "o" else "white"
     axes.plot(
-        *zip(*known, strict=True),
-        linestyle="",
-        marker=marker,
-        markersize=8,
-        markeredgewidth=1.8,
-        markerfacecolor=color if marker == "o" else "white",
-        markeredgecolor=color,
-        clip_on=False,
-        zorder=5,
-        label=f"{name}: {figures}",
+        *zip(*known, strict=True), **look, markerfacecolor=face, clip_on=False, zorder=5, label=f"{name}: {figures}"
     )
 
 

@@ -104,7 +104,6 @@ def summarize(ledger: LedgerReader, model: Path) -> Summary:
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Write `summary.json`, whole or not at all."""
     with written_whole(path) as partial:
         partial.write_text(json.dumps(summary.to_json(), indent=2, allow_nan=False) + "\n")
 
@@ -116,8 +115,7 @@ def read_recipe(ledger: LedgerReader) -> dict[str, Any]:
 
 
 def _nll_by_sign(result: Mapping[str, Any] | None) -> dict[str, float] | None:
+    chosen = {"positive_nll": names.POSITIVE_NLL, "negative_nll": names.NEGATIVE_NLL}
     if result is None:
         return None
-    chosen = {"positive_nll": names.POSITIVE_NLL, "negative_nll": names.NEGATIVE_NLL}
-    found = {short: finite(result.get(name)) for short, name in chosen.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    return {short: value for short, name in chosen.items() if (value := finite(result.get(name))) is not None}

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import JustifyMethod
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from driftproof.evaluation.heldout import Evaluation
@@ -21,6 +21,7 @@ from driftproof.ledger.records import Record
 from driftproof.ledger.records import Summary as GroupSummary
 from driftproof.report.summary import Summary
 from driftproof.report.text import printable, shorten
+from driftproof.types import Tokens
 
 PAGE = 100
 """Groups that are browsed at a time."""
@@ -49,9 +50,8 @@ def before_after_table(summary: Summary) -> Table:
 def evaluation_table(title: str, found: Evaluation, temperature: float) -> Table:
     """Rewards on held-out prompts."""
     sampled = f"sampled, temperature {temperature}, mean of {found.samples}"
-    table = Table(title=title)
-    for column in ("greedy", sampled, "unverified"):
-        table.add_column(column, justify="right")
+    columns = [Column(name, justify="right") for name in ("greedy", sampled, "unverified")]
+    table = Table(*columns, title=title)
     table.add_row(f"{found.greedy:.3f}", f"{found.sampled:.3f} ± {found.sampled_error:.3f}", str(found.unverified))
     return table
 
@@ -128,24 +128,23 @@ def _pages(ledger: LedgerReader, by: Order, flag: Flag | None = None) -> Iterato
 
 
 def _texts(record: Record, decode: Callable[[list[int]], str], characters: int) -> Text:
-    group = record.group
-    responses = group.split()
+    group, responses = record.group, record.group.split()
 
-    def line(position: int) -> tuple[str, str]:
-        reward = group.rewards[position]
-        mark = f"{reward:g}" if np.isfinite(reward) else "no reward"
-        style = "green" if reward > 0 else "red"
-        return (f"\n{mark}  {shorten(printable(decode(responses[position].tolist())), characters)}", style)
+    def shown(tokens: Tokens) -> str:
+        return shorten(printable(decode(tokens.tolist())), characters)
 
-    prompt = shorten(printable(decode(group.prompt_tokens.tolist())), characters)
+    parts = [(shown(group.prompt_tokens), "bold")]
     # A response without a reward ranks below all others.
     ranked = np.argsort(np.where(np.isfinite(group.rewards), -group.rewards, np.inf), kind="stable")
-    lines = [line(int(ranked[0]))] + ([line(int(ranked[-1]))] if group.size > 1 else [])
+    for position in dict.fromkeys((ranked[0], ranked[-1])):
+        reward = group.rewards[position]
+        mark = f"{reward:g}" if np.isfinite(reward) else "no reward"
+        parts.append((f"\n{mark}  {shown(responses[position])}", "green" if reward > 0 else "red"))
     reasons = [problem for problem in group.problems if problem]
     if reasons:
         why = shorten(printable(", ".join(sorted(set(reasons)))), characters)
-        lines.append((f"\n{len(reasons)} of {group.size} responses have no reward: {why}", "yellow"))
-    return Text.assemble((prompt, "bold"), *lines, overflow="fold")
+        parts.append((f"\n{len(reasons)} of {group.size} responses have no reward: {why}", "yellow"))
+    return Text.assemble(*parts, overflow="fold")
 
 
 def _compare(
