@@ -20,6 +20,7 @@ from driftproof.report.figure import COLORS, GREY, has_data, new_figure, style_p
 
 Series = NDArray[np.float64]
 Looks = Mapping[str, Mapping[str, Any]]
+Panel = Callable[[Any, Looks, Sequence[Result]], None]
 
 MARKERS = "osD^vPX"
 STYLES = ("-", "--", ":")
@@ -89,26 +90,20 @@ def draw_staleness(config: LabConfig, results: Sequence[Result], path: Path) -> 
     figure = _figure(5.0, "Final accuracy against staleness", caption)
     for axes, view in zip(figure.subplots(1, len(views), sharey=True, squeeze=False)[0], views, strict=True):
         chosen = [summary for summary in summaries if summary.view == view]
-        _title(axes, VIEWS[view] if len(views) == 1 else f"view {view!r}")
+        style_panel(axes, VIEWS[view] if len(views) == 1 else f"view {view!r}")
         axes.axhline(np.mean([summary.base for summary in chosen]), color=GREY, linewidth=1.2, linestyle=":")
         for place, (label, look) in enumerate(looks.items()):
             # Side by side, for intervals on top of each other cannot be read.
             offset = (place - (len(looks) - 1) / 2) * 0.5 / len(looks)
-            _intervals(axes, [s for s in chosen if s.label == label], ages, offset, look)
+            if alike := sorted((s for s in chosen if s.label == label), key=lambda s: s.staleness):
+                _intervals(axes, [ages.index(s.staleness) + offset for s in alike], alike, look)
         axes.set_xticks(range(len(ages)), [age_name(config, age) for age in ages])
         axes.set_xlim(-0.5, len(ages) - 0.5)
         axes.set_ylim(bottom=0)
     _save(figure, looks, {summary.label for summary in summaries}, path)
 
 
-def _panels(
-    config: LabConfig,
-    results: Sequence[Result],
-    path: Path,
-    title: str,
-    caption: str,
-    panel: Callable[[Any, Looks, Sequence[Result]], None],
-) -> None:
+def _panels(config: LabConfig, results: Sequence[Result], path: Path, title: str, caption: str, panel: Panel) -> None:
     """A picture with a panel for every view and age that has runs; a view begins a row."""
     views: dict[View, set[int]] = {}
     for result in results:
@@ -122,7 +117,7 @@ def _panels(
     for row, (view, found) in zip(grid, rows, strict=True):
         for axes, age in zip(row, found, strict=False):
             name = age_name(config, age)
-            _title(axes, name if len(ages) == 1 else f"{view}, {name}")
+            style_panel(axes, name if len(ages) == 1 else f"{view}, {name}")
             panel(axes, looks, [r for r in results if r.cell.view == view and r.cell.staleness == age])
             if not has_data(axes, points=2):
                 axes.text(0.5, 0.6, "not recorded", transform=axes.transAxes, ha="center", color=GREY)
@@ -139,10 +134,6 @@ def _figure(height: float, title: str, caption: str) -> Any:
     # In the empty second line of the title, so that the layout keeps room for it.
     figure.text(0.01, 1 - 0.4 / height, caption, fontsize=10.5, color=GREY, va="top", ha="left")
     return figure
-
-
-def _title(axes: Any, text: str) -> None:
-    style_panel(axes, text, title_size=11.5, label_size=10, ticks=5)
 
 
 def _looks(config: LabConfig) -> Looks:
@@ -198,17 +189,11 @@ def _mark_collapse(axes: Any, step: int | None, steps: Sequence[int], values: Se
     axes.plot([step], [value], **look)
 
 
-def _intervals(
-    axes: Any, summaries: Sequence[Summary], ages: Sequence[int], offset: float, look: Mapping[str, Any]
-) -> None:
-    ordered = sorted(summaries, key=lambda summary: summary.staleness)
-    if not ordered:
-        return
-    final = np.array([summary.final for summary in ordered])
-    low, high = np.array([summary.final_interval for summary in ordered]).T
+def _intervals(axes: Any, x: Sequence[float], summaries: Sequence[Summary], look: Mapping[str, Any]) -> None:
+    final = np.array([summary.final for summary in summaries])
+    low, high = np.array([summary.final_interval for summary in summaries]).T
     # A quantile may differ from the mean of equal values by rounding.
     errors = np.maximum([final - low, high - final], 0)
-    x = [ages.index(summary.staleness) + offset for summary in ordered]
     axes.errorbar(x, final, yerr=errors, linewidth=1.6, markersize=7, capsize=3, **look)
 
 

@@ -5,13 +5,10 @@ import time
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from driftproof.report.text import duration
-
-SECONDS = 0.5
-"""Seconds between two drawings of the time that has passed."""
 
 
 class GridProgress:
@@ -25,7 +22,7 @@ class GridProgress:
         self._started = self._changed = time.monotonic()
         self._live: Live | None = None
         if console.is_terminal and not console.is_dumb_terminal:
-            self._live = Live(console=console, get_renderable=self._bar, refresh_per_second=1 / SECONDS, transient=True)
+            self._live = Live(console=console, get_renderable=self._bar, refresh_per_second=2, transient=True)
             self._live.start()
 
     def __call__(self, done: int, total: int) -> None:
@@ -45,7 +42,7 @@ class GridProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate at the mean speed of the runs that this grid has done by itself; None before the first."""
+        """Estimate at the mean speed of the runs done here; None before the first."""
         ran = self._done - self._found
         if ran <= 0 or self._done == self._total:
             return None
@@ -57,8 +54,6 @@ class GridProgress:
             self._live.stop()
 
     def _bar(self) -> RenderableType:
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True)
+        bar = Table.grid(Column(ratio=1), Column(no_wrap=True), padding=(0, 1), expand=True)
         bar.add_row(ProgressBar(total=max(self._total, 1), completed=self._done), Text(self.line))
         return bar

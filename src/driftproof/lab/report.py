@@ -47,22 +47,9 @@ def write_results(config: LabConfig, results: Sequence[Result], path: Path) -> N
     metrics = sorted({name for result in results for row in result.rows for name in row} - {"step", "accuracy"})
     columns = {name: "lr_mean" if name == "lr" else name for name in metrics}
     text, count, number = pa.string(), pa.int64(), pa.float64()
-    types = {
-        "view": text,
-        "label": text,
-        "objective": text,
-        "fields": text,
-        "baseline": text,
-        "staleness": count,
-        "schedule": text,
-        "lr": number,
-        "seed": count,
-        "seconds": number,
-        "collapse_step": count,
-        "step": count,
-        "final": pa.bool_(),
-        "accuracy": number,
-    }
+    types = dict.fromkeys(("view", "label", "objective", "fields", "baseline"), text)
+    types |= {"staleness": count, "schedule": text, "lr": number, "seed": count, "seconds": number}
+    types |= {"collapse_step": count, "step": count, "final": pa.bool_(), "accuracy": number}
     rows = []
     for result in results:
         cell, objective = result.cell, result.cell.objective

@@ -40,7 +40,6 @@ class Summary:
 
     @property
     def collapsed(self) -> int:
-        """Number of runs that have collapsed."""
         return len(self.collapse_steps)
 
     @property
@@ -50,7 +49,6 @@ class Summary:
 
     @property
     def median_collapse_step(self) -> float | None:
-        """Median over the runs that have collapsed; None if none has."""
         return median(self.collapse_steps) if self.collapse_steps else None
 
 

@@ -117,19 +117,10 @@ def detail_rows(config: LabConfig, summaries: Sequence[Summary]) -> list[list[st
     for summary in sorted(summaries, key=lambda s: (order(s.label), s.staleness, s.lr)):
         (low, high), (rare, often) = summary.final_interval, summary.collapse_interval
         step = summary.median_collapse_step
-        rows.append(
-            [
-                printable(summary.label),
-                f"{summary.lr:g}",
-                age_name(config, summary.staleness),
-                str(summary.runs),
-                f"{summary.base:.3f}",
-                f"{summary.final:.3f} [{low:.3f}, {high:.3f}]",
-                f"{summary.best:.3f}",
-                f"{summary.collapsed}/{summary.runs} [{rare:.2f}, {often:.2f}]",
-                "" if step is None else f"{step:g}",
-            ]
-        )
+        run = [printable(summary.label), f"{summary.lr:g}", age_name(config, summary.staleness), str(summary.runs)]
+        accuracy = [f"{summary.base:.3f}", f"{summary.final:.3f} [{low:.3f}, {high:.3f}]", f"{summary.best:.3f}"]
+        collapsed = f"{summary.collapsed}/{summary.runs} [{rare:.2f}, {often:.2f}]"
+        rows.append([*run, *accuracy, collapsed, "" if step is None else f"{step:g}"])
     return [header, *rows]
 
 

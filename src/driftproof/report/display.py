@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from driftproof.ledger.reader import LedgerReader
@@ -101,7 +101,7 @@ class LogLines:
             self._console.out(shown, highlight=False)
 
     def close(self) -> None:
-        """Lines need no end."""
+        pass
 
 
 def log_line(view: View) -> str:
@@ -132,9 +132,8 @@ def sparkline(values: Sequence[float], columns: int) -> str:
 
 
 def _progress(view: View, width: int) -> Table:
-    line = Table.grid(padding=(0, 1), expand=True)
-    for ratio in (None, 1, None, None):
-        line.add_column(ratio=ratio, no_wrap=True)
+    columns = [Column(ratio=ratio, no_wrap=True) for ratio in (None, 1, None, None)]
+    line = Table.grid(*columns, padding=(0, 1), expand=True)
     times = [duration(view.trained_seconds)] if width >= WIDE else []
     if view.seconds_left is not None:
         times.append(f"{duration(view.seconds_left)} left")

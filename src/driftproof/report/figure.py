@@ -20,7 +20,7 @@ def new_figure(height: float, title: str, *, title_size: float, dpi: int, pad: f
     return figure
 
 
-def style_panel(axes: Any, title: str, *, title_size: float, label_size: float, ticks: int) -> None:
+def style_panel(axes: Any, title: str, *, title_size: float = 11.5, label_size: float = 10, ticks: int = 5) -> None:
     """Title, grid and whole numbers of steps."""
     from matplotlib.ticker import MaxNLocator
 

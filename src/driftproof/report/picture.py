@@ -94,11 +94,8 @@ def _reward(axes: Any, run: _Run) -> None:
     summary = run.summary
     _panel(axes, "Reward", run)
     _smooth(axes, run, run.series(names.REWARD), BLUE, f"reward, mean of {run.window} steps")
-    for name, marker, before, after in (
-        ("sampled", "o", summary.accuracy_before, summary.accuracy_after),
-        ("greedy", "D", summary.greedy_before, summary.greedy_after),
-    ):
-        _marks(axes, run, marker, ORANGE, f"held-out accuracy, {name}", before, after)
+    _marks(axes, run, "o", ORANGE, "held-out accuracy, sampled", summary.accuracy_before, summary.accuracy_after)
+    _marks(axes, run, "D", ORANGE, "held-out accuracy, greedy", summary.greedy_before, summary.greedy_after)
     _finish(axes, loc="lower right")
 
 
@@ -202,11 +199,15 @@ def _marks(axes: Any, run: _Run, marker: str, color: str, name: str, before: flo
     if not known:
         return
     figures = " → ".join("-" if value is None else f"{value:.3f}" for _, value in points)
-    look = {"marker": marker, "markersize": 8, "markeredgewidth": 1.8, "markeredgecolor": color, "linestyle": ""}
-    face = color if marker == "o" else "white"
-    axes.plot(
-        *zip(*known, strict=True), **look, markerfacecolor=face, clip_on=False, zorder=5, label=f"{name}: {figures}"
-    )
+    look: dict[str, Any] = {
+        "marker": marker,
+        "markersize": 8,
+        "markeredgewidth": 1.8,
+        "markeredgecolor": color,
+        "linestyle": "",
+    }
+    look |= {"markerfacecolor": color if marker == "o" else "white", "linestyle": "", "clip_on": False, "zorder": 5}
+    axes.plot(*zip(*known, strict=True), label=f"{name}: {figures}", **look)
 
 
 def _panel(axes: Any, title: str, run: _Run) -> None:

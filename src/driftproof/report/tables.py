@@ -26,22 +26,25 @@ from driftproof.types import Tokens
 PAGE = 100
 """Groups that are browsed at a time."""
 
+Pair = tuple[float | None, float | None]
+"""A figure before and after a run."""
+
 
 def before_after_table(summary: Summary) -> Table:
     """Accuracy on held-out prompts before and after a run; for recorded traces how likely their responses are."""
     table = plain_table("on held-out prompts", "before", "after", "change", "responses")
     prompts, samples = summary.evaluation_prompts or 0, summary.evaluation_samples or 0
     if prompts:
-        before, after = summary.accuracy_before, summary.accuracy_after
+        accuracy = (summary.accuracy_before, summary.accuracy_after)
         errors = (summary.accuracy_before_error, summary.accuracy_after_error)
-        _compare(table, "accuracy, sampled", before, after, f"{prompts * samples:,}", errors)
-        _compare(table, "accuracy, greedy", summary.greedy_before, summary.greedy_after, f"{prompts:,}")
+        _compare(table, "accuracy, sampled", accuracy, f"{prompts * samples:,}", errors)
+        _compare(table, "accuracy, greedy", (summary.greedy_before, summary.greedy_after), f"{prompts:,}")
     if summary.nll_heldout_before is not None or summary.nll_heldout_after is not None:
-        nll_before, nll_after = summary.nll_heldout_before or {}, summary.nll_heldout_after or {}
+        before, after = summary.nll_heldout_before or {}, summary.nll_heldout_after or {}
         for sign in ("positive", "negative"):
             name = f"{sign}_nll"
-            _compare(table, f"NLL of the {sign} responses", nll_before.get(name), nll_after.get(name), "")
-        _compare(table, "negative NLL / positive NLL", _imbalance(nll_before), _imbalance(nll_after), "")
+            _compare(table, f"NLL of the {sign} responses", (before.get(name), after.get(name)))
+        _compare(table, "negative NLL / positive NLL", (_imbalance(before), _imbalance(after)))
     if not table.row_count:
         table.add_row("not evaluated", "", "", "", "")
     return table
@@ -50,8 +53,7 @@ def before_after_table(summary: Summary) -> Table:
 def evaluation_table(title: str, found: Evaluation, temperature: float) -> Table:
     """Rewards on held-out prompts."""
     sampled = f"sampled, temperature {temperature}, mean of {found.samples}"
-    columns = [Column(name, justify="right") for name in ("greedy", sampled, "unverified")]
-    table = Table(*columns, title=title)
+    table = Table(*(Column(name, justify="right") for name in ("greedy", sampled, "unverified")), title=title)
     table.add_row(f"{found.greedy:.3f}", f"{found.sampled:.3f} ± {found.sampled_error:.3f}", str(found.unverified))
     return table
 
@@ -88,8 +90,7 @@ def groups_table(
 ) -> Table:
     """Up to `limit` groups with their prompt and their best and worst response, cut to `characters`.
 
-    `by` is an order of `LedgerReader.browse`, or the prompt. Groups without a reward are neither good nor bad: they
-    come last. Pruned groups are left out.
+    Groups without a reward are neither good nor bad: they come last. Pruned groups are left out.
     """
     table = plain_table(
         "dispatch", "prompt", "trained\nin step", "age", "mean\nreward", "prompt, best and worst response"
@@ -97,15 +98,10 @@ def groups_table(
     table.columns[-1].justify = "left"
     table.leading = 1
     for record in islice(_records(ledger, by), limit):
-        group, mean = record.group, record.mean_reward
-        table.add_row(
-            str(record.dispatch),
-            str(group.prompt_index),
-            "-" if record.trained_step is None else str(record.trained_step),
-            "-" if record.age is None else str(record.age),
-            "-" if mean is None else f"{mean:.3f}",
-            _texts(record, decode, characters),
-        )
+        numbers = ["-" if number is None else str(number) for number in (record.trained_step, record.age)]
+        mean = "-" if record.mean_reward is None else f"{record.mean_reward:.3f}"
+        texts = _texts(record, decode, characters)
+        table.add_row(str(record.dispatch), str(record.group.prompt_index), *numbers, mean, texts)
     if not table.row_count:
         table.add_row(*[""] * 5, "no groups")
     return table
@@ -147,18 +143,12 @@ def _texts(record: Record, decode: Callable[[list[int]], str], characters: int) 
     return Text.assemble(*parts, overflow="fold")
 
 
-def _compare(
-    table: Table,
-    name: str,
-    before: float | None,
-    after: float | None,
-    responses: str,
-    errors: tuple[float | None, float | None] = (None, None),
-) -> None:
+def _compare(table: Table, name: str, values: Pair, responses: str = "", errors: Pair = (None, None)) -> None:
+    before, after = values
     change = "" if before is None or after is None else f"{after - before:+.3f}"
     cells = [
         "-" if value is None else f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
-        for value, error in zip((before, after), errors, strict=True)
+        for value, error in zip(values, errors, strict=True)
     ]
     table.add_row(name, *cells, change, responses)
 

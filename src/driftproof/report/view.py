@@ -24,7 +24,6 @@ class View:
     plan: Plan
     status: Status
     workers: int
-    """Rollout workers that have reported."""
     events: Mapping[str, tuple[int, str]]
     """Count and last message of each kind."""
     accuracy_before: float | None
@@ -64,12 +63,10 @@ class View:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate at the mean speed so far."""
         return self.trained_seconds / self.step * (self.plan.steps - self.step) if self.rewards else None
 
     @property
     def age_max(self) -> int | None:
-        """Largest age of the recent steps' groups, in steps."""
         return max((step[names.AGE_MAX] for step in self.recent if names.AGE_MAX in step), default=None)
 
     @property
