@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -81,7 +82,7 @@ def _eval_benchmarks(config: Config, writer: str, names: list[str], data: Path |
             print_lines(console, f"{failed}; {score.failure}")
         found.append(score)
     results = output / "results.json"
-    results.write_text(json.dumps([score.to_json() for score in found], indent=2))
+    results.write_text(json.dumps([asdict(score) for score in found], indent=2))
     title = f"{writer}, {config.evaluation.samples} responses a problem, 95% intervals"
     console.print(benchmark_table(title, found))
     print_lines(console, str(results))
@@ -99,4 +100,4 @@ def _verify(known: Namespace) -> None:
             f"{known.file}: {len(blank)} of {len(groups)} prompts have no answer to verify with, like {blank[0][:60]!r}"
         )
     with closing(build(known.task, timeout_seconds=20)) as verifier:
-        print(json.dumps(agreement(groups, verifier).to_json(), indent=2))
+        print(json.dumps(asdict(agreement(groups, verifier)), indent=2))

@@ -1,10 +1,7 @@
 """How often a verifier and the labels of recorded responses agree, and where they do not."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from driftproof.tasks.protocol import RecordedGroup
 from driftproof.verify import Item, Verifier
@@ -22,9 +19,7 @@ class Disagreement:
     response: int
     """Position in the group, 0-based."""
     reward: float | None
-    """The verifier's, or None where it gave none."""
     label: float
-    """The file's."""
     answer: str
     text: str
     """The end of the response."""
@@ -40,16 +35,9 @@ class Agreement:
     n: int
     disagreements: tuple[Disagreement, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def agreement(groups: Sequence[RecordedGroup], verifier: Verifier) -> Agreement:
-    """Score recorded groups, which lie one a line in their file; a response without a reward disagrees.
-
-    Raises:
-        VerifierError: the verifier can no longer be started.
-    """
+    """Score recorded groups, which lie one a line in their file; a response without a reward disagrees."""
     labelled = [
         (line, position, Item(response=text, answer=group.prompt.answer, prompt=group.prompt.text), label)
         for line, group in enumerate(groups, start=1)

@@ -4,8 +4,6 @@ Guarantees: the same weights, prompts and sampling give the same responses, what
 one seed rule: that of a prompt is `sampling.seed` plus its position.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -17,23 +15,17 @@ from driftproof.types import Prompt, Request, Sampling
 def answer(
     engine: Engine, prompts: Mapping[int, Prompt], codec: Codec, sampling: Sampling, samples: int
 ) -> Iterator[Completed]:
-    """Have an idle engine answer each prompt `samples` times; the answers as they come, by `request.key`.
+    """Have an idle engine answer each prompt `samples` times; the answers as they come.
 
-    Args:
-        prompts: by their positions in the task.
+    `prompts` are by their positions in the task, which are the keys of the requests.
 
     Raises:
         EngineError: a prompt can never be answered, or the engine can answer none any more.
     """
     for position, prompt in prompts.items():
-        request = Request(
-            key=position,
-            prompt=prompt,
-            prompt_tokens=codec.encode(prompt),
-            samples=samples,
-            sampling=replace(sampling, seed=sampling.seed + position),
-        )
-        engine.submit(request)
+        seeded = replace(sampling, seed=sampling.seed + position)
+        tokens = codec.encode(prompt)
+        engine.submit(Request(key=position, prompt=prompt, prompt_tokens=tokens, samples=samples, sampling=seeded))
     under_way = len(prompts)
     while under_way:
         for completed in engine.collect():

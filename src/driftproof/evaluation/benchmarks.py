@@ -6,8 +6,6 @@ verification failed count as wrong and are counted apart; a problem whose genera
 counted, and is tried again by the next call.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -43,21 +41,19 @@ def run_benchmark(
 ) -> Score:
     """Answer the held-out problems that the record does not have yet, and score all of it.
 
-    Args:
-        record: JSON lines, made where it is missing; the first line holds `settings`.
-        settings: what determines the answers (model, sampling, ...).
-        progress: called with the problems that are done and those there are.
+    `record` is a file of JSON lines, made where it is missing. Its first line holds the `settings` that determine the
+    answers (model, sampling, ...). `progress` is called with the problems that are done and those there are.
 
     Raises:
         ConfigError: the record is that of other settings; nothing was answered.
         EngineError: a problem can never be answered (prompt too long for the model), or none was.
     """
-    problems = dict(enumerate(task.heldout))
-    determined = {"benchmark": task.name, "samples": samples, "problems": len(problems), **settings}
+    size = len(task.heldout)
+    determined = {"benchmark": task.name, "samples": samples, "problems": size, **settings}
     done = {problem.index: problem for problem in read_record(record, determined)}
-    missing = {position: prompt for position, prompt in problems.items() if position not in done}
+    missing = {position: prompt for position, prompt in enumerate(task.heldout) if position not in done}
     failed, failure = 0, ""
-    progress(len(done), len(problems))
+    progress(len(done), size)
     with record.open("a") as file:
         for completed in answer(engine, missing, codec, sampling, samples):
             if completed.error:
@@ -68,7 +64,7 @@ def run_benchmark(
             # One line at once, handed to the system: a crash of this process loses none that was written.
             file.write(json.dumps(asdict(problem)) + "\n")
             file.flush()
-            progress(len(done), len(problems))
+            progress(len(done), size)
     fsync(record)
     if failed and not done:
         raise EngineError(f"benchmark {task.name!r}: no problem was answered: {failure}")
@@ -83,7 +79,7 @@ def benchmark_task(name: str, data: Path | None, fields: Mapping[str, Any]) -> T
     """
     files: dict[str, Any] = {}
     if data is not None:
-        files["path"] = data / name / "test.jsonl"
+        files = {"path": data / name / "test.jsonl"}
         if name in TASKS and "heldout" in inspect.signature(TASKS[name]).parameters:
             # It can be trained on, too.
             files = {"path": data / name / "train.jsonl", "heldout": data / name / "test.jsonl"}
@@ -94,8 +90,8 @@ def benchmark_task(name: str, data: Path | None, fields: Mapping[str, Any]) -> T
 
 
 def writer_of(engine: Engine, model: Path, *, retokenize: bool) -> dict[str, Any]:
-    """The writer of the responses, as a record names it: the weights of a model directory, or what servers call their
-    model and speak. An address is no part of it, so that a record can be gone on with elsewhere.
+    """The writer of the responses, as a record names it: the weights of a model directory, or the name and dialect of
+    served ones. An address is no part of it, so that a record can be gone on with elsewhere.
 
     Raises:
         EngineError: the servers do not serve one model.

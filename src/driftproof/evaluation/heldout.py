@@ -3,12 +3,9 @@
 Guarantees: responses whose verification failed count as reward 0 and are reported.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,18 +38,11 @@ class Evaluation:
     unverified: int
     """Responses that counted 0 because their verification failed."""
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def evaluate(
     engine: Engine, prompts: Sequence[Prompt], codec: Codec, verifier: Verifier, sampling: Sampling, samples: int
 ) -> Evaluation:
-    """Answer every prompt `samples` times and once greedily.
-
-    Raises:
-        EngineError: the engine could not answer.
-    """
+    """Answer every prompt `samples` times and once greedily; raises EngineError where the engine could not."""
     sampled_PK, failed = _rewards(engine, prompts, codec, verifier, sampling, samples)
     greedy_P1, failed_greedy = _rewards(engine, prompts, codec, verifier, replace(sampling, temperature=0.0), 1)
     per_prompt = sampled_PK.mean(axis=1)

@@ -1,7 +1,5 @@
 """Intervals for few runs, or few problems."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,12 +1,10 @@
 """The figures of a benchmark: mean@k and unbiased pass@k, with bootstrap intervals over its problems."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Self
 
 from driftproof.errors import ConfigError
 from driftproof.evaluation.intervals import bootstrap
@@ -23,7 +21,6 @@ class Problem:
     unverified: int
     """Responses whose verification failed."""
     texts: tuple[str, ...]
-    """[k]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +32,7 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
+    def of(cls, values: Sequence[float]) -> Self:
         low, high = bootstrap(values)
         return cls(value=fmean(values), low=low, high=high)
 
@@ -57,9 +54,6 @@ class Score:
     """mean@k: mean reward over all responses."""
     passed: Mapping[int, Estimate]
     """Per k the probability that at least one of k responses is right."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

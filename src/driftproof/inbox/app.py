@@ -4,22 +4,22 @@ Guarantees: nothing is read from who does not bear the token, and no body above 
 sent, the answer is JSON that says what was wrong and where.
 """
 
-from __future__ import annotations
-
 import hmac
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import anyio.to_thread
-from fastapi import FastAPI, HTTPException, Query, Response, Security
+from fastapi import FastAPI, HTTPException, Query, Request, Response, Security
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from driftproof.errors import CodecError, LedgerError, StaleInboxError, VerifierError
 from driftproof.inbox.messages import (
@@ -36,10 +36,6 @@ from driftproof.inbox.messages import (
     shown,
 )
 from driftproof.inbox.service import Inbox
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CHUNK = 1 << 20
 """Bytes of a weights file sent at a time."""
@@ -118,17 +114,11 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
     )
     def weights_file(step: Annotated[int, InPath(ge=0)], file: str) -> StreamingResponse:
         """A file of the weights of a step. Old weights are removed: ask for the latest again after a 404."""
-        try:
-            content = inbox.weights_file(step, file)
-        except FileNotFoundError:  # pruned while we looked
-            content = None
+        content = inbox.weights_file(step, file)
         if content is None:
             raise HTTPException(404, f"step {step} has no file of that name, or is pruned; see /weights/latest")
-        size = content.seek(0, 2)
-        content.seek(0)
-        return StreamingResponse(
-            _chunks(content), media_type="application/octet-stream", headers={"Content-Length": str(size)}
-        )
+        headers = {"Content-Length": str(os.fstat(content.fileno()).st_size)}
+        return StreamingResponse(_chunks(content), media_type="application/octet-stream", headers=headers)
 
     @app.get("/status")
     def status() -> RunStatus:
@@ -145,21 +135,15 @@ def _add_problems(app: FastAPI) -> None:
     def invalid(_: Request, error: RequestValidationError) -> Response:
         if isinstance(error.body, bytes):
             return _problem(422, "the body must be JSON, sent with the header 'Content-Type: application/json'")
-        problems = [
-            f"{_place(problem)}: {problem.get('ctx', {}).get('error', problem['msg'])}" for problem in error.errors()
-        ]
-        return _problem(422, "; ".join(shown(problems)))
+        said = [f"{_place(wrong)}: {wrong.get('ctx', {}).get('error', wrong['msg'])}" for wrong in error.errors()]
+        return _problem(422, "; ".join(shown(said)))
 
     @app.exception_handler(StarletteHTTPException)
     def http(_: Request, error: StarletteHTTPException) -> Response:
         return _problem(error.status_code, error.detail, error.headers)
 
     for kind in (sqlite3.Error, LedgerError, CodecError, VerifierError, StaleInboxError, OSError):
-        app.add_exception_handler(kind, _unavailable)
-
-
-def _unavailable(_: Request, error: Exception) -> Response:
-    return _problem(503, str(error))
+        app.add_exception_handler(kind, lambda _, error: _problem(503, str(error)))
 
 
 def _problem(status: int, text: str, headers: Any = None) -> Response:
@@ -175,9 +159,7 @@ class _Gate:
     """Lets requests through that have the token and are not too large; the others are answered before they are read."""
 
     def __init__(self, app: ASGIApp, token: str, max_bytes: int) -> None:
-        self._app = app
-        self._token = token.encode()
-        self._max_bytes = max_bytes
+        self._app, self._token, self._max_bytes = app, token.encode(), max_bytes
         self._too_large = f"the body has more than {max_bytes:,} bytes; send fewer groups at once"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

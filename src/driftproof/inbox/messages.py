@@ -4,13 +4,15 @@ Guarantees: a message that exists is well-formed by itself: no unknown field, no
 log-probs as long as their tokens. A bad group does not take the others of its request down: it becomes a `Refusal`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic.json_schema import SkipJsonSchema
+
+from driftproof.tasks.codec import chat_messages
+from driftproof.types import Request
 
 MAX_PROMPTS = 64
 """Groups leased by one request."""
@@ -61,6 +63,20 @@ class PromptMessage(Message):
     samples: Count = Field(description="responses wanted")
     sampling: SamplingMessage
     want_logprobs: bool = Field(description="whether every response must carry the log-probs it was sampled with")
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        prompt, sampling = request.prompt, asdict(request.sampling)
+        return cls(
+            dispatch=request.key,
+            prompt=prompt.text,
+            system=prompt.system,
+            messages=[ChatMessage.model_validate(message) for message in chat_messages(prompt)],
+            prompt_tokens=request.prompt_tokens.tolist(),
+            samples=request.samples,
+            sampling=SamplingMessage(**sampling | {"stop_ids": list(request.sampling.stop_ids)}),
+            want_logprobs=request.want_logprobs,
+        )
 
 
 class Prompts(Message):
@@ -114,7 +130,8 @@ def _or_refusal(value: Any, _: Any) -> GroupMessage | Refusal:
     try:
         return GroupMessage.model_validate(value)
     except ValidationError as error:
-        return Refusal(problems=tuple((problem["loc"], _sentence(problem["msg"])) for problem in error.errors()))
+        wrong = ((problem["loc"], problem["msg"].removeprefix("Value error, ")) for problem in error.errors())
+        return Refusal(problems=tuple(wrong))
 
 
 class Groups(Message):
@@ -189,7 +206,3 @@ def shown(problems: list[str]) -> list[str]:
     rest = len(problems) - SHOWN_PROBLEMS
     first = [problem.encode(errors="backslashreplace").decode() for problem in problems[:SHOWN_PROBLEMS]]
     return [*first, f"and {rest} more"] if rest > 0 else first
-
-
-def _sentence(message: str) -> str:
-    return message.removeprefix("Value error, ")

@@ -1,7 +1,5 @@
 """The process of an inbox: one per run, on the loopback unless told otherwise, with a token, until it is stopped."""
 
-from __future__ import annotations
-
 import fcntl
 import ipaddress
 import json
@@ -10,8 +8,9 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO
 
 import uvicorn
 
@@ -50,45 +49,41 @@ def serve(
         ConfigError: the run has an inbox already, the address cannot be bound, or the token is of no use.
     """
     directory = RunDirectory(path=run)
-    with _only_one(directory):
+    with closing(inbox), _lock(directory):
         token, source = _token(directory, token_environment)
-        with _bound(host, port) as listening:
-            url = _url(host, listening.getsockname()[1])
+        with _listen(host, port) as listening:
+            url = f"http://[{host}]" if ":" in host else f"http://{host}"
+            url = f"{url}:{listening.getsockname()[1]}"
             with _announced(directory.inbox, url):
                 say(f"inbox of {run} at {url} (its description: {url}/openapi.json)")
                 say(f"token in {source}")
                 if not _is_loopback(host):
                     say(f"warning: {host} can be reached from outside, and HTTP is not encrypted, the token included")
-                app = make_app(inbox, token, max_megabytes * 2**20)
-                config = uvicorn.Config(
-                    app,
-                    log_level="warning",
-                    access_log=False,
-                    lifespan="off",
-                    server_header=False,
-                    timeout_graceful_shutdown=STOP_SECONDS,
+                server = uvicorn.Server(
+                    uvicorn.Config(
+                        make_app(inbox, token, max_megabytes * 2**20),
+                        log_level="warning",
+                        access_log=False,
+                        lifespan="off",
+                        server_header=False,
+                        timeout_graceful_shutdown=STOP_SECONDS,
+                    )
                 )
-                try:
-                    with _signals_survived():
-                        uvicorn.Server(config).run(sockets=[listening])
-                finally:
-                    inbox.close()
+                with _signals_survived():
+                    server.run(sockets=[listening])
 
 
-@contextmanager
-def _only_one(run: RunDirectory) -> Iterator[None]:
-    descriptor = os.open(run.inbox_lock, os.O_RDWR | os.O_CREAT, 0o644)
+def _lock(run: RunDirectory) -> IO[str]:
+    """The run's lock file, held as long as it is open."""
+    file = run.inbox_lock.open("a")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
+        file.close()
         raise ConfigError(
             f"{run.path} has an inbox already (its address: {run.inbox}); one serves any number of workers"
         ) from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+    return file
 
 
 def _token(run: RunDirectory, environment: str) -> tuple[str, str]:
@@ -118,17 +113,15 @@ def _file_token(path: Path) -> str:
     return token
 
 
-@contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
-        # asyncio sets this on sockets that it makes; without it every answer waits 40 ms for the client's ACK.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"{host} port {port} cannot be listened on: {error}; --port 0 takes a free one") from error
-    with listening:
-        yield listening
+    # asyncio sets this on sockets that it makes; without it every answer waits 40 ms for the client's ACK.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 @contextmanager
@@ -151,10 +144,6 @@ def _signals_survived() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -4,12 +4,11 @@ Guarantees: every group of a request gets an outcome; a group that is bad costs 
 twice, by whomever, is recorded once; nothing enters the ledger that the learner cannot train on.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from driftproof.engines.protocol import Completed
 from driftproof.errors import CodecError, GroupError, StaleInboxError, VerifierError
 from driftproof.inbox.messages import (
     MAX_PROMPTS,
-    ChatMessage,
     GroupMessage,
     Outcome,
     PromptMessage,
@@ -26,7 +24,6 @@ from driftproof.inbox.messages import (
     Refusal,
     ResponseMessage,
     RunStatus,
-    SamplingMessage,
     State,
     Weights,
     WeightsFile,
@@ -56,6 +53,13 @@ class _Refused(ValueError):
     """A group that must not be recorded; the message names the field."""
 
 
+class _Written(NamedTuple):
+    """A group that was read and is in order."""
+
+    worker: str
+    completed: Completed
+
+
 class Inbox:
     """The rollout side of a run for workers of whatever kind.
 
@@ -81,12 +85,8 @@ class Inbox:
             settings: those of a built-in worker, like `sampling`.
             up_to_date: whether the other arguments still are what the run was configured with.
         """
-        self.run = run
-        self.task = task
-        self.codec = codec
-        self.vocabulary = vocabulary
-        self.settings = settings
-        self.sampling = sampling
+        self.run, self.task, self.codec, self.vocabulary = run, task, codec, vocabulary
+        self.settings, self.sampling = settings, sampling
         with LedgerReader(run.ledger) as ledger:
             self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels
         self._verifier = _OpenedOnDemand(open_verifier)
@@ -119,7 +119,7 @@ class Inbox:
             step=None if snapshot is None else snapshot.step,
             lease_seconds=seconds,
             retry_after_seconds=0.0 if leases else RETRY_SECONDS,
-            prompts=[_message(self._request(lease.dispatch, lease.prompt_index)) for lease in leases],
+            prompts=[PromptMessage.of(self._request(lease.dispatch, lease.prompt_index)) for lease in leases],
         )
 
     def accept(self, groups: Sequence[GroupMessage | Refusal]) -> list[Outcome]:
@@ -136,15 +136,12 @@ class Inbox:
             written = [group.completed for group in read if isinstance(group, _Written)]
             judged = iter(judge(self.codec, self._verifier, written))
             outcomes = [
-                group
-                if isinstance(group, Outcome)
-                else self._record(ledger, group.worker, group.dispatch, next(judged))
-                for group in read
+                group if isinstance(group, Outcome) else self._record(ledger, group, next(judged)) for group in read
             ]
-            refused = [problem for outcome in outcomes for problem in outcome.problems]
+            refused = [outcome for outcome in outcomes if outcome.outcome == "refused"]
             if refused:
-                count = sum(outcome.outcome == "refused" for outcome in outcomes)
-                ledger.record_event("inbox refused groups", f"{count} of {len(groups)}: {refused[0]}")
+                first = refused[0].problems[0]
+                ledger.record_event("inbox refused groups", f"{len(refused)} of {len(groups)}: {first}")
         return outcomes
 
     def weights(self) -> Weights | None:
@@ -160,9 +157,10 @@ class Inbox:
 
     def weights_file(self, step: int, name: str) -> BinaryIO | None:
         """A file of a snapshot, open; None where there is none of that name, or none any more."""
-        for snapshot in list_snapshots(self.run.snapshots):
-            if snapshot.step == step and (path := _files(snapshot).get(name)) is not None:
-                return path.open("rb")
+        with suppress(FileNotFoundError):  # pruned while we looked
+            for snapshot in list_snapshots(self.run.snapshots):
+                if snapshot.step == step and (path := _files(snapshot).get(name)) is not None:
+                    return path.open("rb")
         return None
 
     def _check_settings(self) -> None:
@@ -254,8 +252,8 @@ class Inbox:
             raise _Refused(f"{where}.text: is empty, and nothing was cut off; finish_reason must be 'stop'")
         return tokens
 
-    def _record(self, ledger: LocalLeases, worker: str, dispatch: int, group: Group) -> Outcome:
-        name = ledger_name(worker)
+    def _record(self, ledger: LocalLeases, written: _Written, group: Group) -> Outcome:
+        name, dispatch = ledger_name(written.worker), written.completed.request.key
         try:
             accepted = ledger.commit(name, {dispatch: group})
         except GroupError as error:
@@ -267,28 +265,12 @@ class Inbox:
         return Outcome(dispatch=dispatch, outcome="accepted" if accepted else "duplicate")
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """A group that was read and is in order."""
-
-    worker: str
-    completed: Completed
-
-    @property
-    def dispatch(self) -> int:
-        return self.completed.request.key
-
-
 class _OpenedOnDemand:
     """A verifier that is started by the first response to be scored, and again after it has failed."""
 
     def __init__(self, start: Callable[[], Verifier]) -> None:
         self._start = start
         self._started: Verifier | None = None
-
-    @property
-    def failures(self) -> Mapping[str, int]:
-        return self._started.failures if self._started else {}
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
         if self._started is None:
@@ -308,28 +290,6 @@ class _OpenedOnDemand:
 def ledger_name(worker: str) -> str:
     """The ledger's name of a worker of the inbox; never that of a built-in one."""
     return f"inbox:{worker}"
-
-
-def _message(request: Request) -> PromptMessage:
-    prompt, sampling = request.prompt, request.sampling
-    system = [ChatMessage(role="system", content=prompt.system)] if prompt.system else []
-    return PromptMessage(
-        dispatch=request.key,
-        prompt=prompt.text,
-        system=prompt.system,
-        messages=[*system, ChatMessage(role="user", content=prompt.text)],
-        prompt_tokens=request.prompt_tokens.tolist(),
-        samples=request.samples,
-        sampling=SamplingMessage(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            stop_ids=list(sampling.stop_ids),
-            seed=sampling.seed,
-        ),
-        want_logprobs=request.want_logprobs,
-    )
 
 
 def _files(snapshot: Snapshot) -> dict[str, Path]:

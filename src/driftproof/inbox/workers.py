@@ -1,7 +1,5 @@
 """Counters of an inbox's workers, like those that built-in workers keep of themselves."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterable

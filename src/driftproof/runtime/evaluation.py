@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def heldout_evaluation(config: Config) -> Iterator[Callable[[Engine], dict[str, 
     prompts = task.heldout[: config.evaluation.prompts]
     sampling = replace(make_sampling(config, codec), seed=config.run.seed + HELDOUT_SEED)
     with closing(make_verifier(config, task)) as verifier:
-        yield lambda engine: evaluate(engine, prompts, codec, verifier, sampling, config.evaluation.samples).to_json()
+        yield lambda engine: asdict(evaluate(engine, prompts, codec, verifier, sampling, config.evaluation.samples))
 
 
 def score_benchmarks(

@@ -11,8 +11,6 @@ verifier.close()
 ```
 """
 
-from __future__ import annotations
-
 from driftproof.errors import VerifierError, unknown_name
 from driftproof.verify.exact import ExactVerifier
 from driftproof.verify.pool import VerifierPool

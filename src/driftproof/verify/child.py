@@ -2,12 +2,11 @@
 
 Speaks JSON, one object a line. It first writes `{}` (ready) or `{"error": ...}` (the verifier cannot be imported). Then
 it reads `[response, answer, prompt]` lines and answers each, in order, with `{"reward": number}`, `{"raised": ...}` or
-`{"invalid": ...}`. The process ends when its parent does, however the parent ended and whatever
-the verifier is doing, even in C code that never lets go of the interpreter (on Linux; elsewhere once it is idle).
+`{"invalid": ...}`. The process ends when its parent does, however the parent ended and whatever the
+verifier is doing, even in C code that never lets go of the interpreter (on Linux; elsewhere once it is idle).
 """
 
-from __future__ import annotations
-
+import contextlib
 import fcntl
 import importlib
 import inspect
@@ -21,6 +20,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+Verify = Callable[[str, str, str], Any]
+"""A function of response, answer and prompt."""
 
 _MOST_CHARACTERS = 300
 """Characters of a foreign message that are passed on."""
@@ -65,34 +67,22 @@ def _take_standard_streams() -> tuple[Any, Any]:
     return requests, replies
 
 
-def _load(name: str) -> Callable[[str, str, str], Any]:
+def _load(name: str) -> Verify:
     # Last on the path, so that a verifier beside the recipe is found without an installation.
     sys.path.append(str(Path.cwd()))
     module, _, function = name.partition(":")
     verify = getattr(importlib.import_module(module), function)
     if not callable(verify):
         raise TypeError(f"{function} is a {type(verify).__name__}, not a function of (text, answer)")
-    parameters = _parameters(verify)
-    if "completions" not in parameters:
-        return lambda text, answer, prompt: verify(text, answer)
-    return _from_reward_function(verify, parameters)
+    with contextlib.suppress(ValueError):  # some built-in functions have no signature
+        parameters = inspect.signature(verify).parameters
+        if "completions" in parameters:
+            return _from_reward_function(verify, parameters)
+    return lambda text, answer, prompt: verify(text, answer)
 
 
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(function).parameters
-    except ValueError:  # some built-in functions have none
-        return {}
-
-
-def _from_reward_function(
-    function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]
-) -> Callable[[str, str, str], Any]:
-    """A verifier from a function with TRL's signature, given one completion at a time.
-
-    Raises:
-        TypeError: it asks for a column that a prompt does not have.
-    """
+def _from_reward_function(function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> Verify:
+    """A verifier from a function with TRL's signature, given one completion at a time."""
     known = ("completions", "prompts", "answer")
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     named = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
@@ -110,7 +100,7 @@ def _from_reward_function(
     return verify
 
 
-def _judge(verify: Callable[[str, str, str], Any], text: str, answer: str, prompt: str) -> dict[str, Any]:
+def _judge(verify: Verify, text: str, answer: str, prompt: str) -> dict[str, Any]:
     try:
         reward = verify(text, answer, prompt)
         if isinstance(reward, numbers.Real) and math.isfinite(reward):

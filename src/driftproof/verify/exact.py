@@ -1,7 +1,5 @@
 """Exact match: the response is the answer, nothing more, apart from white space around it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from driftproof.types import Verdict
@@ -14,13 +12,11 @@ def exact(text: str, answer: str) -> float:
 
 
 class ExactVerifier:
-    """Exact match in this process: a string comparison can neither hang nor crash."""
+    """Exact match in this process: a string comparison can neither hang nor crash; rewards are 1.0 or 0.0."""
 
     failures: Mapping[str, int] = {}
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict per item, in order; rewards are 1.0 or 0.0."""
         return [Verdict(reward=exact(item.response, item.answer)) for item in items]
 
-    def close(self) -> None:
-        """Nothing to end."""
+    def close(self) -> None: ...

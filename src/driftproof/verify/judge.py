@@ -4,8 +4,6 @@ Guarantees: the same answer gets the same rewards on every way (rollout worker, 
 reward stays what it is, and the verifier is not asked; a request that failed becomes a group without rewards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -34,9 +32,8 @@ def judge(codec: Codec, verifier: Verifier, completed: Sequence[Completed]) -> l
 
 
 def _group(completed: Completed, fresh: Iterator[Verdict]) -> Group:
-    verdicts = [
-        next(fresh) if response.reward is None else Verdict(reward=response.reward) for response in completed.responses
-    ]
+    rewards = [response.reward for response in completed.responses]
+    verdicts = [next(fresh) if reward is None else Verdict(reward=reward) for reward in rewards]
     request = completed.request
     return Group.from_responses(request.prompt.index, request.prompt_tokens, completed.responses, verdicts)
 

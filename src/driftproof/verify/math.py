@@ -6,8 +6,6 @@ the last, any expression near the end). Only to be used through the process pool
 them compute for ever, and the pool's time limit is the only one.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from functools import lru_cache

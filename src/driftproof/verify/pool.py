@@ -19,10 +19,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from driftproof.errors import VerifierError
@@ -37,43 +36,30 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 
 class VerifierPool:
-    """`processes` processes that each run the function `verify_name`, one item at a time.
+    """`processes` processes that each run the function `verify_name`, "package.module:function", one item at a time.
 
-    `score` must not be called by two threads at once.
+    An item may take `timeout_seconds` of wall time. `score` must not be called by two threads at once.
+
+    Raises:
+        VerifierError: an argument out of range, or a verifier that cannot be imported.
     """
 
     def __init__(self, verify_name: str, *, processes: int, timeout_seconds: float) -> None:
-        """Start the processes and wait until they have imported the verifier.
-
-        Args:
-            verify_name: "package.module:function", a function of (text, answer) that returns a number, or one with
-                TRL's signature (`completions, **columns -> list[float]`).
-            processes: how many items are verified at once.
-            timeout_seconds: wall time one item may take.
-
-        Raises:
-            VerifierError: an argument out of range, or a verifier that cannot be imported.
-        """
         if processes < 1:
             raise VerifierError(f"processes is {processes}; a verifier pool needs at least 1")
         if not (math.isfinite(timeout_seconds) and timeout_seconds > 0):
             raise VerifierError(f"timeout_seconds is {timeout_seconds}; it must be a positive number of seconds")
         self._name = verify_name
         self._timeout_seconds = timeout_seconds
-        self._failures = {"timeouts": 0, "crashes": 0, "invalid_rewards": 0}
+        self.failures = {"timeouts": 0, "crashes": 0, "invalid_rewards": 0}
+        """Counted since the start; a crash is a verifier that died or raised."""
         self._selector = selectors.DefaultSelector()
         self._children: list[_Child] = []
-        nothing = _Work(items=())
         with self._closed_on_error():
             for _ in range(processes):
                 self._start_child()
             while not all(child.ready for child in self._children):
-                self._advance(nothing)
-
-    @property
-    def failures(self) -> Mapping[str, int]:
-        """Counted since the start: `timeouts`, `crashes` (the verifier died or raised), `invalid_rewards`."""
-        return self._failures
+                self._advance(_Work(items=()))
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in the order of `items`.
@@ -87,7 +73,7 @@ class VerifierPool:
         with self._closed_on_error():
             # A process that died while idle is replaced here, before an item can be blamed for it.
             self._advance(work, wait=False)
-            while work.unsettled:
+            while len(work.verdicts) < len(items):
                 self._hand_out(work)
                 self._advance(work)
         return [work.verdicts[position] for position in range(len(items))]
@@ -102,9 +88,7 @@ class VerifierPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @contextlib.contextmanager
@@ -146,8 +130,8 @@ class VerifierPool:
             if events & selectors.EVENT_WRITE:
                 self._send(child)
             if events & selectors.EVENT_READ:
-                alive = child.receive()
-                for message in child.messages():
+                messages, alive = child.receive()
+                for message in messages:
                     self._settle(child, message, work)
                 if not alive:
                     self._replace(child, work)
@@ -187,12 +171,12 @@ class VerifierPool:
         elif child.queue:
             self._fail(work, child.queue.popleft(), "crashes", f"verifier crashed: its process {ending}")
         else:
-            self._failures["crashes"] += 1
+            self.failures["crashes"] += 1
         work.waiting.extendleft(reversed(child.queue))
         self._start_child()
 
     def _fail(self, work: _Work, position: int, cause: str, problem: str) -> None:
-        self._failures[cause] += 1
+        self.failures[cause] += 1
         work.verdicts[position] = Verdict(reward=None, problem=problem)
 
 
@@ -204,10 +188,6 @@ class _Work:
         self.waiting = deque(range(len(items)))
         self.verdicts: dict[int, Verdict] = {}
 
-    @property
-    def unsettled(self) -> bool:
-        return len(self.verdicts) < len(self.items)
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Child:
@@ -216,7 +196,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     channel: socket.socket
     lifeline: int
-    """Our end of a pipe that carries nothing: when it closes, the process ends."""
+    """Our end of a pipe that carries nothing; the process ends when it closes."""
     since: float = field(default_factory=time.monotonic)
     """When it was started or began the item it works on, monotonic seconds."""
     ready: bool = False
@@ -224,7 +204,7 @@ class _Child:
     queue: deque[int] = field(default_factory=deque)
     """Positions of the items it holds; it works on the first."""
     unsent: bytearray = field(default_factory=bytearray)
-    received: bytearray = field(default_factory=bytearray)
+    received: bytes = b""
 
     @classmethod
     def start(cls, name: str) -> _Child:
@@ -267,19 +247,13 @@ class _Child:
             while self.unsent:
                 del self.unsent[: self.channel.send(self.unsent)]
 
-    def receive(self) -> bool:
-        """Read what has arrived; False when the process has closed its end."""
-        try:
+    def receive(self) -> tuple[list[dict[str, Any]], bool]:
+        """The messages that have arrived, and whether the process still holds its end."""
+        data = b""
+        with contextlib.suppress(ConnectionResetError):
             data = self.channel.recv(1 << 16)
-        except ConnectionResetError:
-            return False
-        self.received += data
-        return bool(data)
-
-    def messages(self) -> list[dict[str, Any]]:
-        *lines, rest = bytes(self.received).split(b"\n")
-        self.received = bytearray(rest)
-        return [json.loads(line) for line in lines]
+        *lines, self.received = (self.received + data).split(b"\n")
+        return [json.loads(line) for line in lines], bool(data)
 
     def kill(self) -> str:
         """Kill the process and all it has started; returns how it ended ("exited with code 3")."""

@@ -1,8 +1,6 @@
 """The contract of a verifier: it answers every item with a verdict, in order, and no item can take it down."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,20 +15,13 @@ class Item:
     """
 
     response: str
-    """Text of the response."""
     answer: str
     """The right answer, in the task's own words."""
     prompt: str
-    """Text of the prompt."""
 
 
 class Verifier(Protocol):
     """Scores responses against the answers of their prompts."""
-
-    @property
-    def failures(self) -> Mapping[str, int]:
-        """How many items got no reward so far, by cause; empty for a verifier that cannot fail."""
-        ...
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict per item, in the order of `items`.

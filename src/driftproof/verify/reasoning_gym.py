@@ -4,8 +4,6 @@ The answer of such a prompt is JSON, `{"dataset": name, "options": {...}, "index
 made anew from it, because scorers look at more of an entry than its answer.
 """
 
-from __future__ import annotations
-
 import json
 from functools import lru_cache
 from typing import Any
@@ -26,15 +24,12 @@ def score(text: str, answer: str) -> float:
         ValueError: the dataset made another entry than the task's, as another version of it may.
     """
     wanted = json.loads(answer)
-    entry = _dataset(wanted["dataset"], json.dumps(wanted["options"]))[wanted["index"]]
+    dataset = _dataset(wanted["dataset"], json.dumps(wanted["options"]))
+    entry = dataset[wanted["index"]]
     if entry["answer"] != wanted["answer"]:
         raise ValueError(f"reasoning_gym {wanted['dataset']}, entry {wanted['index']} is not the one of the task")
     found = extract_answer(text)
-    return float(
-        _dataset(wanted["dataset"], json.dumps(wanted["options"])).score_answer(
-            text.strip() if found is None else found, entry
-        )
-    )
+    return float(dataset.score_answer(text.strip() if found is None else found, entry))
 
 
 @lru_cache(maxsize=8)
