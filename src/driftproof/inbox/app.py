@@ -22,19 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from driftproof.errors import CodecError, LedgerError, StaleInboxError, VerifierError
-from driftproof.inbox.messages import (
-    MAX_PROMPTS,
-    Groups,
-    Outcomes,
-    Problem,
-    Prompts,
-    RunStatus,
-    SomeRefused,
-    Weights,
-    WorkerName,
-    field_path,
-    shown,
-)
+from driftproof.inbox import messages
 from driftproof.inbox.service import Inbox
 
 CHUNK = 1 << 20
@@ -51,9 +39,12 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
         # The gate asks for the token before a body is read; here it is described.
         dependencies=[Security(HTTPBearer(auto_error=False))],
         responses={
-            401: {"model": Problem, "description": "No token, or another than that of this inbox"},
-            422: {"model": Problem, "description": "A field is wrong; the error names it"},
-            503: {"model": Problem, "description": "Not now: ledger, disk, verifier or settings; the error says which"},
+            401: {"model": messages.Problem, "description": "No token, or another than that of this inbox"},
+            422: {"model": messages.Problem, "description": "A field is wrong; the error names it"},
+            503: {
+                "model": messages.Problem,
+                "description": "Not now: ledger, disk, verifier or settings; the error says which",
+            },
         },
     )
     app.add_middleware(_Gate, token=token, max_bytes=max_bytes)
@@ -62,9 +53,9 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
 
     @app.get("/prompts")
     def prompts(
-        n: Annotated[int, Query(ge=1, description=f"groups wanted; at most {MAX_PROMPTS} are given")] = 1,
-        worker: Annotated[WorkerName, Query()] = "anonymous",
-    ) -> Prompts:
+        n: Annotated[int, Query(ge=1, description=f"groups wanted; at most {messages.MAX_PROMPTS} are given")] = 1,
+        worker: Annotated[messages.WorkerName, Query()] = "anonymous",
+    ) -> messages.Prompts:
         """Lease groups to be written.
 
         There are none while the learner has not caught up, or the run is stopping or finished: see `state` and
@@ -75,14 +66,14 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
 
     @app.post(
         "/groups",
-        response_model=Outcomes,
+        response_model=messages.Outcomes,
         responses={
-            413: {"model": Problem, "description": "The body is too large; send fewer groups at once"},
-            400: {"model": Problem, "description": "The body cannot be read"},
-            422: {"model": SomeRefused, "description": "Groups were refused; those `accepted` are recorded"},
+            413: {"model": messages.Problem, "description": "The body is too large; send fewer groups at once"},
+            400: {"model": messages.Problem, "description": "The body cannot be read"},
+            422: {"model": messages.SomeRefused, "description": "Groups were refused; those `accepted` are recorded"},
         },
     )
-    async def groups(groups: Groups) -> Outcomes | Response:
+    async def groups(groups: messages.Groups) -> messages.Outcomes | Response:
         """Record written groups.
 
         The answer says of each group whether it was `accepted`, is a `duplicate` (recorded already, or given to another
@@ -93,11 +84,11 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
         outcomes = await anyio.to_thread.run_sync(inbox.accept, groups.groups, limiter=one_at_a_time)
         if refused := sum(outcome.outcome == "refused" for outcome in outcomes):
             text = f"{refused} of {len(outcomes)} groups were refused; see the problems of each"
-            return _json(422, SomeRefused(error=text, groups=outcomes).model_dump())
-        return Outcomes(groups=outcomes)
+            return _json(422, messages.SomeRefused(error=text, groups=outcomes).model_dump())
+        return messages.Outcomes(groups=outcomes)
 
-    @app.get("/weights/latest", responses={404: {"model": Problem, "description": "None are published yet"}})
-    def weights() -> Weights:
+    @app.get("/weights/latest", responses={404: {"model": messages.Problem, "description": "None are published yet"}})
+    def weights() -> messages.Weights:
         """The newest published weights and their files."""
         found = inbox.weights()
         if found is None:
@@ -109,7 +100,7 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
         response_class=StreamingResponse,
         responses={
             200: {"content": {"application/octet-stream": {}}, "description": "The file"},
-            404: {"model": Problem, "description": "There is no such file, or none any more"},
+            404: {"model": messages.Problem, "description": "There is no such file, or none any more"},
         },
     )
     def weights_file(step: Annotated[int, InPath(ge=0)], file: str) -> StreamingResponse:
@@ -121,7 +112,7 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
         return StreamingResponse(_chunks(content), media_type="application/octet-stream", headers=headers)
 
     @app.get("/status")
-    def status() -> RunStatus:
+    def status() -> messages.RunStatus:
         """How far the run is."""
         return inbox.status()
 
@@ -136,7 +127,7 @@ def _add_problems(app: FastAPI) -> None:
         if isinstance(error.body, bytes):
             return _problem(422, "the body must be JSON, sent with the header 'Content-Type: application/json'")
         said = [f"{_place(wrong)}: {wrong.get('ctx', {}).get('error', wrong['msg'])}" for wrong in error.errors()]
-        return _problem(422, "; ".join(shown(said)))
+        return _problem(422, "; ".join(messages.shown(said)))
 
     @app.exception_handler(StarletteHTTPException)
     def http(_: Request, error: StarletteHTTPException) -> Response:
@@ -206,4 +197,4 @@ def _place(problem: Any) -> str:
     if problem["type"] == "json_invalid":
         return f"the body is not JSON, character {problem['loc'][-1]}"
     source, *place = problem["loc"]
-    return field_path(place) or str(source)
+    return messages.field_path(place) or str(source)

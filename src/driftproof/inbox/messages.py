@@ -48,7 +48,7 @@ class SamplingMessage(Message):
     temperature: float = Field(description="0 is greedy")
     top_p: float = Field(description="1 is off")
     top_k: Count = Field(description="0 is off")
-    stop_ids: list[TokenId] = Field(description="token ids that end a response")
+    stop_ids: tuple[TokenId, ...] = Field(description="token ids that end a response")
     seed: Count
 
 
@@ -66,7 +66,7 @@ class PromptMessage(Message):
 
     @classmethod
     def of(cls, request: Request) -> Self:
-        prompt, sampling = request.prompt, asdict(request.sampling)
+        prompt = request.prompt
         return cls(
             dispatch=request.key,
             prompt=prompt.text,
@@ -74,7 +74,7 @@ class PromptMessage(Message):
             messages=[ChatMessage.model_validate(message) for message in chat_messages(prompt)],
             prompt_tokens=request.prompt_tokens.tolist(),
             samples=request.samples,
-            sampling=SamplingMessage(**sampling | {"stop_ids": list(request.sampling.stop_ids)}),
+            sampling=SamplingMessage(**asdict(request.sampling)),
             want_logprobs=request.want_logprobs,
         )
 

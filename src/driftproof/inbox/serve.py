@@ -37,13 +37,9 @@ def serve(
 ) -> None:
     """Answer requests until SIGINT or SIGTERM; must be called in the main thread.
 
-    Args:
-        run: the run directory; the address stands in a file there while the inbox runs.
-        port: 0 takes a free one.
-        token_environment: name of the environment variable with the token; where empty, a file of the run holds it,
-            and is made when it is not there.
-        max_megabytes: of a request's body.
-        say: is given the lines for the user; they never hold the token.
+    Port 0 takes a free one; the address stands in a file of the run while the inbox serves. The token is in the
+    environment variable `token_environment`, or, where that is empty, in a file of the run, which is made when it is
+    not there. `say` gets the lines for the user; they never hold the token.
 
     Raises:
         ConfigError: the run has an inbox already, the address cannot be bound, or the token is of no use.

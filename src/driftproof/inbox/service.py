@@ -6,30 +6,15 @@ twice, by whomever, is recorded once; nothing enters the ledger that the learner
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from driftproof import types
 from driftproof.engines.protocol import Completed
 from driftproof.errors import CodecError, GroupError, StaleInboxError, VerifierError
-from driftproof.inbox.messages import (
-    MAX_PROMPTS,
-    GroupMessage,
-    Outcome,
-    PromptMessage,
-    Prompts,
-    Refusal,
-    ResponseMessage,
-    RunStatus,
-    State,
-    Weights,
-    WeightsFile,
-    field_path,
-    shown,
-)
+from driftproof.inbox import messages
 from driftproof.inbox.workers import Workers
 from driftproof.ledger.leases import LocalLeases
 from driftproof.ledger.reader import LedgerReader
@@ -38,7 +23,7 @@ from driftproof.rollout.settings import RolloutSettings
 from driftproof.run import RunDirectory
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
-from driftproof.types import Channel, FinishReason, Group, Request, Sampling, Verdict
+from driftproof.types import Channel, FinishReason, Group, Request, Response, Sampling, Verdict
 from driftproof.verify import Item, Verifier
 from driftproof.verify.judge import judge
 from driftproof.weights.snapshots import Snapshot, latest, list_snapshots
@@ -60,6 +45,7 @@ class _Written(NamedTuple):
     completed: Completed
 
 
+@dataclass(eq=False)
 class Inbox:
     """The rollout side of a run for workers of whatever kind.
 
@@ -67,40 +53,32 @@ class Inbox:
     of its own, so that it sees what a resume has changed.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        task: Task,
-        codec: Codec,
-        vocabulary: int,
-        open_verifier: Callable[[], Verifier],
-        settings: RolloutSettings,
-        sampling: Sampling,
-        up_to_date: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """
-        Args:
-            vocabulary: token ids of the model are below it.
-            open_verifier: called at the first response without a reward, and again when the verifier has failed.
-            settings: those of a built-in worker, like `sampling`.
-            up_to_date: whether the other arguments still are what the run was configured with.
-        """
-        self.run, self.task, self.codec, self.vocabulary = run, task, codec, vocabulary
-        self.settings, self.sampling = settings, sampling
-        with LedgerReader(run.ledger) as ledger:
+    run: RunDirectory
+    task: Task
+    codec: Codec
+    vocabulary: int
+    """Token ids of the model are below it."""
+    open_verifier: Callable[[], Verifier]
+    """Called at the first response without a reward, and again when the verifier has failed."""
+    settings: RolloutSettings
+    sampling: Sampling
+    up_to_date: Callable[[], bool]
+    """Whether the other fields still are what the run was configured with."""
+
+    def __post_init__(self) -> None:
+        with LedgerReader(self.run.ledger) as ledger:
             self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels
-        self._verifier = _OpenedOnDemand(open_verifier)
-        self._up_to_date = up_to_date
+        self._verifier = _OpenedOnDemand(self.open_verifier)
         self._workers = Workers()
 
     def close(self) -> None:
         self._verifier.close()
 
-    def status(self) -> RunStatus:
+    def status(self) -> messages.RunStatus:
         with LedgerReader(self.run.ledger) as ledger:
-            return RunStatus(**asdict(ledger.status()), steps=ledger.plan.steps)
+            return messages.RunStatus(**asdict(ledger.status()), steps=ledger.plan.steps)
 
-    def lease(self, worker: str, count: int) -> Prompts:
+    def lease(self, worker: str, count: int) -> messages.Prompts:
         """Up to `count` groups for a worker to write; none when no group is admitted.
 
         Raises:
@@ -110,19 +88,19 @@ class Inbox:
         name, seconds = ledger_name(worker), self.settings.lease_seconds
         with LocalLeases(self.run.ledger) as ledger:
             state = ledger.state()
-            leases = ledger.lease(name, min(count, MAX_PROMPTS), seconds)
+            leases = ledger.lease(name, min(count, messages.MAX_PROMPTS), seconds)
             dispatches = [lease.dispatch for lease in leases]
             self._workers.leased(ledger, name, dispatches, seconds, self.want_logprobs)
         snapshot = latest(self.run.snapshots)
-        return Prompts(
-            state=cast(State, state),
+        return messages.Prompts(
+            state=cast(messages.State, state),
             step=None if snapshot is None else snapshot.step,
             lease_seconds=seconds,
             retry_after_seconds=0.0 if leases else RETRY_SECONDS,
-            prompts=[PromptMessage.of(self._request(lease.dispatch, lease.prompt_index)) for lease in leases],
+            prompts=[messages.PromptMessage.of(self._request(lease.dispatch, lease.prompt_index)) for lease in leases],
         )
 
-    def accept(self, groups: Sequence[GroupMessage | Refusal]) -> list[Outcome]:
+    def accept(self, groups: Sequence[messages.GroupMessage | messages.Refusal]) -> list[messages.Outcome]:
         """Check, verify and record written groups; their outcomes, in their order.
 
         Raises:
@@ -136,7 +114,8 @@ class Inbox:
             written = [group.completed for group in read if isinstance(group, _Written)]
             judged = iter(judge(self.codec, self._verifier, written))
             outcomes = [
-                group if isinstance(group, Outcome) else self._record(ledger, group, next(judged)) for group in read
+                group if isinstance(group, messages.Outcome) else self._record(ledger, group, next(judged))
+                for group in read
             ]
             refused = [outcome for outcome in outcomes if outcome.outcome == "refused"]
             if refused:
@@ -144,16 +123,16 @@ class Inbox:
                 ledger.record_event("inbox refused groups", f"{len(refused)} of {len(groups)}: {first}")
         return outcomes
 
-    def weights(self) -> Weights | None:
+    def weights(self) -> messages.Weights | None:
         """The newest snapshot; None before the first."""
         snapshot = latest(self.run.snapshots)
         if snapshot is None:
             return None
         files = [
-            WeightsFile(name=name, size=path.stat().st_size, url=f"/weights/{snapshot.step}/{name}")
+            messages.WeightsFile(name=name, size=path.stat().st_size, url=f"/weights/{snapshot.step}/{name}")
             for name, path in _files(snapshot).items()
         ]
-        return Weights(step=snapshot.step, path=str(snapshot.path), files=files)
+        return messages.Weights(step=snapshot.step, path=str(snapshot.path), files=files)
 
     def weights_file(self, step: int, name: str) -> BinaryIO | None:
         """A file of a snapshot, open; None where there is none of that name, or none any more."""
@@ -164,7 +143,7 @@ class Inbox:
         return None
 
     def _check_settings(self) -> None:
-        if not self._up_to_date():
+        if not self.up_to_date():
             raise StaleInboxError(
                 "the run was resumed with other settings, or its config.toml cannot be read; start its inbox again"
             )
@@ -182,12 +161,12 @@ class Inbox:
         )
 
     def _read(
-        self, where: str, group: GroupMessage | Refusal, ledger: LocalLeases, dispatched: int
-    ) -> _Written | Outcome:
+        self, where: str, group: messages.GroupMessage | messages.Refusal, ledger: LocalLeases, dispatched: int
+    ) -> _Written | messages.Outcome:
         """A group as the engine of a built-in worker would have returned it, or why it is refused."""
-        if isinstance(group, Refusal):
-            problems = [f"{where}{_under(place)}: {message}" for place, message in group.problems]
-            return Outcome(dispatch=None, outcome="refused", problems=shown(problems))
+        if isinstance(group, messages.Refusal):
+            problems = [f"{messages.field_path((where, *place))}: {message}" for place, message in group.problems]
+            return messages.Outcome(dispatch=None, outcome="refused", problems=messages.shown(problems))
         problems = []
         if group.dispatch >= dispatched:
             problems.append(f"{where}.dispatch: {group.dispatch} was never leased; so far {dispatched} groups were")
@@ -202,17 +181,15 @@ class Inbox:
             except _Refused as refused:
                 problems.append(str(refused))
         if problems:
-            return Outcome(dispatch=group.dispatch, outcome="refused", problems=shown(problems))
+            return messages.Outcome(dispatch=group.dispatch, outcome="refused", problems=messages.shown(problems))
         request = self._request(group.dispatch, ledger.prompt_of(group.dispatch))
         return _Written(group.worker, Completed(request=request, responses=tuple(responses)))
 
-    def _response(self, where: str, response: ResponseMessage) -> types.Response:
+    def _response(self, where: str, response: messages.ResponseMessage) -> Response:
         tokens = self._tokens(where, response)
-        if len(tokens) > self.sampling.max_tokens:
-            raise _Refused(
-                f"{where}.{_content(response)}: {len(tokens)} tokens, the stop token included; max_tokens is "
-                f"{self.sampling.max_tokens}"
-            )
+        if len(tokens) > (most := self.sampling.max_tokens):
+            field = "text" if response.tokens is None else "tokens"
+            raise _Refused(f"{where}.{field}: {len(tokens)} tokens, the stop token included; max_tokens is {most}")
         stop_ids = self.sampling.stop_ids
         if response.finish_reason == "stop" and tokens[-1] not in stop_ids:
             raise _Refused(
@@ -225,7 +202,7 @@ class Inbox:
                 if self.want_logprobs
                 else f"{where}.logprobs: the objective does not need them (want_logprobs is false); leave them out"
             )
-        return types.Response(
+        return Response(
             tokens=np.array(tokens, np.int32),
             finish_reason=FinishReason(response.finish_reason),
             behavior_logprobs=None if response.logprobs is None else np.array(response.logprobs, np.float32),
@@ -233,7 +210,7 @@ class Inbox:
             retokenized=response.tokens is None,
         )
 
-    def _tokens(self, where: str, response: ResponseMessage) -> list[int]:
+    def _tokens(self, where: str, response: messages.ResponseMessage) -> list[int]:
         """The token ids of a response; of text those that the learner's tokenizer makes of it."""
         if response.tokens is not None:
             for position, token in enumerate(response.tokens):
@@ -252,39 +229,39 @@ class Inbox:
             raise _Refused(f"{where}.text: is empty, and nothing was cut off; finish_reason must be 'stop'")
         return tokens
 
-    def _record(self, ledger: LocalLeases, written: _Written, group: Group) -> Outcome:
+    def _record(self, ledger: LocalLeases, written: _Written, group: Group) -> messages.Outcome:
         name, dispatch = ledger_name(written.worker), written.completed.request.key
         try:
             accepted = ledger.commit(name, {dispatch: group})
         except GroupError as error:
-            return Outcome(dispatch=dispatch, outcome="refused", problems=[str(error)])
+            return messages.Outcome(dispatch=dispatch, outcome="refused", problems=[str(error)])
         self._workers.written(ledger, name, dispatch, accepted, len(group.response_tokens))
         if accepted:
             for problem in filter(None, group.problems):
                 ledger.record_event("verification failed", f"prompt {group.prompt_index}: {problem}")
-        return Outcome(dispatch=dispatch, outcome="accepted" if accepted else "duplicate")
+        return messages.Outcome(dispatch=dispatch, outcome="accepted" if accepted else "duplicate")
 
 
+@dataclass(slots=True)
 class _OpenedOnDemand:
     """A verifier that is started by the first response to be scored, and again after it has failed."""
 
-    def __init__(self, start: Callable[[], Verifier]) -> None:
-        self._start = start
-        self._started: Verifier | None = None
+    start: Callable[[], Verifier]
+    started: Verifier | None = None
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
-        if self._started is None:
-            self._started = self._start()
+        if self.started is None:
+            self.started = self.start()
         try:
-            return self._started.score(items)
+            return self.started.score(items)
         except VerifierError:
             self.close()
             raise
 
     def close(self) -> None:
-        if self._started is not None:
-            self._started.close()
-            self._started = None
+        if self.started is not None:
+            self.started.close()
+            self.started = None
 
 
 def ledger_name(worker: str) -> str:
@@ -295,12 +272,3 @@ def ledger_name(worker: str) -> str:
 def _files(snapshot: Snapshot) -> dict[str, Path]:
     """The files of a snapshot that are sent, by name. A name from outside is looked up here and never made a path."""
     return {path.name: path for path in sorted(snapshot.path.iterdir()) if path.suffix in SENT and path.is_file()}
-
-
-def _content(response: ResponseMessage) -> str:
-    return "text" if response.tokens is None else "tokens"
-
-
-def _under(place: Sequence[int | str]) -> str:
-    path = field_path(place)
-    return f".{path}" if path and not path.startswith("[") else path
