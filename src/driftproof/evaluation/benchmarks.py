@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from driftproof.engines.protocol import Completed, Engine
+from driftproof.engines.protocol import Engine
 from driftproof.errors import ConfigError, EngineError
-from driftproof.evaluation.answer import answer
+from driftproof.evaluation.heldout import answer
 from driftproof.evaluation.score import Problem, Score, score
 from driftproof.run import fsync
 from driftproof.tasks import TASKS, Task, build
@@ -59,7 +59,13 @@ def run_benchmark(
             if completed.error:
                 failed, failure = failed + 1, completed.error
                 continue
-            problem = _judged(completed, codec, verifier)
+            (group,) = judge(codec, verifier, [completed])
+            problem = Problem(
+                index=completed.request.key,
+                rewards=tuple(np.nan_to_num(group.rewards, nan=0.0).tolist()),
+                unverified=int(np.isnan(group.rewards).sum()),
+                texts=tuple(codec.decode(tokens) for tokens in group.split()),
+            )
             done[problem.index] = problem
             # One line at once, handed to the system: a crash of this process loses none that was written.
             file.write(json.dumps(asdict(problem)) + "\n")
@@ -147,13 +153,3 @@ def _read_problem(line: str, where: str) -> Problem:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{where} is damaged ({error}); remove the line, and it is answered again") from error
-
-
-def _judged(completed: Completed, codec: Codec, verifier: Verifier) -> Problem:
-    (group,) = judge(codec, verifier, [completed])
-    return Problem(
-        index=completed.request.key,
-        rewards=tuple(np.nan_to_num(group.rewards, nan=0.0).tolist()),
-        unverified=int(np.isnan(group.rewards).sum()),
-        texts=tuple(codec.decode(tokens) for tokens in group.split()),
-    )

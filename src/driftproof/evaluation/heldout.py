@@ -1,22 +1,23 @@
-"""How good a policy is on held-out prompts: sampled and greedy, with the number of samples.
+"""An engine's answers to held-out prompts, sampled and greedy, and what they are worth.
 
-Guarantees: responses whose verification failed count as reward 0 and are reported.
+Guarantees: the same weights, prompts and sampling give the same responses, whatever else is asked beside them, for the
+seed of a prompt is `sampling.seed` plus its position; responses whose verification failed count as reward 0 and are
+reported.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from driftproof.engines.protocol import Engine
+from driftproof.engines.protocol import Completed, Engine
 from driftproof.engines.recorded import RecordedEngine
 from driftproof.errors import EngineError
-from driftproof.evaluation.answer import answer
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import RecordedGroup
-from driftproof.types import Group, Prompt, Sampling
+from driftproof.types import Group, Prompt, Request, Sampling
 from driftproof.verify import Verifier
 from driftproof.verify.exact import ExactVerifier
 from driftproof.verify.judge import judge
@@ -54,6 +55,27 @@ def evaluate(
         samples=samples,
         unverified=failed + failed_greedy,
     )
+
+
+def answer(
+    engine: Engine, prompts: Mapping[int, Prompt], codec: Codec, sampling: Sampling, samples: int
+) -> Iterator[Completed]:
+    """Have an idle engine answer each prompt `samples` times; the answers as they come.
+
+    `prompts` are by their positions in the task, which are the keys of the requests.
+
+    Raises:
+        EngineError: a prompt can never be answered, or the engine can answer none any more.
+    """
+    for position, prompt in prompts.items():
+        seeded = replace(sampling, seed=sampling.seed + position)
+        tokens = codec.encode(prompt)
+        engine.submit(Request(key=position, prompt=prompt, prompt_tokens=tokens, samples=samples, sampling=seeded))
+    under_way = len(prompts)
+    while under_way:
+        for completed in engine.collect():
+            under_way -= 1
+            yield completed
 
 
 def recorded_groups(recorded: Sequence[RecordedGroup], codec: Codec) -> list[Group]:

@@ -60,9 +60,6 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     """Unbiased estimate from `samples` responses of which `right` are right: 1 - C(n - c, k) / C(n, k).
 
     Source: arXiv 2107.03374, Eq. 1.
-
-    Raises:
-        ValueError: not 0 <= right <= samples, or not 1 <= k <= samples.
     """
     if not 0 <= right <= samples or not 1 <= k <= samples:
         raise ValueError(f"pass@{k} of {samples} responses with {right} right; 1 <= k <= responses, and no more right")
@@ -79,7 +76,7 @@ def score(name: str, problems: Sequence[Problem], failed: int = 0, failure: str 
         raise ConfigError(f"benchmark {name!r}: no problem was answered")
     samples = len(problems[0].rewards)
     right = [sum(reward >= 1 for reward in problem.rewards) for problem in problems]
-    ks = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
+    ks = [2**power for power in range(samples.bit_length())]
     return Score(
         name=name,
         problems=len(problems),

@@ -1,9 +1,9 @@
 """The process in which a verifier runs: `python -m driftproof.verify.child package.module:function LIFELINE`.
 
 Speaks JSON, one object a line. It first writes `{}` (ready) or `{"error": ...}` (the verifier cannot be imported). Then
-it reads `[response, answer, prompt]` lines and answers each, in order, with `{"reward": number}`, `{"raised": ...}` or
-`{"invalid": ...}`. The process ends when its parent does, however the parent ended and whatever the
-verifier is doing, even in C code that never lets go of the interpreter (on Linux; elsewhere once it is idle).
+it reads `[response, answer, prompt]` lines and answers each, in order, with `{"reward": number}` or `{"cause": ...,
+"problem": ...}`, the cause as the pool counts it. The process ends when its parent does, however the parent ended and
+whatever the verifier is doing, even in C code that never lets go of the interpreter (on Linux; elsewhere once idle).
 """
 
 import contextlib
@@ -105,9 +105,10 @@ def _judge(verify: Verify, text: str, answer: str, prompt: str) -> dict[str, Any
         reward = verify(text, answer, prompt)
         if isinstance(reward, numbers.Real) and math.isfinite(reward):
             return {"reward": float(reward)}
-        return {"invalid": repr(reward)[:_MOST_CHARACTERS]}
+        problem = f"verifier returned {repr(reward)[:_MOST_CHARACTERS]}; a reward must be a finite number"
+        return {"cause": "invalid_rewards", "problem": problem}
     except BaseException as error:  # noqa: BLE001 (foreign code; the pool counts and shows what is reported here)
-        return {"raised": _describe(error)}
+        return {"cause": "crashes", "problem": f"verifier crashed: {_describe(error)}"}
 
 
 def _describe(error: BaseException) -> str:

@@ -153,11 +153,8 @@ class VerifierPool:
         position = child.queue.popleft()
         if "reward" in message:
             work.verdicts[position] = Verdict(reward=message["reward"])
-        elif "raised" in message:
-            self._fail(work, position, "crashes", f"verifier crashed: {message['raised']}")
         else:
-            problem = f"verifier returned {message['invalid']}; a reward must be a finite number"
-            self._fail(work, position, "invalid_rewards", problem)
+            self._fail(work, position, message["cause"], message["problem"])
 
     def _replace(self, child: _Child, work: _Work, timed_out: bool = False) -> None:
         self._selector.unregister(child.channel)
