@@ -84,7 +84,7 @@ def make_app(inbox: Inbox, token: str, max_bytes: int) -> FastAPI:
         outcomes = await anyio.to_thread.run_sync(inbox.accept, groups.groups, limiter=one_at_a_time)
         if refused := sum(outcome.outcome == "refused" for outcome in outcomes):
             text = f"{refused} of {len(outcomes)} groups were refused; see the problems of each"
-            return _json(422, messages.SomeRefused(error=text, groups=outcomes).model_dump())
+            return _problem(422, text, groups=[outcome.model_dump() for outcome in outcomes])
         return messages.Outcomes(groups=outcomes)
 
     @app.get("/weights/latest", responses={404: {"model": messages.Problem, "description": "None are published yet"}})
@@ -137,13 +137,9 @@ def _add_problems(app: FastAPI) -> None:
         app.add_exception_handler(kind, lambda _, error: _problem(503, str(error)))
 
 
-def _problem(status: int, text: str, headers: Any = None) -> Response:
-    return _json(status, {"error": text}, headers)
-
-
-def _json(status: int, content: Any, headers: Any = None) -> Response:
+def _problem(status: int, text: str, headers: Any = None, **more: Any) -> Response:
     # In ASCII: half of a surrogate pair, which JSON may hold, cannot be sent otherwise.
-    return Response(json.dumps(content), status, headers, media_type="application/json")
+    return Response(json.dumps({"error": text, **more}), status, headers, media_type="application/json")
 
 
 class _Gate:

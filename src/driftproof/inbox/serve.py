@@ -45,28 +45,20 @@ def serve(
         ConfigError: the run has an inbox already, the address cannot be bound, or the token is of no use.
     """
     directory = RunDirectory(path=run)
-    with closing(inbox), _lock(directory):
+    with closing(inbox), _lock(directory), _listen(host, port) as listening:
         token, source = _token(directory, token_environment)
-        with _listen(host, port) as listening:
-            url = f"http://[{host}]" if ":" in host else f"http://{host}"
-            url = f"{url}:{listening.getsockname()[1]}"
-            with _announced(directory.inbox, url):
-                say(f"inbox of {run} at {url} (its description: {url}/openapi.json)")
-                say(f"token in {source}")
-                if not _is_loopback(host):
-                    say(f"warning: {host} can be reached from outside, and HTTP is not encrypted, the token included")
-                server = uvicorn.Server(
-                    uvicorn.Config(
-                        make_app(inbox, token, max_megabytes * 2**20),
-                        log_level="warning",
-                        access_log=False,
-                        lifespan="off",
-                        server_header=False,
-                        timeout_graceful_shutdown=STOP_SECONDS,
-                    )
-                )
-                with _signals_survived():
-                    server.run(sockets=[listening])
+        url = f"http://[{host}]" if ":" in host else f"http://{host}"
+        url = f"{url}:{listening.getsockname()[1]}"
+        app = make_app(inbox, token, max_megabytes * 2**20)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
+        config.timeout_graceful_shutdown = STOP_SECONDS
+        with _announced(directory.inbox, url):
+            say(f"inbox of {run} at {url} (its description: {url}/openapi.json)")
+            say(f"token in {source}")
+            if not _is_loopback(host):
+                say(f"warning: {host} can be reached from outside, and HTTP is not encrypted, the token included")
+            with _signals_survived():
+                uvicorn.Server(config).run(sockets=[listening])
 
 
 def _lock(run: RunDirectory) -> IO[str]:
