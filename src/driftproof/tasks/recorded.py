@@ -133,9 +133,8 @@ def read_recorded(path: str | Path) -> list[RecordedGroup]:
 
 
 def _style(row: Row) -> _Style:
-    for style in STYLES:
-        if _given(row.fields, style.fields):
-            return style
+    if found := [style for style in STYLES if _given(row.fields, style.fields)]:
+        return found[0]
     known = ", ".join(f"{' or '.join(style.fields)} ({style.name})" for style in STYLES)
     raise row.error(f"the row has no responses: none of the fields {known}; there are: {shown(list(row.fields))}")
 
@@ -167,13 +166,12 @@ def _read_trl(row: Row) -> tuple[Prompt, list[_Response]]:
 def _read_openai(row: Row) -> tuple[Prompt, list[_Response]]:
     _check_nothing_else(row, "the row", row.fields, _CONTEXT)
     if not _given(row.fields, ("choices",)):
-        *asked, last = _messages(row, '"messages"', row.value("messages"))
+        *asked, (role, text) = _messages(row, '"messages"', row.value("messages"))
         reward = _reward_of(row, "the row", row.fields, ("reward", "correct"))
-        if last[0] != "assistant":
-            raise row.error(
-                f"the last message must be the assistant's, which is the response, not of role {shown(last[0])}"
-            )
-        return _chat_prompt(row, asked), [_Response(last[1], reward)]
+        if role != "assistant":
+            said = f"which is the response, not of role {shown(role)}"
+            raise row.error(f"the last message must be the assistant's, {said}")
+        return _chat_prompt(row, asked), [_Response(text, reward)]
     prompt = _prompt(row, _only(row, "the row", row.fields, ("messages", "prompt")))
     choices = _listed(row, "choices", "choice")
     texts = [_choice(row, f"choice {i}", choice) for i, choice in enumerate(choices)]
@@ -232,10 +230,9 @@ def _completion(row: Row, what: str, value: Any) -> str:
     if not isinstance(value, list):
         return row.check_text(what, value)
     messages = _messages(row, what, value)
-    if [role for role, _ in messages] != ["assistant"]:
-        raise row.error(
-            f"{what} must be one message of the assistant, not messages of the roles {shown([r for r, _ in messages])}"
-        )
+    roles = [role for role, _ in messages]
+    if roles != ["assistant"]:
+        raise row.error(f"{what} must be one message of the assistant, not messages of the roles {shown(roles)}")
     return messages[0][1]
 
 

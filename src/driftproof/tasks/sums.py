@@ -3,7 +3,7 @@
 The same seed gives the same prompts everywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate, product
 
 import numpy as np
@@ -17,8 +17,6 @@ _MOST_PROMPTS = 50_000
 _MOST_TERMS = 100
 _MOST_DIGITS = 18
 """Terms are drawn as 64-bit integers."""
-
-Terms = tuple[int, ...]
 
 
 def arithmetic(*, digits: int = 2, heldout: int = 512, seed: int = 0) -> Task:
@@ -59,7 +57,7 @@ def running_sums(
 
 
 def _task(
-    name: str, fields: str, counts: range, digits: int, heldout: int, seed: int, answer: Callable[[Terms], str]
+    name: str, fields: str, counts: range, digits: int, heldout: int, seed: int, answer: Callable[[Sequence[int]], str]
 ) -> Task:
     """A task of sums that have one of `counts` terms; `fields` describes it in errors."""
     if not 1 <= digits <= _MOST_DIGITS:
@@ -75,11 +73,11 @@ def _task(
     return Task(name=name, train=train, heldout=held, verifier="exact")
 
 
-def _different(count: int, limit: int, most: int, random: np.random.Generator) -> list[Terms]:
+def _different(count: int, limit: int, most: int, random: np.random.Generator) -> list[tuple[int, ...]]:
     """Different sequences of `count` numbers below `limit`: all there are, or `most` of them."""
     if limit**count <= most:
         return list(product(range(limit), repeat=count))
-    drawn: dict[Terms, None] = {}
+    drawn: dict[tuple[int, ...], None] = {}
     while len(drawn) < most:
         drawn.update(dict.fromkeys(map(tuple, random.integers(limit, size=(most, count)).tolist())))
     return list(drawn)[:most]
