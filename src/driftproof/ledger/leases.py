@@ -35,9 +35,7 @@ class Leases(Protocol):
     @property
     def plan(self) -> Plan: ...
 
-    def state(self) -> str:
-        """running, stopping or finished."""
-        ...
+    def state(self) -> str: ...
 
     def lease(self, worker: str, count: int, seconds: float) -> list[Lease]:
         """Up to `count` groups to write within so many seconds; [] when none is admitted now."""
@@ -80,11 +78,7 @@ class LocalLeases(LedgerWriter):
     """
 
     def lease(self, worker: str, count: int, seconds: float) -> list[Lease]:
-        """Up to `count` groups to write, expired leases first, then new dispatches as far as admission allows.
-
-        A group may be dispatched while dispatched < `Plan.admitted`, and never beyond the run's steps. [] when nothing
-        is admitted now, which only reads.
-        """
+        """Expired leases first, then new dispatches as far as `Plan.admitted`; only reads where there are none."""
         now = time.monotonic()
         if count < 1 or not self._leasable(now):
             return []
@@ -95,29 +89,18 @@ class LocalLeases(LedgerWriter):
                 return []
             dispatched, admitted = self._dispatched(), self.plan.admitted(step, published_step)
             weights_step = self.plan.newest_weights(step, published_step)
-            expired = [
-                dispatch
-                for (dispatch,) in store.rows(
-                    "SELECT dispatch FROM groups WHERE state = 'leased' AND deadline < ? ORDER BY dispatch LIMIT ?",
-                    *(now, count),
-                )
-            ]
+            question = "SELECT dispatch FROM groups WHERE state = 'leased' AND deadline < ? ORDER BY dispatch LIMIT ?"
+            expired = [dispatch for (dispatch,) in store.rows(question, now, count)]
             fresh = range(dispatched, min(admitted, dispatched + count - len(expired)))
             leases = [Lease(dispatch=n, prompt_index=self.prompt_of(n)) for n in [*expired, *fresh]]
-            rows = [
-                (lease.dispatch, lease.prompt_index, "leased", worker, step, weights_step, *(None,) * 9)
-                for lease in leases
-            ]
-            store.write_groups(rows, deadline=now + seconds)
+            lent = ("leased", worker, step, weights_step, *(None,) * 9)
+            store.write_groups(((each.dispatch, each.prompt_index, *lent) for each in leases), deadline=now + seconds)
             if expired:
                 store.add_event("lease expired", f"groups {expired} given to {worker}")
         return leases
 
     def renew(self, worker: str, seconds: float, counters: Counters) -> None:
-        """Move the deadline of all leases of a living worker, and replace its counters.
-
-        A lease that was released is no longer its own.
-        """
+        """Move the deadline of a worker's leases; one that was released is no longer its own."""
         with self._store.transaction():
             self._store.execute(
                 "UPDATE groups SET deadline = ? WHERE state = 'leased' AND worker = ? AND deadline >= 0",
@@ -135,10 +118,10 @@ class LocalLeases(LedgerWriter):
             ).rowcount
 
     def commit(self, worker: str, groups: Mapping[int, Group], counters: Counters | None = None) -> int:
-        """Record written groups by dispatch number; how many were accepted.
+        """Record written groups by dispatch number, and replace the worker's counters; how many were accepted.
 
         A group whose lease has passed to another worker, or that is committed already, is not accepted and counted as
-        an event. `counters` replace the worker's.
+        an event.
 
         Raises:
             GroupError: a group is not of the prompt it was leased for, or does not carry exactly the planned channels.
@@ -173,10 +156,10 @@ class LocalLeases(LedgerWriter):
     def _leasable(self, now: float) -> bool:
         """Whether a lease could be given; reads little, and locks nobody out."""
         state, step, published_step = self._moment()
-        if state != RUNNING:
-            return False
         expired = "SELECT EXISTS (SELECT 1 FROM groups WHERE state = 'leased' AND deadline < ?)"
-        return self._dispatched() < self.plan.admitted(step, published_step) or bool(self._store.number(expired, now))
+        return state == RUNNING and (
+            self._dispatched() < self.plan.admitted(step, published_step) or bool(self._store.number(expired, now))
+        )
 
     def _moment(self) -> tuple[str, int, int]:
         """The run's state, the learner's step and the step of the newest snapshot."""

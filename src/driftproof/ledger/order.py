@@ -14,15 +14,12 @@ from numpy.typing import NDArray
 
 
 class PromptOrder:
-    """The order in which the prompts of a run are dispatched."""
+    """The order in which the prompts of a run are dispatched.
+
+    The share of recorded ones, from 0 to 1, is as exact as it is written: 0.29 is 29 of 100.
+    """
 
     def __init__(self, seed: int, prompts: int, recorded_prompts: int = 0, recorded_share: float = 0.0) -> None:
-        """
-        Args:
-            prompts: live ones, at least 1 where some share of the dispatches is live.
-            recorded_prompts: recorded ones, at least 1 where some share of the dispatches is recorded.
-            recorded_share: of all dispatches, from 0 to 1, as exact as it is written: 0.29 is 29 of 100.
-        """
         self._recorded_of, self._among = Fraction(str(recorded_share)).as_integer_ratio()
         self._prompts = prompts
         self._live = _Permutations(prompts, seed)
@@ -31,13 +28,8 @@ class PromptOrder:
 
     def prompt_of(self, dispatch: int) -> int:
         """The prompt of the n-th dispatch: the next recorded one where it is their turn, else the next live one."""
-        recorded = self._recorded_before(dispatch)
-        if self._recorded_before(dispatch + 1) > recorded:
-            return self._prompts + self._recorded.nth(recorded)
-        return self._live.nth(dispatch - recorded)
-
-    def _recorded_before(self, dispatch: int) -> int:
-        return dispatch * self._recorded_of // self._among
+        recorded, after = (n * self._recorded_of // self._among for n in (dispatch, dispatch + 1))
+        return self._prompts + self._recorded.nth(recorded) if after > recorded else self._live.nth(dispatch - recorded)
 
 
 class _Permutations:

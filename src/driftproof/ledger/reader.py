@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from driftproof.errors import DamageError, LedgerError
+from driftproof.errors import DamageError
 from driftproof.ledger.codec import read_group, row_checksum
 from driftproof.ledger.records import Counters, Plan, Record, Status, Summary
 from driftproof.ledger.schema import CONTENT, ROW
-from driftproof.ledger.store import Store, open_read_only, open_store
+from driftproof.ledger.store import open_store
 from driftproof.types import Group
 
 Order = Literal["newest", "oldest", "best", "worst", "spread", "longest", "shortest", "age"]
@@ -29,6 +29,7 @@ ORDERS = {
 Flag = Literal["truncated", "failed", "unrewarded"]
 COLUMNS = ", ".join(f"groups.{column}" for column in (*ROW, "checksum"))
 CONTENTS = ", ".join(f"contents.{column}" for column in CONTENT)
+GROUPS = f"SELECT {COLUMNS}, {CONTENTS} FROM groups LEFT JOIN contents USING (dispatch)"
 
 
 class LedgerReader:
@@ -38,7 +39,7 @@ class LedgerReader:
     `reader.record(reader.browse("worst", limit=1)[0].dispatch).group` is the group of lowest mean reward.
     """
 
-    _open: Callable[[Path], Store] = staticmethod(open_read_only)
+    _read_only = True
 
     def __init__(self, path: Path) -> None:
         """Open an existing ledger.
@@ -46,7 +47,7 @@ class LedgerReader:
         Raises:
             LedgerError: no ledger there, a damaged one, or one of a newer format.
         """
-        self._store = self._open(path)
+        self._store = open_store(path, read_only=self._read_only)
 
     def close(self) -> None:
         self._store.close()
@@ -92,14 +93,9 @@ class LedgerReader:
         """Counts of now; its cost does not grow with the number of trained groups."""
         with self._store.transaction("DEFERRED"):
             dispatched, leased, ready = self._dispatched(), self._count("leased"), self._count("ready")
-            return Status(
-                state=self.state(),
-                step=self.step,
-                dispatched=dispatched,
-                leased=leased,
-                ready=ready,
-                trained=dispatched - leased - ready,
-            )
+            trained = dispatched - leased - ready
+            counts = {"dispatched": dispatched, "leased": leased, "ready": ready, "trained": trained}
+            return Status(state=self.state(), step=self.step, **counts)
 
     def steps(self, after: int = 0) -> list[dict[str, Any]]:
         """The metrics of the steps after `after`, in order; each has its `step`."""
@@ -193,11 +189,10 @@ class LedgerReader:
 
     def _records(self, which: str, *values: object) -> Iterator[Record]:
         question = (
-            f"SELECT {COLUMNS}, {CONTENTS} FROM groups LEFT JOIN contents USING (dispatch) "
-            "WHERE state != 'leased' AND (contents.dispatch IS NOT NULL OR trained_step IS NULL OR trained_step > ?) "
-            f"AND {which} ORDER BY groups.dispatch"
+            f"{GROUPS} WHERE state != 'leased' AND {which} "
+            "AND (contents.dispatch IS NOT NULL OR trained_step IS NULL OR trained_step > ?) ORDER BY groups.dispatch"
         )
-        for row in self._store.rows(question, self.pruned_step, *values):
+        for row in self._store.rows(question, *values, self.pruned_step):
             yield Record(**self._fields(row), group=self._group(row))
 
     def _summaries(self, which: str, *values: object) -> Iterator[Summary]:
@@ -208,7 +203,7 @@ class LedgerReader:
         """Fields of a `Summary`, from a row that begins with the columns of `groups`."""
         columns = row[: len(ROW)]
         if row_checksum(*columns) != row[len(ROW)]:
-            raise self._damage(row[0], "its row's checksum does not agree")
+            raise self._store.damage(f"group {row[0]}: its row's checksum does not agree")
         return dict(zip(ROW[:-1], columns[:-1], strict=True))
 
     def _group(self, row: Sequence[Any]) -> Group:
@@ -216,10 +211,7 @@ class LedgerReader:
         try:
             return read_group(prompt_index, row[len(ROW) + 1 :], content_checksum)
         except DamageError as error:
-            raise self._damage(dispatch, str(error)) from error
-
-    def _damage(self, dispatch: int, what: str) -> LedgerError:
-        return self._store.damage(f"group {dispatch}: {what}")
+            raise self._store.damage(f"group {dispatch}: {error}") from error
 
     def _dispatched(self) -> int:
         return self._store.number("SELECT coalesce(max(dispatch), -1) + 1 FROM groups")
@@ -231,7 +223,7 @@ class LedgerReader:
 class LedgerWriter(LedgerReader):
     """A ledger that is opened to write: what both sides do with it."""
 
-    _open: Callable[[Path], Store] = staticmethod(open_store)
+    _read_only = False
 
     def record_event(self, kind: str, message: str) -> None:
         """Count and keep a tolerated failure or another thing to show."""

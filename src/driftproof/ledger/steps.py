@@ -13,10 +13,10 @@ from typing import Any
 
 from driftproof.errors import LedgerError
 from driftproof.ledger.codec import row_checksum
-from driftproof.ledger.reader import COLUMNS, CONTENTS, LedgerWriter
+from driftproof.ledger.reader import GROUPS, LedgerWriter
 from driftproof.ledger.records import RUNNING, STATES
 from driftproof.ledger.schema import ROW, STATE, TRAINED_STEP
-from driftproof.ledger.store import changed
+from driftproof.ledger.store import changed, damage_told
 from driftproof.types import Batch
 
 PRUNED_AT_ONCE = 64
@@ -56,17 +56,11 @@ class Steps(LedgerWriter):
         step = self.step + 1
         if self._store.number("SELECT count(*) FROM groups WHERE state = 'trained' AND trained_step = ?", step):
             raise LedgerError(f"step {step} has its batch already; finish_step comes before the next take")
-        if (
-            self._store.number("SELECT count(*) FROM (SELECT 1 FROM groups WHERE state = 'ready' LIMIT ?)", count)
-            < count
-        ):
+        ready = "SELECT count(*) FROM (SELECT 1 FROM groups WHERE state = 'ready' LIMIT ?)"
+        if self._store.number(ready, count) < count:
             return None
         with self._store.transaction(fault="take"):
-            question = (
-                f"SELECT {COLUMNS}, {CONTENTS} FROM groups LEFT JOIN contents USING (dispatch) "
-                "WHERE state = 'ready' ORDER BY dispatch LIMIT ?"
-            )
-            rows = list(self._store.rows(question, count))
+            rows = list(self._store.rows(f"{GROUPS} WHERE state = 'ready' ORDER BY dispatch LIMIT ?", count))
             found = [self._fields(row) for row in rows]
             groups = tuple(map(self._group, rows))
             self._store.database.executemany(
@@ -116,10 +110,8 @@ class Steps(LedgerWriter):
                 "held is pruned; only a checkpoint of that step or a later one can be gone on from"
             )
         with self._store.transaction(fault="rewind"):
-            ready = self._store.execute(
-                f"UPDATE groups SET {READY} WHERE state = 'trained' AND trained_step > ?",
-                step,
-            ).rowcount
+            again = f"UPDATE groups SET {READY} WHERE state = 'trained' AND trained_step > ?"
+            ready = self._store.execute(again, step).rowcount
             self._store.execute("UPDATE groups SET deadline = -1 WHERE state = 'leased'")
             self._store.execute("DELETE FROM steps WHERE step > ?", step)
             self._store.execute("DELETE FROM evaluations WHERE step > ?", step)
@@ -160,7 +152,7 @@ class Steps(LedgerWriter):
 
     def compact(self) -> None:
         """Give the space of what is pruned back to the file system; nobody else may be at work on the ledger."""
-        with self._store.damage_told():
+        with damage_told(self.path):
             self._store.execute("VACUUM")
             self._store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

@@ -10,7 +10,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +39,8 @@ class Store:
         self.path = path
         self.database = database
         self.plan = read_plan(path, self.header())
-        self.order = order_of(self.plan)
+        plan = self.plan
+        self.order = PromptOrder(plan.seed, plan.prompts, plan.recorded_prompts, plan.recorded_share)
 
     def close(self) -> None:
         self.database.close()
@@ -47,7 +48,8 @@ class Store:
     @contextmanager
     def transaction(self, kind: str = "IMMEDIATE", *, fault: str = "") -> Iterator[None]:
         """All or nothing; `fault` names the places around it at which a run can be made to fail."""
-        with fault_points(f"ledger {fault}", sqlite3.OperationalError) if fault else nullcontext(), self.damage_told():
+        faults = fault_points(f"ledger {fault}", sqlite3.OperationalError) if fault else nullcontext()
+        with faults, damage_told(self.path):
             self.database.execute(f"BEGIN {kind}")
             try:
                 yield
@@ -57,21 +59,16 @@ class Store:
                 raise
             self.database.execute("COMMIT")
 
-    @contextmanager
-    def damage_told(self) -> Iterator[None]:
-        with damage_told(self.path):
-            yield
-
     def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
         return self.database.execute(statement, values)
 
     def rows(self, question: str, *values: object) -> Iterator[Any]:
-        with self.damage_told():
+        with damage_told(self.path):
             yield from self.database.execute(question, values)
 
     def number(self, question: str, *values: object) -> int:
         """The one number that a question is answered with."""
-        with self.damage_told():
+        with damage_told(self.path):
             return int(self.database.execute(question, values).fetchone()[0])
 
     def sealed(self, question: str, what: str, read: Callable[[str], Value], *values: object) -> Iterator[Any]:
@@ -146,42 +143,27 @@ class Store:
         return LedgerError(damaged(self.path, what))
 
 
-def open_store(path: Path) -> Store:
-    """Open an existing ledger to write it; one of an older format is brought to today's.
+def open_store(path: Path, *, read_only: bool = False, untouched: bool = False) -> Store:
+    """Open an existing ledger; one of an older format is brought to today's, in a private copy where it is only read.
+
+    Reading works on storage that cannot be written, too. SQLite makes a log beside a ledger that has none, unless it is
+    to be `untouched`: then changes that begin meanwhile are not seen.
 
     Raises:
         LedgerError: no ledger there, a damaged one, or one of a newer format.
     """
-    _check_there(path)
-    database = connect(path)
+    if not path.is_file():
+        raise LedgerError(f"{path} does not exist; the directory is not a run")
+    database = _connect_read_only(path, untouched) if read_only else _connect(path)
     try:
         with damage_told(path):
-            _migrate(path, database)
-        return Store(path, database)
-    except BaseException:
-        database.close()
-        raise
-
-
-def open_read_only(path: Path, *, untouched: bool = False) -> Store:
-    """Open an existing ledger to read it, on storage that cannot be written, too.
-
-    One of an older format is read from a private copy that is brought to today's; the file stays as it is. SQLite makes
-    a log beside a ledger that has none, unless it is to be `untouched`: then changes that begin meanwhile are not seen.
-
-    Raises:
-        LedgerError: no ledger there, a damaged one, or one of a newer format.
-    """
-    _check_there(path)
-    database = _connect_read_only(path, untouched)
-    try:
-        with damage_told(path):
-            if _format(path, database) < FORMAT_VERSION:
-                copy = _prepared(sqlite3.connect("", isolation_level=None))
-                database.backup(copy)
-                database.close()
-                database = copy
-                _migrate(path, database)
+            if (version := _format(path, database)) < FORMAT_VERSION:
+                if read_only:
+                    copy = _prepared(sqlite3.connect("", isolation_level=None))
+                    database.backup(copy)
+                    database.close()
+                    database = copy
+                _migrate(path, database, version)
         return Store(path, database)
     except BaseException:
         database.close()
@@ -202,39 +184,14 @@ def create_store(path: Path, plan: Plan) -> None:
     partial = partial_name(path)
     for left_behind in path.parent.glob(f"{partial.name}*"):
         left_behind.unlink()
-    database = connect(partial)
-    try:
-        make_tables(database, plan)
-    finally:
-        database.close()
-    partial.rename(path)
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection that writes; `path` need not hold a ledger yet.
-
-    Raises:
-        LedgerError: it cannot be opened, or holds no database.
-    """
-    try:
-        database = _prepared(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None))
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.OperationalError as error:
-        raise LedgerError(f"cannot open {path}: {error}; is the directory writable, and is there space?") from error
-    except sqlite3.DatabaseError as error:
-        raise _no_ledger(path, error) from error
-    return database
-
-
-def make_tables(database: sqlite3.Connection, plan: Plan) -> None:
-    """Fill an empty database with a ledger's tables, in one transaction."""
     meta = {"format_version": FORMAT_VERSION, "driftproof": __version__, "plan": plan.to_json(), "state": RUNNING}
     meta |= dict.fromkeys(("step", "durable_step", "published_step", "pruned_step", "furthest_step"), 0)
-    database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
     rows = [(key, str(value), row_checksum(key, str(value))) for key, value in meta.items()]
-    database.executemany("INSERT INTO meta VALUES (?, ?, ?)", rows)
-    database.execute("COMMIT")
+    with closing(_connect(partial)) as database:
+        database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+        database.executemany("INSERT INTO meta VALUES (?, ?, ?)", rows)
+        database.execute("COMMIT")
+    partial.rename(path)
 
 
 def changed(**expressions: str) -> str:
@@ -247,19 +204,12 @@ def changed(**expressions: str) -> str:
     return ", ".join([*assignments, f"checksum = row_checksum({columns})"])
 
 
-def order_of(plan: Plan) -> PromptOrder:
-    """Which prompt is the n-th."""
-    return PromptOrder(plan.seed, plan.prompts, plan.recorded_prompts, plan.recorded_share)
-
-
 def channel_problem(plan: Plan, group: Group) -> str:
     """Empty where a group carries exactly the planned channels, else what is wrong."""
-    wanted = Channel.BEHAVIOR_LOGPROBS in plan.channels
-    if wanted == (group.behavior_logprobs is not None):
-        return ""
-    if wanted:
+    wanted, there = Channel.BEHAVIOR_LOGPROBS in plan.channels, group.behavior_logprobs is not None
+    if wanted and not there:
         return "the objective needs behavior_logprobs and the group has none"
-    return "the group carries behavior_logprobs, which are not needed"
+    return "the group carries behavior_logprobs, which are not needed" if there and not wanted else ""
 
 
 def read_plan(path: Path, meta: Mapping[str, str]) -> Plan:
@@ -322,13 +272,21 @@ def damage_told(path: Path) -> Iterator[None]:
         raise LedgerError(damaged(path, str(error))) from error
 
 
-def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise LedgerError(f"{path} does not exist; the directory is not a run")
-
-
 def _prepared(database: sqlite3.Connection) -> sqlite3.Connection:
     database.create_function("row_checksum", -1, row_checksum, deterministic=True)
+    return database
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that writes; `path` need not hold a ledger yet."""
+    try:
+        database = _prepared(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None))
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.OperationalError as error:
+        raise LedgerError(f"cannot open {path}: {error}; is the directory writable, and is there space?") from error
+    except sqlite3.DatabaseError as error:
+        raise _no_ledger(path, error) from error
     return database
 
 
@@ -383,8 +341,7 @@ def _format(path: Path, database: sqlite3.Connection) -> int:
     return version
 
 
-def _migrate(path: Path, database: sqlite3.Connection) -> None:
-    version = _format(path, database)
+def _migrate(path: Path, database: sqlite3.Connection, version: int) -> None:
     try:
         migrate(database)
     except sqlite3.OperationalError as error:

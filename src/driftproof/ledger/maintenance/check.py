@@ -20,7 +20,7 @@ from driftproof.errors import DamageError, LedgerError, UnavailableError
 from driftproof.ledger.codec import figures_of, read_group, row_checksum
 from driftproof.ledger.records import STATES, Plan
 from driftproof.ledger.schema import ROW, STATE, TRAINED_STEP
-from driftproof.ledger.store import UNREADABLE, Store, channel_problem, open_read_only
+from driftproof.ledger.store import UNREADABLE, Store, channel_problem, open_store
 from driftproof.run import LATEST, RunDirectory, step_directories
 from driftproof.weights.checkpoints import checkpoint_problems, list_checkpoints, weights_problem
 from driftproof.weights.files import WEIGHTS
@@ -92,7 +92,7 @@ def check_ledger(path: Path) -> Integrity:
 
 def _check(path: Path) -> Integrity:
     try:
-        with closing(open_read_only(path, untouched=True)) as store:
+        with closing(open_store(path, read_only=True, untouched=True)) as store:
             store.database.text_factory = lambda text: text.decode(errors="replace")
             store.execute("BEGIN")
             header = Header(store.plan, store.header())
