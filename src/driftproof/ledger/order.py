@@ -28,8 +28,13 @@ class PromptOrder:
 
     def prompt_of(self, dispatch: int) -> int:
         """The prompt of the n-th dispatch: the next recorded one where it is their turn, else the next live one."""
-        recorded, after = (n * self._recorded_of // self._among for n in (dispatch, dispatch + 1))
-        return self._prompts + self._recorded.nth(recorded) if after > recorded else self._live.nth(dispatch - recorded)
+        recorded = self._recorded_before(dispatch)
+        if self._recorded_before(dispatch + 1) > recorded:
+            return self._prompts + self._recorded.nth(recorded)
+        return self._live.nth(dispatch - recorded)
+
+    def _recorded_before(self, dispatch: int) -> int:
+        return dispatch * self._recorded_of // self._among
 
 
 class _Permutations:

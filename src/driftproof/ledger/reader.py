@@ -16,16 +16,18 @@ from driftproof.types import Group
 
 Order = Literal["newest", "oldest", "best", "worst", "spread", "longest", "shortest", "age"]
 ORDERS = {
-    "newest": ("dispatch", "DESC", "1"),
-    "oldest": ("dispatch", "ASC", "1"),
-    "best": ("mean_reward", "DESC", "mean_reward IS NOT NULL"),
-    "worst": ("mean_reward", "ASC", "mean_reward IS NOT NULL"),
-    "spread": ("reward_spread", "DESC", "reward_spread IS NOT NULL"),
-    "longest": ("tokens", "DESC", "tokens IS NOT NULL"),
-    "shortest": ("tokens", "ASC", "tokens IS NOT NULL"),
-    "age": ("trained_step - 1 - dispatched_step", "DESC", "state = 'trained'"),
+    "newest": ("dispatch", "DESC", "TRUE", ""),
+    "oldest": ("dispatch", "ASC", "TRUE", ""),
+    "best": ("mean_reward", "DESC", "mean_reward IS NOT NULL", "groups_reward"),
+    "worst": ("mean_reward", "ASC", "mean_reward IS NOT NULL", "groups_reward"),
+    "spread": ("reward_spread", "DESC", "reward_spread IS NOT NULL", "groups_spread"),
+    "longest": ("tokens", "DESC", "tokens IS NOT NULL", "groups_length"),
+    "shortest": ("tokens", "ASC", "tokens IS NOT NULL", "groups_length"),
+    "age": ("trained_step - 1 - dispatched_step", "DESC", "state = 'trained'", "groups_age"),
 }
-"""Column, direction and the groups that have it; each has an index."""
+"""Column, direction, the groups that have it, and their index."""
+FEW = 1000
+"""Groups that are found first and sorted then; more are met soon enough in the order of another index."""
 Flag = Literal["truncated", "failed", "unrewarded"]
 COLUMNS = ", ".join(f"groups.{column}" for column in (*ROW, "checksum"))
 CONTENTS = ", ".join(f"contents.{column}" for column in CONTENT)
@@ -148,28 +150,31 @@ class LedgerReader:
 
         `after` is the last dispatch number of the page before. Never touches what the groups hold.
         """
-        column, direction, known = ORDERS[by]
-        limits: list[tuple[str, Sequence[object]]] = [(known, ())]
-        index = ""
+        column, direction, known, index = ORDERS[by]
+        # Condition, its values and the index that has the groups of it in the order of dispatch.
+        limits: list[tuple[str, tuple[object, ...], str]] = []
         if worker is not None:
-            limits.append(("responses IS NOT NULL AND worker = ?", (worker,)))
-            index = "groups_worker" if column == "dispatch" else ""
-        # The few that have a flag, or are of a step, are found first and sorted then.
+            limits.append(("responses IS NOT NULL AND worker = ?", (worker,), "groups_worker"))
         if flag is not None:
-            limits.append((f"{flag} > 0", ()))
-            index = f"groups_{flag}"
+            limits.append((f"{flag} > 0", (), f"groups_{flag}"))
         if step is not None:
-            limits.append(("state = 'trained' AND trained_step = ?", (step,)))
-            index = "groups_trained"
+            limits.append(("state = 'trained' AND trained_step = ?", (step,), "groups_trained"))
+        few = [of_limit[2] for of_limit in limits if self._are_few(*of_limit)]
+        index = few[-1] if few else limits[-1][2] if limits and column == "dispatch" else index
+        limits.append((known, (), ""))
         if after is not None:
             beyond = "<" if direction == "DESC" else ">"
             place = f"(SELECT {column}, dispatch FROM groups WHERE dispatch = ?)"
-            limits.append((f"({column}, dispatch) {beyond} {place}", (after,)))
-        where = " AND ".join(condition for condition, _ in limits)
-        values = [value for _, given in limits for value in given]
+            limits.append((f"({column}, dispatch) {beyond} {place}", (after,), ""))
+        where = " AND ".join(condition for condition, *_ in limits)
+        values = [value for _, given, _ in limits for value in given]
+        indexed = f"INDEXED BY {index}" if index else ""
         order = f"{column} {direction}, dispatch {direction}"
-        indexed = f"INDEXED BY {index} " if index else ""
-        return list(self._summaries(f"{indexed}WHERE {where} ORDER BY {order} LIMIT ?", *values, limit))
+        return list(self._summaries(f"{indexed} WHERE {where} ORDER BY {order} LIMIT ?", *values, limit))
+
+    def _are_few(self, condition: str, values: Sequence[object], index: str) -> bool:
+        question = f"SELECT count(*) FROM (SELECT 1 FROM groups INDEXED BY {index} WHERE {condition} LIMIT {FEW})"
+        return self._store.number(question, *values) < FEW
 
     def record(self, dispatch: int) -> Record | None:
         """A group with what it holds; None where it is not committed, or pruned.

@@ -47,11 +47,7 @@ class Plan:
         return min(step, published_step) if self.publish_every else step
 
     def admitted(self, step: int, published_step: int) -> int:
-        """How many groups may be dispatched while the learner is at `step`, in all.
-
-        The snapshot after `published_step` is due `publish_every` steps later: a learner that has come further without
-        it counts as waiting there.
-        """
+        """How many groups may be dispatched in all; a learner counts as waiting where its next snapshot is due."""
         held_back = min(step, published_step + self.publish_every - 1) if self.publish_every else step
         return min(held_back + 1 + self.max_staleness, self.steps) * self.groups_per_step
 
@@ -69,11 +65,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The plan of a text.
-
-        Raises:
-            ValueError, TypeError, KeyError: it is none.
-        """
+        """The plan of a text; ValueError, TypeError or KeyError where it is none."""
         values: dict[str, Any] = json.loads(text)
         plan = cls(**values | {"channels": frozenset(map(Channel, values["channels"]))})
         numbers = [plan.prompts, plan.groups_per_step, plan.max_staleness, plan.steps, plan.publish_every]
@@ -115,16 +107,11 @@ class Counters:
     """Counters of its engine."""
 
     def to_json(self) -> str:
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps(values | {"engine": dict(self.engine)})
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The counters of a text; what another driftproof wrote beside them is left out.
-
-        Raises:
-            ValueError: it holds no counters.
-        """
+        """The counters of a text, else a ValueError; what another driftproof wrote beside them is left out."""
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("counters are no object")

@@ -36,10 +36,14 @@ CREATE INDEX groups_leased ON groups (dispatch) WHERE state = 'leased';
 CREATE INDEX groups_ready ON groups (dispatch) WHERE state = 'ready';
 CREATE INDEX groups_trained ON groups (trained_step) WHERE state = 'trained';
 CREATE INDEX groups_worker ON groups (worker) WHERE responses IS NOT NULL;
-CREATE INDEX groups_reward ON groups (mean_reward) WHERE mean_reward IS NOT NULL;
-CREATE INDEX groups_spread ON groups (reward_spread) WHERE reward_spread IS NOT NULL;
-CREATE INDEX groups_length ON groups (tokens) WHERE tokens IS NOT NULL;
-CREATE INDEX groups_age ON groups (trained_step - 1 - dispatched_step) WHERE state = 'trained';
+-- Flags stand in the orders' indexes, too: those that have one are found in order without a look at the others' rows.
+CREATE INDEX groups_reward ON groups (mean_reward, dispatch, truncated, failed, unrewarded)
+    WHERE mean_reward IS NOT NULL;
+CREATE INDEX groups_spread ON groups (reward_spread, dispatch, truncated, failed, unrewarded)
+    WHERE reward_spread IS NOT NULL;
+CREATE INDEX groups_length ON groups (tokens, dispatch, truncated, failed, unrewarded) WHERE tokens IS NOT NULL;
+CREATE INDEX groups_age ON groups (trained_step - 1 - dispatched_step, dispatch, truncated, failed, unrewarded)
+    WHERE state = 'trained';
 CREATE INDEX groups_truncated ON groups (dispatch) WHERE truncated > 0;
 CREATE INDEX groups_failed ON groups (dispatch) WHERE failed > 0;
 CREATE INDEX groups_unrewarded ON groups (dispatch) WHERE unrewarded > 0;

@@ -1,7 +1,4 @@
-"""Pruning: which groups' content may be forgotten, and giving its space back.
-
-Guarantees: nothing that a resume from any checkpoint could need is ever forgotten.
-"""
+"""Pruning. Guarantees: nothing that a resume from any checkpoint could need is ever forgotten."""
 
 from __future__ import annotations
 
@@ -57,9 +54,8 @@ def prune_run(run: Path, keep_steps: int) -> Pruned:
             ledger.compact()
         except sqlite3.OperationalError as error:
             raise LedgerError(
-                f"{directory.ledger} cannot be written: {error}; its groups are pruned up to step "
-                f"{ledger.pruned_step}. Giving space back takes as much free space as the ledger keeps: make some, and "
-                "prune again"
+                f"{directory.ledger} cannot be written: {error}; its groups are pruned up to step {ledger.pruned_step}. "
+                "Giving space back takes as much free space as the ledger keeps: make some, and prune again"
             ) from error
         freed = max(before - _bytes(directory), 0)
         return Pruned(groups=groups, step=ledger.pruned_step, steps=ledger.step, freed=freed)
