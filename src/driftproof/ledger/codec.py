@@ -63,11 +63,7 @@ def _fields(prompt_index: int, row: Sequence[Any]) -> dict[str, Any]:
 
 
 def read_group(prompt_index: int, row: Sequence[Any], expected: int | None) -> Group:
-    """The group of a row's `CONTENT` columns, whose checksum is `expected`; None: it has none.
-
-    Raises:
-        DamageError: the checksum differs, or the columns are no group.
-    """
+    """The group of a row's `CONTENT` columns, whose checksum is `expected` (None: it has none); else a DamageError."""
     if expected is not None and content_checksum(row) != expected:
         raise DamageError("its checksum does not agree")
     try:

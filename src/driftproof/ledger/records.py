@@ -107,7 +107,8 @@ class Counters:
     """Counters of its engine."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(values | {"engine": dict(self.engine)})
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -72,11 +72,7 @@ class Store:
             return int(self.database.execute(question, values).fetchone()[0])
 
     def sealed(self, question: str, what: str, read: Callable[[str], Value], *values: object) -> Iterator[Any]:
-        """Rows whose last column is their checksum and whose last but one `read` makes a value of.
-
-        Raises:
-            LedgerError: the checksum of a row does not agree, or it cannot be read.
-        """
+        """Rows that end with a text, of which `read` makes a value, and with their checksum, which must agree."""
         for *row, checksum in self.rows(question, *values):
             try:
                 if row_checksum(*row) != checksum:
@@ -87,11 +83,7 @@ class Store:
             yield *row[:-1], value
 
     def header(self, *keys: str) -> dict[str, str]:
-        """Values of `meta`, all that there are, or those of some keys.
-
-        Raises:
-            LedgerError: one of the keys is missing, or a checksum does not agree.
-        """
+        """Values of `meta`, all that there are, or those of some keys, none of which may be missing."""
         some = f" WHERE key IN ({', '.join('?' * len(keys))})" if keys else ""
         found = dict(self.sealed(f"SELECT key, value, checksum FROM meta{some}", "meta", str, *keys))
         if missing := [key for key in keys if key not in found]:
@@ -148,9 +140,6 @@ def open_store(path: Path, *, read_only: bool = False, untouched: bool = False) 
 
     Reading works on storage that cannot be written, too. SQLite makes a log beside a ledger that has none, unless it is
     to be `untouched`: then changes that begin meanwhile are not seen.
-
-    Raises:
-        LedgerError: no ledger there, a damaged one, or one of a newer format.
     """
     if not path.is_file():
         raise LedgerError(f"{path} does not exist; the directory is not a run")
@@ -171,11 +160,7 @@ def open_store(path: Path, *, read_only: bool = False, untouched: bool = False) 
 
 
 def create_store(path: Path, plan: Plan) -> None:
-    """Make a new ledger.
-
-    Raises:
-        LedgerError: there is one already, or the plan cannot be carried out.
-    """
+    """Make a new ledger."""
     if path.exists():
         raise LedgerError(f"{path} exists already; use --resume to go on with that run")
     if problem := plan.problem():
@@ -213,11 +198,7 @@ def channel_problem(plan: Plan, group: Group) -> str:
 
 
 def read_plan(path: Path, meta: Mapping[str, str]) -> Plan:
-    """The plan that `meta` holds.
-
-    Raises:
-        LedgerError: there is none, it cannot be carried out, or it says what this driftproof does not know.
-    """
+    """The plan that `meta` holds; a LedgerError where it is none, or says what this driftproof does not know."""
     text = meta.get("plan", "")
     # In format 2 the plan alone had a checksum.
     if meta.get("plan_checksum", str(zlib.crc32(text.encode()))) != str(zlib.crc32(text.encode())):
@@ -235,11 +216,7 @@ def read_plan(path: Path, meta: Mapping[str, str]) -> Plan:
 
 
 def check_format(path: Path, meta: Mapping[str, str]) -> int:
-    """The format of a ledger.
-
-    Raises:
-        LedgerError: this driftproof does not know it.
-    """
+    """The format of a ledger; a LedgerError where this driftproof does not know it."""
     version = meta.get("format_version", "")
     if version.isdecimal() and 1 <= int(version) <= FORMAT_VERSION:
         return int(version)
@@ -345,9 +322,7 @@ def _migrate(path: Path, database: sqlite3.Connection, version: int) -> None:
     try:
         migrate(database)
     except sqlite3.OperationalError as error:
-        raise LedgerError(
-            f"{path} has ledger format {version} and cannot be brought to {FORMAT_VERSION}: {error}; "
-            "is there space on the disk?"
-        ) from error
+        problem = f"has ledger format {version} and cannot be brought to {FORMAT_VERSION}: {error}"
+        raise LedgerError(f"{path} {problem}; is there space on the disk?") from error
     except sqlite3.IntegrityError as error:
         raise LedgerError(damaged(path, str(error))) from error

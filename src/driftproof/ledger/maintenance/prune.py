@@ -54,7 +54,7 @@ def prune_run(run: Path, keep_steps: int) -> Pruned:
             ledger.compact()
         except sqlite3.OperationalError as error:
             raise LedgerError(
-                f"{directory.ledger} cannot be written: {error}; its groups are pruned up to step {ledger.pruned_step}. "
+                f"{directory.ledger} cannot be written: {error}; groups are pruned up to step {ledger.pruned_step}. "
                 "Giving space back takes as much free space as the ledger keeps: make some, and prune again"
             ) from error
         freed = max(before - _bytes(directory), 0)
