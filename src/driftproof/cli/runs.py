@@ -166,5 +166,4 @@ def _prune_ledger(known: Namespace) -> None:
 
     if known.keep_steps < 0:
         raise ConfigError(f"--keep-steps is {known.keep_steps}; it must be 0 or more")
-    done = prune_run(known.run, known.keep_steps)
-    print(f"{done.groups:,} groups pruned, up to step {done.step:,} of {done.steps:,}; {done.freed:,} bytes freed")
+    print(prune_run(known.run, known.keep_steps))

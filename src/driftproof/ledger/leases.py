@@ -27,6 +27,10 @@ COMMIT = (
     f"UPDATE groups SET state = 'ready', {', '.join(f'{column} = ?' for column in FIGURES)}, checksum = ? "
     "WHERE dispatch = ?"
 )
+LEASED = (
+    "SELECT dispatch, dispatched_step, weights_step FROM groups "
+    "WHERE state = 'leased' AND worker = ? AND dispatch BETWEEN ? AND ?"
+)
 
 
 class Leases(Protocol):
@@ -132,7 +136,8 @@ class LocalLeases(LedgerWriter):
             content = to_row(group)
             written[dispatch] = content, (*figures_of(group), content_checksum(content))
         with self._store.transaction(fault="commit"):
-            accepted = [lease for lease in self._leased(worker, groups) if lease[0] in groups]
+            bounds = min(groups, default=0), max(groups, default=-1)
+            accepted = [lease for lease in self._store.rows(LEASED, worker, *bounds) if lease[0] in groups]
             self._store.database.executemany(
                 COMMIT,
                 (
@@ -165,14 +170,6 @@ class LocalLeases(LedgerWriter):
         """The run's state, the learner's step and the step of the newest snapshot."""
         header = self._store.header("state", "step", "published_step")
         return header["state"], int(header["step"]), int(header["published_step"])
-
-    def _leased(self, worker: str, groups: Mapping[int, Group]) -> list[tuple[int, int, int | None]]:
-        """Leases of a worker around those of some groups, with the learner's and the weights' step at dispatch."""
-        question = (
-            "SELECT dispatch, dispatched_step, weights_step FROM groups "
-            "WHERE state = 'leased' AND worker = ? AND dispatch BETWEEN ? AND ?"
-        )
-        return self._store.execute(question, worker, min(groups, default=0), max(groups, default=-1)).fetchall()
 
     def _check(self, dispatch: int, group: Group) -> None:
         if group.prompt_index != self.prompt_of(dispatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -119,9 +120,7 @@ class LedgerReader:
 
     def counters(self, worker: str) -> Counters:
         """The counters of one worker; all zero where it has not reported."""
-        question = "SELECT worker, counters, checksum FROM workers WHERE worker = ?"
-        found: dict[str, Counters] = dict(self._store.sealed(question, "worker", Counters.from_json, worker))
-        return found.get(worker, Counters())
+        return self.workers().get(worker, Counters())
 
     def events(self) -> dict[str, tuple[int, str]]:
         """The number of events of each kind, and the last message."""
@@ -130,11 +129,9 @@ class LedgerReader:
 
     def ages_by_step(self) -> tuple[tuple[int, ...], ...]:
         """The ages of each trained step's groups, in updates, in the order of dispatch."""
-        ages: dict[int, list[int]] = {}
-        for found in self._summaries("WHERE state = 'trained' ORDER BY trained_step, dispatch"):
-            if found.trained_step is not None and found.age is not None:
-                ages.setdefault(found.trained_step, []).append(found.age)
-        return tuple(tuple(of_step) for of_step in ages.values())
+        trained = self._summaries("WHERE state = 'trained' ORDER BY trained_step, dispatch")
+        steps = groupby(trained, lambda found: found.trained_step)
+        return tuple(tuple(found.age for found in groups if found.age is not None) for _, groups in steps)
 
     def browse(
         self,

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from driftproof.errors import LedgerError
 from driftproof.ledger.steps import Steps
 from driftproof.run import RunDirectory, locked, step_directories
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
-    """Result of a pruning."""
-
-    groups: int
-    """Groups whose content was forgotten now."""
-    step: int
-    """Last step whose groups are pruned."""
-    steps: int
-    freed: int
-    """Bytes given back to the file system."""
 
 
 def prunable_step(step: int, keep_steps: int, checkpoints: Sequence[int]) -> int:
@@ -39,8 +25,8 @@ def prune(ledger: Steps, checkpoints: Path, keep_steps: int) -> int:
     return ledger.prune(prunable_step(ledger.step, keep_steps, list(step_directories(checkpoints))))
 
 
-def prune_run(run: Path, keep_steps: int) -> Pruned:
-    """Prune a run that nobody is working on, and give the space back to the file system.
+def prune_run(run: Path, keep_steps: int) -> str:
+    """Prune a run that nobody is working on, and give the space back to the file system; the outcome for people.
 
     Raises:
         UnavailableError: not a run, or one that is being worked on.
@@ -58,7 +44,8 @@ def prune_run(run: Path, keep_steps: int) -> Pruned:
                 "Giving space back takes as much free space as the ledger keeps: make some, and prune again"
             ) from error
         freed = max(before - _bytes(directory), 0)
-        return Pruned(groups=groups, step=ledger.pruned_step, steps=ledger.step, freed=freed)
+        upto = f"up to step {ledger.pruned_step:,} of {ledger.step:,}"
+        return f"{groups:,} groups pruned, {upto}; {freed:,} bytes freed"
 
 
 def _bytes(directory: RunDirectory) -> int:
