@@ -1,7 +1,5 @@
 """Waiting for something that a cheap read tells."""
 
-from __future__ import annotations
-
 import time
 
 SHORTEST, LONGEST, SHARE = 0.001, 0.05, 0.02

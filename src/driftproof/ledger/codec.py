@@ -3,8 +3,6 @@
 Guarantees: what `read_group` returns is what was committed, bit for bit, where the content has a checksum.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import zlib

@@ -8,8 +8,6 @@ Guarantees: every dispatch number is given out once and holds one prompt for eve
 the pool; a group is committed once. The data's age is counted in the ledger and nowhere else.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Protocol
@@ -43,19 +41,15 @@ class Leases(Protocol):
 
     def lease(self, worker: str, count: int, seconds: float) -> list[Lease]:
         """Up to `count` groups to write within so many seconds; [] when none is admitted now."""
-        ...
 
     def renew(self, worker: str, seconds: float, counters: Counters) -> None:
         """Move the deadline of all leases of a living worker, and replace its counters."""
-        ...
 
     def commit(self, worker: str, groups: Mapping[int, Group], counters: Counters) -> int:
         """Record written groups by dispatch number, and replace the worker's counters; how many were accepted."""
-        ...
 
     def record_event(self, kind: str, message: str) -> None:
         """Count and keep a tolerated failure or another thing to show."""
-        ...
 
 
 class LocalLeases(LedgerWriter):

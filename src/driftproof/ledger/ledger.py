@@ -1,7 +1,5 @@
 """A ledger with all its faces over one connection, for who is both sides at once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Self
 

@@ -5,8 +5,6 @@ next and never between; whoever opens it meanwhile waits, and finds it migrated.
 as far as it was, and is found as before.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Callable, Mapping

@@ -5,8 +5,6 @@ floor(n * recorded_share) are recorded; either kind has all its prompts once bef
 one kind alone, live or recorded, come in the same order.
 """
 
-from __future__ import annotations
-
 from fractions import Fraction
 
 import numpy as np

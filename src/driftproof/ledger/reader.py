@@ -1,7 +1,5 @@
 """All that can be asked of a ledger; opened by itself it never writes, and never migrates."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby

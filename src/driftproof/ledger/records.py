@@ -1,7 +1,5 @@
 """The nouns of the ledger: what a run set out to do, what was leased, written and counted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields

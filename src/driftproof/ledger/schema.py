@@ -6,8 +6,6 @@ of the row's other columns in their order, without a lease's deadline. Events ha
 `content_checksum` covers.
 """
 
-from __future__ import annotations
-
 FORMAT_VERSION = 3
 
 TABLES = """

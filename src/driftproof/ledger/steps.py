@@ -4,8 +4,6 @@ Guarantees: a group is trained in exactly one step of the history that survives,
 makes ready again what its step had taken.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Guarantees: every event is one transaction; what is read agrees with its checksum, or a LedgerError says what to do.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import time
@@ -12,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from driftproof import __version__
 from driftproof.errors import LedgerError
@@ -29,7 +27,6 @@ UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 """Errors of a damaged page; where SQLite's message quotes what it found there, the message is no text."""
 BUSY_SECONDS = 60.0
 """How long a process waits for another's transaction."""
-Value = TypeVar("Value")
 
 
 class Store:
@@ -71,7 +68,7 @@ class Store:
         with damage_told(self.path):
             return int(self.database.execute(question, values).fetchone()[0])
 
-    def sealed(self, question: str, what: str, read: Callable[[str], Value], *values: object) -> Iterator[Any]:
+    def sealed(self, question: str, what: str, read: Callable[[str], Any], *values: object) -> Iterator[Any]:
         """Rows that end with a text, of which `read` makes a value, and with their checksum, which must agree."""
         for *row, checksum in self.rows(question, *values):
             try:

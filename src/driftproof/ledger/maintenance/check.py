@@ -5,8 +5,6 @@ with the files becomes a finding, a sentence for people. Of checkpoints and snap
 never a tensor, so that it takes no time however large a model is.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """Pruning. Guarantees: nothing that a resume from any checkpoint could need is ever forgotten."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ Guarantees: the damaged files are never written to; a group that is saved is the
 again; `check` finds nothing wrong with the repaired ledger, and a resume goes on from it.
 """
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 import tempfile
