@@ -117,6 +117,7 @@ def test_random_damage(sound: Path, tmp_path: Path, damage: Callable[[Path, rand
 
 def change(run: Path, statement: str) -> None:
     database = sqlite3.connect(run / "ledger.sqlite")
+    database.execute("PRAGMA writable_schema = ON")
     assert database.execute(statement).rowcount > 0
     database.commit()
     database.close()
@@ -251,6 +252,16 @@ def test_a_repair_on_a_full_disk_changes_nothing(run: Path, share: float, capsys
     assert files_of(run, FILES) == before
     assert {path.name for path in run.iterdir()} == {"ledger.sqlite", "checkpoints", "lock", "processes.lock"}
     assert repair_run(run) is not None
+
+
+@pytest.mark.parametrize("table", ["groups", "contents", "steps", "meta", "evaluations", "workers", "events"])
+def test_a_table_whose_columns_are_lost(run: Path, table: str) -> None:
+    change(
+        run, f"UPDATE sqlite_master SET sql = 'CREATE TABLE {table} (one INTEGER PRIMARY KEY)' WHERE name = '{table}'"
+    )
+    done = repaired_is_right(run)
+    assert done is not None
+    assert done.step == (20 if table in ("groups", "contents", "meta") else 23)
 
 
 def test_a_second_repair_keeps_what_the_first_kept(run: Path) -> None:

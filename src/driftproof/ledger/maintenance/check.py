@@ -126,18 +126,14 @@ def _file(store: Store, header: Header) -> Iterator[str]:
 
 
 def _groups(store: Store, header: Header) -> Iterator[str]:
-    every, size, under_way = (
-        header.plan.steps * header.plan.groups_per_step,
-        header.plan.groups_per_step,
-        header.step + 1,
-    )
+    size, under_way = header.plan.groups_per_step, header.step + 1
     found: defaultdict[str, list[int]] = defaultdict(list)
     trained: Counter[int] = Counter()
-    for n in range(min(store.number(DISPATCHED), every)):
+    for n in range(min(store.number(DISPATCHED), header.plan.steps * size)):
         row, content = read(store.database, "groups", n), read(store.database, "contents", n)
         if problem := row_problem(row, store.order.prompt_of(n)) or content_problem(header, row, content):
             found[problem].append(n)
-        if row and row[STATE] == "trained" and isinstance(row[TRAINED_STEP], int):
+        if len(row) > TRAINED_STEP and row[STATE] == "trained" and isinstance(row[TRAINED_STEP], int):
             trained[row[TRAINED_STEP]] += 1
     for problem, numbers in found.items():
         yield f"groups {_some(numbers)}: {problem}"
@@ -153,7 +149,7 @@ def _groups(store: Store, header: Header) -> Iterator[str]:
 
 def _others(store: Store, header: Header) -> Iterator[str]:
     done, recorded = range(1, min(header.step, header.plan.steps) + 1), set()
-    for step, *row in store.execute("SELECT * FROM steps ORDER BY step"):
+    for step, *row in store.execute("SELECT step, metrics, checksum FROM steps ORDER BY step"):
         recorded.add(step)
         if problem := object_problem("metrics", (step, *row)):
             yield f"step {step}: {problem}"
@@ -161,10 +157,10 @@ def _others(store: Store, header: Header) -> Iterator[str]:
         yield f"steps: {_some(missing)} not recorded"
     if extra := sorted(recorded.difference(done)):
         yield f"steps: {_some(extra)} recorded, the ledger is at step {header.step}"
-    for row in store.execute("SELECT * FROM evaluations"):
+    for row in store.execute("SELECT name, step, result, checksum FROM evaluations"):
         if problem := object_problem("result", row):
             yield f"evaluation {row[0]!r} of step {row[1]}: {problem}"
-    for row in store.execute("SELECT * FROM workers"):
+    for row in store.execute("SELECT worker, counters, checksum FROM workers"):
         if problem := object_problem("counters", row):
             yield f"worker {row[0]!r}: {problem}"
     counted = store.execute("SELECT kind, count(*) FROM events GROUP BY kind ORDER BY kind").fetchall()
@@ -196,7 +192,7 @@ def read(database: sqlite3.Connection, table: str, number: int) -> Sequence[Any]
 
 def row_problem(values: Sequence[Any], prompt: int) -> str:
     """A sentence on what is wrong with a row of `groups`, whose prompt must be this one; empty where nothing is."""
-    if not values:
+    if len(values) != len(ROW) + 2:
         return "not there, or not to be read"
     *row, checksum, _ = values
     _, prompt_index, state, worker, since, weights_step, trained_step = row[:7]
@@ -237,7 +233,7 @@ def object_problem(what: str, row: Sequence[Any]) -> str:
     try:
         if isinstance(json.loads(values[-1]), dict):
             return "" if row_checksum(*values) == checksum else UNSEALED
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, IndexError, RecursionError):
         pass
     return f"its {what} cannot be read"
 

@@ -123,9 +123,9 @@ def _header(path: Path, old: sqlite3.Connection, plan_anew: Callable[[], Plan] |
         # SQLite then reads a file that was cut off, too.
         old.execute("PRAGMA writable_schema = ON")
         old.execute("PRAGMA cell_size_check = ON")
-        for key, value, *seal in old.execute("SELECT * FROM meta").fetchall():
+        for key, value, *row in old.execute("SELECT key, value, * FROM meta").fetchall():
             # Formats before 3 have no checksums here.
-            if isinstance(value, str) and seal in ([], [row_checksum(key, value)]):
+            if isinstance(value, str) and row[2:] in ([], [row_checksum(key, value)]):
                 meta[key] = value
     version = meta.get("format_version", "")
     if version.isdecimal() and int(version) > FORMAT_VERSION:
