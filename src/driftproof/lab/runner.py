@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from driftproof.engines.settings import EngineSettings
 from driftproof.errors import ConfigError, RunError
@@ -33,6 +34,7 @@ from driftproof.weights.models import fingerprint_weights
 PRELOADED = ["driftproof.lab.runner", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
 """Modules imported once, in the process that the grid's are forked from."""
 
+UPKEEP = {"threads", "publish_every", "keep_snapshots", "checkpoint_every", "keep_groups", "max_skipped", "on_collapse"}
 NOT_DETERMINING: dict[str, bool | set[str]] = {
     "tracking": True,
     "runtime": True,
@@ -41,15 +43,7 @@ NOT_DETERMINING: dict[str, bool | set[str]] = {
     "engine": {setting.name for setting in fields(EngineSettings)} - {"name", "slots", "device"},
     "evaluation": {"every"},
     "rollouts": {"recorded_share"},
-    "learner": {
-        "threads",
-        "publish_every",
-        "keep_snapshots",
-        "checkpoint_every",
-        "keep_groups",
-        "max_skipped",
-        "on_collapse",
-    },
+    "learner": UPKEEP,
 }
 """Settings that a run of the lab does not have, or whose numbers do not depend on them."""
 
@@ -91,18 +85,14 @@ def run_grid(config: LabConfig, directory: Path, progress: Callable[[int, int], 
 
 def check_grid(config: LabConfig) -> None:
     """Check everything that can be checked without starting."""
-    if config.engine.name != "embedded":
-        raise ConfigError(
-            f"the lab writes its own responses; engine.name must be 'embedded', got {config.engine.name!r}"
-        )
+    if (engine := config.engine.name) != "embedded":
+        raise ConfigError(f"the lab writes its own responses; engine.name must be 'embedded', got {engine!r}")
     # Runs of one objective are right or wrong together.
     for cell in {cell.label: cell for cell in planned_cells(config) if cell.lr}.values():
         preflight(cell_config(config, cell))
     if not config.evaluation.prompts or not make_task(config).heldout:
-        raise ConfigError(
-            f"the lab measures accuracy on held-out prompts: task {config.task.name!r} must have some, and "
-            "evaluation.prompts must not be 0"
-        )
+        needs = f"task {config.task.name!r} must have some, and evaluation.prompts must not be 0"
+        raise ConfigError(f"the lab measures accuracy on held-out prompts: {needs}")
     for staleness in config.lab.staleness:
         make_staleness(config, staleness)
 
@@ -181,14 +171,13 @@ def _end_with_parent() -> None:
 
 
 def run_cell(recipe: str, cell: Cell, directory: Path) -> None:
-    """Run one cell and write its result; in a process of its own, on one thread."""
+    """Run one cell on one thread and write its result."""
     limit_threads(1)
     config = LabConfig.from_toml(recipe)
     started = time.monotonic()
     history = run(config, cell)
-    seconds = time.monotonic() - started
-    known = {"settings": settings_hash(config, cell), "seconds": seconds}
-    content = known | {"rows": history.rows, "signals": history.signals}
+    content: dict[str, Any] = {"settings": settings_hash(config, cell), "seconds": time.monotonic() - started}
+    content |= {"rows": history.rows, "signals": history.signals}
     with written_whole(_result_file(directory, cell)) as partial:
         partial.write_text(json.dumps(content))
 
@@ -199,9 +188,8 @@ def _found(config: LabConfig, cells: Sequence[Cell], directory: Path) -> list[Re
         if (path := _result_file(directory, cell)).is_file():
             content = json.loads(path.read_text())
             if content.pop("settings") != settings_hash(config, cell):
-                raise ConfigError(
-                    f"{path} is the result of other settings than these; choose another --lab.directory, or remove it"
-                )
+                advice = "choose another --lab.directory, or remove it"
+                raise ConfigError(f"{path} is the result of other settings than these; {advice}")
             results.append(Result(cell=cell, **content))
     return results
 

@@ -42,14 +42,12 @@ class LabSettings:
     replay: Path | None = None
     """Run directory whose ages are replayed."""
     seeds: Annotated[tuple[Seed, ...], MinLen(1)] = (0, 1, 2, 3, 4)
-    """Seeds of the runs."""
     views: Annotated[tuple[View, ...], MinLen(1)] = ("given",)
     """Learning rates: `given` takes an objective's `lr`, else the learner's; `tuned` its own best of `learning_rates`
     at staleness 0; `matched` the learner's for all, with every gradient scaled to one norm."""
     learning_rates: tuple[Annotated[float, Gt(0)], ...] = ()
-    """Learning rates of the sweep."""
+    """Learning rates of the sweep, each run with the `tuning_seeds`."""
     tuning_seeds: tuple[Seed, ...] = (1000, 1001)
-    """Seeds of the sweep."""
     matched_grad_norm: Annotated[float, Gt(0)] = 1e-3
     """Norm of every gradient in the view "matched", so small that clipping to it always acts."""
     evaluate_every: Annotated[int, Ge(1)] = 10

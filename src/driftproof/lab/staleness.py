@@ -15,10 +15,7 @@ from driftproof.run import RunDirectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExactLag:
-    """Every batch was written `lag` updates ago; the first `lag` steps by the base policy.
-
-    With lag 2 the sources of steps 1, 2, 3, 4, 5 are 0, 0, 0, 1, 2.
-    """
+    """Every batch was written `lag` updates ago; the first `lag` steps by the base policy."""
 
     lag: int
 
@@ -32,10 +29,7 @@ class ExactLag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Periodic:
-    """New weights reach the sampler every `every` updates: ages 0 to every - 1 in turn (the ASymPO paper's set-up).
-
-    With every 3 the sources of steps 1, 2, 3, 4, 5 are 0, 0, 0, 3, 3.
-    """
+    """New weights reach the sampler every `every` updates: ages 0 to every - 1 in turn (the ASymPO paper's set-up)."""
 
     every: int
 

@@ -24,9 +24,8 @@ class Summary:
     lr: float
     seeds: tuple[int, ...]
     base: float
-    """Mean accuracy of the base policy."""
+    """Mean accuracy of the base policy; `final` is that after the last step."""
     final: float
-    """Mean accuracy after the last step."""
     final_interval: tuple[float, float]
     """95% bootstrap interval of `final` over the seeds."""
     best: float

@@ -21,14 +21,11 @@ VIEWS: Mapping[View, str] = {
     "matched": "Every gradient scaled to the same norm",
 }
 
-COLLAPSE = (
+HOW_TO_READ = (
+    "Accuracies are means over the seeds after the last step, in brackets their 95% bootstrap interval over the seeds; "
+    "collapse rates have 95% Wilson intervals. ✗k/n: k of n runs have collapsed.\n\n"
     "A run has collapsed at step s if from s on its accuracy, averaged over 20 steps, is under half of the best such "
     "average that it had before, and under the base policy's. A run that dips and comes back has not collapsed."
-)
-
-INTERVALS = (
-    "Accuracies are means over the seeds after the last step, in brackets their 95% bootstrap interval over the seeds; "
-    "collapse rates have 95% Wilson intervals. ✗k/n: k of n runs have collapsed."
 )
 
 
@@ -62,7 +59,7 @@ def markdown(
         chosen = [summary for summary in summaries if summary.view == view]
         lines += ["", f"## {VIEWS[view]}", "", *markdown_table(result_rows(config, view, chosen))]
         lines += ["", *markdown_table(detail_rows(config, chosen))]
-    lines += ["", "## How to read this", "", INTERVALS, "", COLLAPSE]
+    lines += ["", "## How to read this", "", HOW_TO_READ]
     for what, name in pictures.items():
         lines += ["", f"## {what}", "", f"![{what}]({name})"]
     return "\n".join(lines) + "\n"
@@ -101,12 +98,11 @@ def result_rows(config: LabConfig, view: View, summaries: Sequence[Summary]) -> 
     """Header and rows of final accuracies; "-" where there is no run yet."""
     tuning = view == "tuning"
     seeds = len(set(config.lab.tuning_seeds if tuning else config.lab.seeds))
-    places = {(s.label, s.lr if tuning else s.staleness): s for s in summaries}
-    labels = dict.fromkeys(map(printable, config.lab.labels))
-    keys = list(dict.fromkeys(key for _, key in sorted(places, key=lambda place: place[1])))
+    texts = {(s.label, s.lr if tuning else s.staleness): result_text(s, seeds) for s in summaries}
+    keys = sorted({key for _, key in texts})
     names = [f"lr {key:g}" if tuning else age_name(config, int(key)) for key in keys]
-    texts = {(printable(label), key): result_text(summary, seeds) for (label, key), summary in places.items()}
-    return [["objective", *names], *([label, *(texts.get((label, key), "-") for key in keys)] for label in labels)]
+    rows = [[printable(label), *(texts.get((label, key), "-") for key in keys)] for label in config.lab.labels]
+    return [["objective", *names], *rows]
 
 
 def detail_rows(config: LabConfig, summaries: Sequence[Summary]) -> list[list[str]]:

@@ -32,8 +32,8 @@ class Limit:
     side: Literal["above", "below"]
     value: float
     relative: bool = False
-    """Whether `value` is a multiple of the metric's mean over the run's first `window` steps. Where that mean is not
-    positive a multiple says nothing, and the limit never alarms."""
+    """Whether `value` is a multiple of the metric's mean over the run's first `window` steps; where that mean is not
+    positive, the limit never alarms."""
     window: int = 20
     """Steps of the mean that is compared."""
 
@@ -52,15 +52,11 @@ class Alarm:
 
     limit: Limit
     mean: float
-    """Mean of the metric over the last window."""
     bound: float
-    """The value that the mean should not have crossed."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.limit.metric} was {self.mean:.3g} on average over the last {self.limit.window} steps, "
-            f"{self.limit.side} {self.bound:.3g}"
-        )
+        mean = f"{self.limit.metric} was {self.mean:.3g} on average over the last {self.limit.window} steps"
+        return f"{mean}, {self.limit.side} {self.bound:.3g}"
 
 
 class CollapseDetector:

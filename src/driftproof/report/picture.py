@@ -118,7 +118,8 @@ def _nll(axes: Any, run: _Run) -> None:
 def _imbalance(axes: Any, run: _Run) -> None:
     _panel(axes, "Scale imbalance: negative / positive", run)
     _smooth(axes, run, run.series(names.SCALE_IMBALANCE), GREEN, "")
-    _finish(axes, "needs positives and negatives", reference=1)
+    _reference(axes, 1)
+    _finish(axes, "needs positives and negatives")
     axes.set_ylim(bottom=0)
 
 
@@ -129,7 +130,8 @@ def _age(axes: Any, run: _Run) -> None:
         run.x, largest, color=ORANGE, linewidth=1, linestyle="--", marker=_marker(largest), markersize=5, label="max"
     )
     _smooth(axes, run, run.series(names.AGE_MEAN), BLUE, "mean")
-    _finish(axes, reference=run.max_staleness, reference_label=f"max_staleness: {run.max_staleness}", loc="lower right")
+    _reference(axes, run.max_staleness, f"max_staleness: {run.max_staleness}")
+    _finish(axes, loc="lower right")
     axes.set_ylim(bottom=0)
 
 
@@ -217,16 +219,13 @@ def _panel(axes: Any, title: str, run: _Run) -> None:
     axes.set_xlim(0, max(run.summary.steps, 1) * 1.02)
 
 
-def _finish(
-    axes: Any,
-    missing: str = "not recorded",
-    *,
-    reference: float | None = None,
-    reference_label: str | None = None,
-    loc: str = "best",
-    x_label: bool = True,
-) -> None:
-    """Reference line and legend; or, in a panel without data, why there is none."""
+def _reference(axes: Any, value: float, label: str | None = None) -> None:
+    if has_data(axes):
+        axes.axhline(value, color=GREY, linewidth=1, linestyle=":", label=label)
+
+
+def _finish(axes: Any, missing: str = "not recorded", *, loc: str = "best", x_label: bool = True) -> None:
+    """Legend; or, in a panel without data, why there is none."""
     if x_label:
         axes.set_xlabel("step", fontsize=9)
     else:
@@ -235,7 +234,5 @@ def _finish(
         axes.text(0.5, 0.5, missing, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=9)
         axes.tick_params(labelleft=False)
         return
-    if reference is not None:
-        axes.axhline(reference, color=GREY, linewidth=1, linestyle=":", label=reference_label)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8, frameon=False, loc=loc)

@@ -25,11 +25,11 @@ class Summary:
     model: str
     """Directory of the model that the run made."""
     accuracy_before: float | None
-    """Share of sampled responses (temperature 1) to held-out prompts that are right, before the first step."""
+    """Share of sampled responses (temperature 1) to held-out prompts that are right, before the first step; errors are
+    standard errors over prompts."""
     accuracy_after: float | None
     """The same share after the last step done."""
     accuracy_before_error: float | None
-    """Standard error over prompts."""
     accuracy_after_error: float | None
     greedy_before: float | None
     greedy_after: float | None
@@ -48,14 +48,12 @@ class Summary:
     groups_committed: int
     groups_trained: int
     tokens_trained: int
-    """Response tokens of all trained groups."""
     age_mean: float | None
     """Mean over trained groups, in steps."""
     age_max: int | None
     groups_of_equal_reward: int
     """Trained groups whose rewards are all equal: their advantages are 0."""
     events: dict[str, int]
-    """Count by kind."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; the held-out NLLs only where there are any."""
@@ -67,9 +65,7 @@ class Summary:
 
 def summarize(ledger: LedgerReader, model: Path) -> Summary:
     """The summary of a run; `model` is the directory of the model that it made."""
-    steps = ledger.steps()
-    status = ledger.status()
-    evaluations = ledger.evaluations()
+    steps, status, evaluations = ledger.steps(), ledger.status(), ledger.evaluations()
     heldout, recorded = evaluations.get("heldout", {}), evaluations.get("heldout_nll", {})
     # A run without steps has no "after".
     before, after = heldout.get(0, {}), heldout.get(status.step, {}) if status.step else {}

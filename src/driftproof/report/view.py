@@ -1,7 +1,4 @@
-"""A run at one moment, as displays and pages show it.
-
-Guarantees: only what is new in the ledger is read.
-"""
+"""A run at one moment, as displays and pages show it; only what is new in the ledger is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
