@@ -3,11 +3,9 @@
 None of them is an objective of its own; docs/results.md says what each was tried for, and what came of it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from torch import Tensor
 from driftproof.errors import ObjectiveError
 from driftproof.objectives import Objective, Responses
 from driftproof.objectives.behavior_corrected import exponential
-from driftproof.objectives.objective import TokenLosses, check_choice, check_flag, check_range
+from driftproof.objectives.objective import Bounds, NonNegative, Share, TokenLosses, check_range
 from driftproof.objectives.penalized import DRPO
 from driftproof.types import Channel
 
@@ -37,13 +35,13 @@ class Normalized(Objective):
     name: ClassVar[str] = "normalized"
     scale: Scale = "nll"
     sides: Sides = "both"
-    alpha: float = 1.0
-    floor: float = 1e-2
+    alpha: Share = 1.0
+    floor: Annotated[float, Bounds(1e-6, 10.0)] = 1e-2
     ceiling: float = math.inf
     """Largest divisor; 1 divides only responses of a smaller scale."""
     entropy_floor: bool = False
     clip: bool = False
-    p_low: float = 0.02
+    p_low: Annotated[float, Bounds(1e-6, 1.0)] = 0.02
     p_high: float = 0.97
 
     @property
@@ -52,14 +50,7 @@ class Normalized(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice(self, "scale", get_args(Scale))
-        check_choice(self, "sides", get_args(Sides))
-        check_range(self, "alpha", 0.0, 1.0)
-        check_range(self, "floor", 1e-6, 10.0)
         check_range(self, "ceiling", self.floor, math.inf)
-        check_flag(self, "entropy_floor")
-        check_flag(self, "clip")
-        check_range(self, "p_low", 1e-6, 1.0)
         check_range(self, "p_high", self.p_low, 1.0)
 
     def token_losses(self, batch: Responses) -> TokenLosses:
@@ -93,11 +84,7 @@ class BatchNormalized(Objective):
 
     name: ClassVar[str] = "batch-normalized"
     separable: ClassVar[bool] = False
-    floor: float = 1e-2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "floor", 1e-6, 10.0)
+    floor: Annotated[float, Bounds(1e-6, 10.0)] = 1e-2
 
     def token_losses(self, batch: Responses) -> TokenLosses:
         if len(batch.lengths_R) != batch.total_responses:
@@ -121,12 +108,7 @@ class ProbableNegatives(Objective):
 
     name: ClassVar[str] = "probable-negatives"
     level: Level = "token"
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice(self, "level", get_args(Level))
-        check_range(self, "alpha", 0.0, math.inf)
+    alpha: NonNegative = 1.0
 
     def token_losses(self, batch: Responses) -> TokenLosses:
         logprobs_N = batch.logprobs_N.detach()
@@ -146,13 +128,8 @@ class ClampedDRPO(DRPO):
     """
 
     name: ClassVar[str] = "clamped-drpo"
-    low: float = -math.inf
-    high: float = math.inf
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "low", -math.inf, 1.0)
-        check_range(self, "high", 1.0, math.inf)
+    low: Annotated[float, Bounds(high=1.0)] = -math.inf
+    high: Annotated[float, Bounds(low=1.0)] = math.inf
 
     def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
         ratio_N = exponential(log_ratio_N)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from driftproof.logprobs import Head, TokenValues, VocabShard, head_gradients, token_logprobs
+from driftproof.logprobs import Head, TokenValues, head_gradients, token_logprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,14 +34,13 @@ class Problem:
             cast[name] = None if cast[name] is None else cast[name].to(dtype)
         return Problem(**cast)
 
-    def head(self, *, columns: slice = slice(None), shard: VocabShard | None = None) -> Head:
+    def head(self) -> Head:
         """With new leaves."""
         return Head(
-            weight_VH=self.weight_VH[columns].clone().requires_grad_(not self.frozen),
-            bias_V=None if self.bias_V is None else self.bias_V[columns].clone().requires_grad_(not self.frozen),
+            weight_VH=self.weight_VH.clone().requires_grad_(not self.frozen),
+            bias_V=None if self.bias_V is None else self.bias_V.clone().requires_grad_(not self.frozen),
             temperature=self.temperature,
             softcap=self.softcap,
-            shard=shard,
         )
 
     @property

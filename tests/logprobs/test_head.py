@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from driftproof.logprobs import Head, VocabShard
+from driftproof.logprobs import Head
 
 WEIGHT = torch.ones(5, 2)
 
@@ -20,8 +20,3 @@ WEIGHT = torch.ones(5, 2)
 def test_a_head_that_makes_no_sense_is_refused(arguments: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         Head(**({"weight_VH": WEIGHT} | arguments))
-
-
-def test_a_shard_starts_at_a_token_id():
-    with pytest.raises(ValueError, match="the shard's first token id is -1; ids start at 0"):
-        VocabShard(first=-1, group=None)

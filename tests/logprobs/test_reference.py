@@ -2,8 +2,6 @@ import pytest
 import torch
 from hypothesis import given
 
-from driftproof.logprobs import Head, VocabShard, token_logprobs
-
 from .problems import Problem, differentiated, problem, problems
 
 
@@ -45,9 +43,3 @@ def test_results_are_float32_at_least(dtype: torch.dtype):
     logits = torch.nn.functional.linear(of.hidden_NH, of.weight_VH, of.bias_V).double() / of.temperature
     exact = logits.log_softmax(-1).gather(1, of.targets_N[:, None])[:, 0]
     torch.testing.assert_close(found["logprobs"].double(), exact, rtol=1e-5, atol=1e-5)
-
-
-def test_a_vocab_shard_is_refused():
-    head = Head(weight_VH=torch.ones(3, 2), shard=VocabShard(first=0, group=None))
-    with pytest.raises(ValueError, match="needs the whole head; a vocab shard takes 'chunked' or 'triton'"):
-        token_logprobs(torch.ones(1, 2), head, torch.tensor([0]), variant="reference")

@@ -44,15 +44,14 @@ def test_statistics_and_gradients_are_those_of_the_formulas(
 ):
     logits = logits.to(dtype)
     generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(-1, logits.shape[1], (len(logits),), generator=generator)
+    targets = torch.randint(logits.shape[1], (len(logits),), generator=generator)
     g, h = torch.randn(2, len(logits), generator=generator, dtype=torch.float64)
     exact = logits.double()
     z = (exact if softcap is None else softcap * torch.tanh(exact / softcap)) / temperature
     possible = z > -torch.inf
     lse, p = z.logsumexp(1), z.softmax(1)
     mean = (p * z.where(possible, 0)).sum(1)
-    here = targets >= 0
-    at_target = z.gather(1, targets[:, None].clamp_min(0))[:, 0].where(here, 0)
+    at_target = z.gather(1, targets[:, None])[:, 0]
 
     untouched = logits.clone()
     found = rows.row_statistics(logits, targets, temperature=temperature, softcap=softcap, want_mean=entropy)
@@ -64,8 +63,7 @@ def test_statistics_and_gradients_are_those_of_the_formulas(
     torch.testing.assert_close(found.target_N, at_target, **options)
     assert found.lse_N.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
-    is_target = torch.zeros_like(z)
-    is_target[here, targets[here]] = 1
+    is_target = torch.zeros_like(z).scatter_(1, targets[:, None], 1)
     gradient = g[:, None] * (is_target - p)
     if entropy:
         assert found.mean_N is not None

@@ -60,7 +60,7 @@ def case(
     temperature: float = 1.0,
     softcap: float | None = None,
 ) -> Case:
-    """Random logits, of which the share `impossible` is -inf (never the first column); targets from -1 on."""
+    """Random logits, of which the share `impossible` is -inf (never the first column)."""
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(tokens, vocabulary, generator=generator)
     logits[:, 1:].masked_fill_(torch.rand(tokens, vocabulary - 1, generator=generator) < impossible, -torch.inf)
@@ -68,7 +68,7 @@ def case(
     at_logprob, at_entropy = torch.randn(2, tokens, generator=generator).to(DEVICE, exact)
     return Case(
         logits=logits.to(DEVICE, dtype),
-        targets=torch.randint(-1, vocabulary, (tokens,), generator=generator).to(DEVICE),
+        targets=torch.randint(vocabulary, (tokens,), generator=generator).to(DEVICE),
         at_logprob=at_logprob,
         at_entropy=at_entropy if entropy else None,
         temperature=temperature,
@@ -131,9 +131,7 @@ def test_gradients_are_those_of_autograd(softcap: float | None):
     leaf = of.logits.clone().requires_grad_()
     z = (leaf if softcap is None else softcap * torch.tanh(leaf / softcap)) / 0.7
     distribution = z.log_softmax(-1)
-    picked = distribution.gather(1, of.targets.clamp_min(0)[:, None])[:, 0]
-    # A target in another shard counts only through the normaliser, as every token does.
-    log_p = picked.where(of.targets >= 0, -z.logsumexp(-1))
+    log_p = distribution.gather(1, of.targets[:, None])[:, 0]
     entropy = -(distribution.exp() * distribution).sum(-1)
     (of.at_logprob * log_p + of.at_entropy * entropy).sum().backward()
     found = of.gradients(triton_rows, of.statistics(triton_rows))
@@ -213,17 +211,18 @@ def test_columns_without_a_possible_token_count_for_nothing():
     of = case(2, WIDE + 3)
     of.logits[0, :WIDE] = -torch.inf
     of.logits[1] = -torch.inf
-    of.targets[:] = torch.tensor([WIDE + 1, -1])
+    of.targets[:] = torch.tensor([WIDE + 1, 7])
     found = of.statistics(triton_rows)
     assert found.mean_N is not None
     torch.testing.assert_close(found.lse_N[0], of.logits[0, WIDE:].logsumexp(0))
-    assert (found.lse_N[1].item(), found.target_N[1].item(), found.mean_N[1].item()) == (-torch.inf, 0, 0)
+    assert (found.lse_N[1].item(), found.target_N[1].item(), found.mean_N[1].item()) == (-torch.inf, -torch.inf, 0)
     gradients = of.gradients(triton_rows, found)
     assert gradients[0, WIDE:].count_nonzero() == 3
-    assert gradients[0, :WIDE].count_nonzero() == gradients[1].count_nonzero() == 0
+    assert gradients[0, :WIDE].count_nonzero() == 0
+    assert gradients[1].nonzero().tolist() == [[7]], "its target's alone"
 
 
-@pytest.mark.parametrize("target", [5, 10**12, -2])
+@pytest.mark.parametrize("target", [5, 10**12, -1])
 def test_a_target_outside_the_block_is_never_read(target: int):
     of = case(2, 5)
     targets = torch.tensor([target, 2], device=DEVICE)

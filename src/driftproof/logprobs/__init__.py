@@ -2,7 +2,7 @@
 
 from driftproof.logprobs.blocks import HeadGradients
 from driftproof.logprobs.fused import head_gradients
-from driftproof.logprobs.head import Head, VocabShard
+from driftproof.logprobs.head import Head
 from driftproof.logprobs.operation import token_logprobs
 from driftproof.logprobs.values import TokenGradients, TokenValues
 from driftproof.logprobs.variants import DEFAULT_BUDGET_BYTES, Variant
@@ -14,7 +14,6 @@ __all__ = [
     "TokenGradients",
     "TokenValues",
     "Variant",
-    "VocabShard",
     "head_gradients",
     "token_logprobs",
 ]

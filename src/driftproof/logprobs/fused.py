@@ -5,8 +5,6 @@ losses that are separable by response. A response whose logits do not fit the by
 logits are computed twice, but for the last block; its gradients are the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
@@ -47,20 +45,16 @@ def head_gradients(
         lengths: tokens of each response; their sum is N.
         token_gradients: gets the log-probs (and the entropy) of the tokens of some responses, and returns the loss's
             derivative by each.
-        want_entropy: whether `token_gradients` wants the entropy.
-        variant: see `Variant`; `reference` is one chunk.
-        budget_bytes: most bytes of logits at a time, but at least one token's.
-        check_targets: looks at the targets, and waits for the GPU to do so; False where they are known to be token ids.
+        want_entropy, variant, budget_bytes, check_targets: as in `token_logprobs`; `reference` is one chunk.
 
     Raises:
         ValueError: lengths that do not fit; `token_gradients` returned another shape, or gradients of an entropy that
             it did not ask for; see also `token_logprobs`.
     """
     check_inputs(hidden_NH, head, targets_N, variant, budget_bytes, check_targets)
-    if min(lengths, default=0) < 0 or sum(lengths) != len(hidden_NH):
-        raise ValueError(
-            f"lengths sum to {sum(lengths)}, the least {min(lengths, default=0)}, of {len(hidden_NH)} tokens"
-        )
+    least = min(lengths, default=0)
+    if least < 0 or sum(lengths) != len(hidden_NH):
+        raise ValueError(f"lengths sum to {sum(lengths)}, the least {least}, of {len(hidden_NH)} tokens")
     variant = choose(variant, hidden_NH, head)
     starts = [0, *accumulate(lengths)]
 
@@ -76,17 +70,10 @@ def head_gradients(
 
     if variant == "reference" and lengths:
         return _through_all_logits(hidden_NH, head, targets_N, len(lengths), weigh, want_entropy)
-    blocks = Blocks(
-        hidden_NH,
-        head,
-        targets_N,
-        dtype=product_dtype(hidden_NH),
-        triton=variant == "triton",
-        budget_bytes=budget_bytes,
-    )
-    bias_V = head.bias_V
-    weight, bias = head.weight_VH.requires_grad, bias_V is not None and bias_V.requires_grad
-    total = GradientSum(blocks, weight=weight, bias=bias)
+    dtype, triton = product_dtype(hidden_NH), variant == "triton"
+    blocks = Blocks(hidden_NH, head, targets_N, dtype=dtype, triton=triton, budget_bytes=budget_bytes)
+    bias = head.bias_V is not None and head.bias_V.requires_grad
+    total = GradientSum(blocks, weight=head.weight_VH.requires_grad, bias=bias)
     for first, last in _chunks(lengths, blocks.size):
         tokens = starts[first], starts[last]
         statistics = blocks.statistics(*tokens, want_mean=want_entropy)

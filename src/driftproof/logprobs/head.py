@@ -3,31 +3,11 @@
 A `Head` that exists is well-formed: its shapes agree, its temperature and soft-cap are positive numbers.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class VocabShard:
-    """This rank's rows of a vocab-parallel head; every rank has the same tokens and another part of the vocabulary."""
-
-    first: int
-    """Token id of the first row held here."""
-    group: ProcessGroup
-    """The ranks that hold the whole vocabulary between them."""
-
-    def __post_init__(self) -> None:
-        if self.first < 0:
-            raise ValueError(f"the shard's first token id is {self.first}; ids start at 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,19 +16,13 @@ class Head:
 
     That is softmax(z) with z = softcap * tanh(logits / softcap) / temperature and logits = hidden weight^T + bias. The
     weight and the bias get a gradient exactly when they require one.
-
-    Raises:
-        ValueError: shapes that do not agree, or a temperature or soft-cap that is no positive number.
     """
 
     weight_VH: Tensor
-    """[V, H]; with a shard, the rows of this rank."""
     bias_V: Tensor | None = None
     temperature: float = 1.0
     softcap: float | None = None
     """None where the model does not cap its logits."""
-    shard: VocabShard | None = None
-    """None where the head is whole."""
 
     def __post_init__(self) -> None:
         if self.weight_VH.dim() != 2:

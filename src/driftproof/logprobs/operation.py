@@ -4,8 +4,6 @@ All variants agree to rounding. Only `reference` ever holds the logits [N, V]; t
 three numbers a token for the backward pass, which computes the logits once more, block by block.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -39,14 +37,12 @@ def token_logprobs(
     Args:
         hidden_NH: what the head is applied to, [N, H].
         head: the output layer.
-        targets_N: token ids, int64 [N]; ids of the whole vocabulary also where the head is a shard of it.
-        want_entropy: computed only when asked for.
-        variant: see `Variant`.
+        targets_N: token ids, int64 [N].
         budget_bytes: most bytes of logits at a time, but at least one token's.
         check_targets: looks at the targets, and waits for the GPU to do so; False where they are known to be token ids.
 
     Raises:
-        ValueError: see `check_inputs` and `choose`.
+        ValueError: see `check_inputs`.
     """
     check_inputs(hidden_NH, head, targets_N, variant, budget_bytes, check_targets)
     variant = choose(variant, hidden_NH, head)

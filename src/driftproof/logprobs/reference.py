@@ -5,8 +5,6 @@ the hidden states are); half-precision hidden states or heads, and autocast, rou
 to 1e-2 nat a token.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -15,13 +13,7 @@ from driftproof.logprobs.values import TokenValues
 
 
 def token_logprobs(hidden_NH: Tensor, head: Head, targets_N: Tensor, *, want_entropy: bool = False) -> TokenValues:
-    """log softmax(z) at the targets, and the entropy of softmax(z) if asked for, both with gradient.
-
-    Raises:
-        ValueError: a vocab-parallel head.
-    """
-    if head.shard is not None:
-        raise ValueError("the reference variant needs the whole head; a vocab shard takes 'chunked' or 'triton'")
+    """log softmax(z) at the targets, and the entropy of softmax(z) if asked for, both with gradient."""
     dtype = product_dtype(hidden_NH)
     bias_V = None if head.bias_V is None else head.bias_V.to(dtype)
     logits_NV = torch.nn.functional.linear(hidden_NH.to(dtype), head.weight_VH.to(dtype), bias_V)

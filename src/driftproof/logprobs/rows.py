@@ -1,11 +1,8 @@
 """The elementwise work on a block of logits, in torch: statistics of each row, and the gradient in the block's place.
 
-A block is [N, V]: N tokens and the vocabulary, or the shard of it that is held here. From the logits on everything is
-float32, or float64 where the logits are. No temporary is as large as the block: a few rows at a time pass through all
-operations while they are in the cache.
+From the logits [N, V] on everything is float32, or float64 where the logits are. No temporary is as large as they are:
+a few rows at a time pass through all operations while they are in the cache.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -32,7 +29,7 @@ class RowStatistics:
     lse_N: Tensor
     """log sum exp z; -inf where every z is."""
     target_N: Tensor
-    """z at the target; 0 where the target is not in the block."""
+    """z at the target."""
     mean_N: Tensor | None
     """Mean of z under softmax(z); None unless asked for."""
 
@@ -40,9 +37,9 @@ class RowStatistics:
 def row_statistics(
     logits_NV: Tensor, targets_N: Tensor, *, temperature: float, softcap: float | None, want_mean: bool
 ) -> RowStatistics:
-    """The block is only read. `targets_N` are columns of it, int64; -1 where the target is not in it."""
+    """The block is only read."""
     dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
-    target_N = _at_targets(logits_NV, targets_N, dtype, temperature, softcap)[:, 0].where(targets_N >= 0, 0)
+    target_N = _at_targets(logits_NV, targets_N, dtype, temperature, softcap)[:, 0]
     lse_N = torch.empty_like(target_N)
     mean_N = torch.empty_like(target_N) if want_mean else None
     groups = _groups(logits_NV)
@@ -73,8 +70,8 @@ def logit_gradients_(
 ) -> Tensor:
     """Overwrite the block with dL / d logits, in its own dtype, and return it.
 
-    `lse_N` and `mean_N` are those of the whole vocabulary, which may be more than the block; `mean_N` is needed only
-    where `gradients` has an entropy. A row without a possible token (lse -inf) gets no gradient but its target's.
+    `mean_N` is needed only where `gradients` has an entropy. A row without a possible token (lse -inf) gets no gradient
+    but its target's.
     """
     # dL / d logits = slope / temperature * (1[target] g - p (g + h (z - mean))), and p = exp(z - shift) * scale.
     g_N1 = gradients.logprobs_N[:, None].to(lse_N.dtype) / temperature
@@ -109,9 +106,7 @@ def logit_gradients_(
         weigh_(z, rows, None)
         if buffer is not None:
             logits.copy_(z)
-    at_N = torch.arange(len(targets_N), device=targets_N.device), targets_N.clamp_min(0)
-    logits_NV[at_N] = z_N1[:, 0].to(logits_NV.dtype).where(targets_N >= 0, logits_NV[at_N])
-    return logits_NV
+    return logits_NV.scatter_(1, targets_N[:, None], z_N1.to(logits_NV.dtype))
 
 
 def _groups(block_NV: Tensor) -> list[slice]:
@@ -134,8 +129,8 @@ def _rows(tensor_N: Tensor | None, rows: slice) -> Tensor | None:
 def _at_targets(
     logits_NV: Tensor, targets_N: Tensor, dtype: torch.dtype, temperature: float, softcap: float | None
 ) -> Tensor:
-    """z at the targets, [N, 1]; of column 0 where the target is elsewhere."""
-    logits_N1 = logits_NV.gather(1, targets_N[:, None].clamp_min(0))
+    """z at the targets, [N, 1]."""
+    logits_N1 = logits_NV.gather(1, targets_N[:, None])
     return _scaled(logits_N1, temperature, softcap, out=torch.empty_like(logits_N1, dtype=dtype))
 
 

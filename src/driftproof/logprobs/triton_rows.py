@@ -9,8 +9,6 @@ element. This is the only module that imports Triton. Where `TRITON_INTERPRET=1`
 the kernels run on the CPU, slowly.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -31,10 +29,9 @@ _INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 def row_statistics(
     logits_NV: Tensor, targets_N: Tensor, *, temperature: float, softcap: float | None, want_mean: bool
 ) -> RowStatistics:
-    """One read of the block. `targets_N` are columns of it; -1 where the target is not in it.
+    """One read of the block: bfloat16, float16, float32 or float64, each row contiguous.
 
-    The logits are bfloat16, float16, float32 or float64, each row contiguous. Any other target outside the block gives
-    NaN: a check would make the host wait for the GPU.
+    A target outside the block gives NaN: a check would make the host wait for the GPU.
 
     Raises:
         ValueError: a tensor that the kernels cannot take.
@@ -71,8 +68,8 @@ def logit_gradients_(
 ) -> Tensor:
     """Overwrite the block with dL / d logits, in its own dtype, and return it.
 
-    `lse_N` and `mean_N` are those of the whole vocabulary, which may be more than the block; `mean_N` is needed only
-    where `gradients` has an entropy. A row without a possible token (lse -inf) gets no gradient but its target's.
+    `mean_N` is needed only where `gradients` has an entropy. A row without a possible token (lse -inf) gets no gradient
+    but its target's.
 
     Raises:
         ValueError: a tensor that the kernels cannot take, or an entropy's gradient without the mean.
@@ -106,10 +103,7 @@ def _check(logits_NV: Tensor, *vectors: Tensor | None) -> None:
     if logits_NV.stride(1) != 1 and logits_NV.shape[1] > 1:
         raise ValueError(f"the logits have strides {logits_NV.stride()}; each row must be contiguous")
     if not (logits_NV.is_cuda or _INTERPRETED):
-        raise ValueError(
-            f"the logits are on {logits_NV.device}; the Triton kernels run on a GPU. Take variant='chunked' here, or "
-            "set TRITON_INTERPRET=1 before the first import of Triton (slow, for tests)"
-        )
+        raise ValueError(f"the logits are on {logits_NV.device}; the Triton kernels run on a GPU, take 'chunked' here")
     for vector in vectors:
         if vector is not None and (vector.shape != logits_NV.shape[:1] or vector.device != logits_NV.device):
             given = f"shape {list(vector.shape)} on {vector.device}"
@@ -177,7 +171,7 @@ def _statistics_kernel(
     inside = (target >= 0) & (target < vocabulary)
     x = tl.load(row_logits + target, mask=inside, other=float("nan")).to(DTYPE)
     z, _ = _scaled(x, inverse_temperature, softcap, CAPPED, DTYPE)
-    tl.store(target_z + row, tl.where(target == -1, 0.0, z))
+    tl.store(target_z + row, z)
 
 
 @triton.jit

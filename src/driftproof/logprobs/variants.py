@@ -1,7 +1,5 @@
 """The ways to compute log-probs, how one is chosen, and what is refused before any of them starts."""
 
-from __future__ import annotations
-
 import importlib.util
 from typing import Literal, get_args
 
@@ -24,17 +22,10 @@ _SMALL_BYTES = 2**20
 
 
 def choose(variant: Variant, hidden_NH: Tensor, head: Head) -> Variant:
-    """The variant that `auto` stands for here; another one as it is.
-
-    Raises:
-        ValueError: `reference` of a vocab-parallel head.
-    """
-    whole = head.shard is None
-    if variant == "reference" and not whole:
-        raise ValueError("variant 'reference' needs the whole head; a vocab shard takes 'chunked' or 'triton'")
+    """The variant that `auto` stands for here; another one as it is."""
     if variant != "auto":
         return variant
-    if whole and len(hidden_NH) * len(head.weight_VH) * hidden_NH.itemsize <= _SMALL_BYTES:
+    if len(hidden_NH) * len(head.weight_VH) * hidden_NH.itemsize <= _SMALL_BYTES:
         return "reference"
     return "triton" if hidden_NH.is_cuda and importlib.util.find_spec("triton") else "chunked"
 
@@ -56,21 +47,18 @@ def check_inputs(
     if targets_N.shape != hidden_NH.shape[:1] or targets_N.dtype != torch.int64:
         given = f"{targets_N.dtype} of shape {list(targets_N.shape)}"
         raise ValueError(f"targets are {given}; they must be token ids, int64 [{len(hidden_NH)}]")
-    if len({tensor.device for tensor in (hidden_NH, head.weight_VH, targets_N)}) > 1:
-        raise ValueError(
-            f"hidden states on {hidden_NH.device}, the head on {head.weight_VH.device}, targets on {targets_N.device}"
-        )
+    devices = {tensor.device for tensor in (hidden_NH, head.weight_VH, targets_N)}
+    if len(devices) > 1:
+        raise ValueError(f"hidden states, head and targets are on {devices}; they must be on one device")
     if variant not in get_args(Variant):
         raise ValueError(f"no variant {variant!r}; choose one of {', '.join(get_args(Variant))}")
     if budget_bytes < 1:
         raise ValueError(f"budget_bytes is {budget_bytes}; it must be positive")
     if check_targets and len(targets_N):
         least, most = (int(bound) for bound in targets_N.aminmax())
-        # A rank that holds a shard does not know where the vocabulary ends.
-        vocabulary = len(head.weight_VH) if head.shard is None else most + 1
-        if least < 0 or most >= vocabulary:
+        if least < 0 or most >= weight[0]:
             wrong = least if least < 0 else most
             raise ValueError(
                 f"the target of token {int((targets_N == wrong).nonzero()[0])} is {wrong}; token ids go from 0 to "
-                f"{vocabulary - 1}, and tokens that are not scored must be left out"
+                f"{weight[0] - 1}, and tokens that are not scored must be left out"
             )

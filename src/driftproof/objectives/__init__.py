@@ -8,8 +8,6 @@ out.loss.backward()
 ```
 """
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import fields
 from typing import Any

@@ -1,8 +1,5 @@
 """Objectives with a learned value baseline: PPO."""
 
-from __future__ import annotations
-
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +10,7 @@ from driftproof.errors import ObjectiveError
 from driftproof.objectives.advantages import token_advantages
 from driftproof.objectives.behavior_corrected import BehaviorCorrected, exponential
 from driftproof.objectives.clipped import cap_negatives, clipped_losses
-from driftproof.objectives.objective import Aggregation, TokenLosses, check_range
+from driftproof.objectives.objective import Aggregation, AtLeastOne, NonNegative, Share, TokenLosses
 from driftproof.objectives.responses import Responses
 from driftproof.types import Channel
 
@@ -36,25 +33,15 @@ class PPO(BehaviorCorrected):
     name: ClassVar[str] = "ppo"
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.BEHAVIOR_LOGPROBS, Channel.VALUES})
     aggregation: Aggregation = "token-mean"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float = 3.0
-    """Largest ratio that a negative token is charged for; at least 1, infinity is off."""
-    discount: float = 1.0
-    gae_lambda: float = 0.95
-    value_clip: float = 0.2
+    clip_low: Share = 0.2
+    clip_high: NonNegative = 0.2
+    dual_clip: AtLeastOne = 3.0
+    """Largest ratio that a negative token is charged for; infinity is off."""
+    discount: Share = 1.0
+    gae_lambda: Share = 0.95
+    value_clip: NonNegative = 0.2
     """Furthest a value is moved from its old one, in units of the reward; infinity is off."""
-    value_coefficient: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "clip_low", 0.0, 1.0)
-        check_range(self, "clip_high", 0.0, math.inf)
-        check_range(self, "dual_clip", 1.0, math.inf)
-        check_range(self, "discount", 0.0, 1.0)
-        check_range(self, "gae_lambda", 0.0, 1.0)
-        check_range(self, "value_clip", 0.0, math.inf)
-        check_range(self, "value_coefficient", 0.0, math.inf)
+    value_coefficient: NonNegative = 0.1
 
     def token_losses(self, batch: Responses) -> TokenLosses:
         actor_N, metrics = super().token_losses(batch)
@@ -76,13 +63,8 @@ class PPO(BehaviorCorrected):
         losses_N = torch.maximum((batch.values_N - return_N).square(), (near_N - return_N).square()) / 2
         losses_N = torch.where(batch.per_token(batch.rewards_R.isnan()), 0, losses_N)
         tokens = max(batch.total_tokens, 1)
-        return TokenLosses(
-            losses_N,
-            {
-                "value_loss": losses_N.detach().sum() / tokens,
-                "value_mean": batch.values_N.detach().sum() / tokens,
-            },
-        )
+        means = {"value_loss": losses_N.detach().sum() / tokens, "value_mean": batch.values_N.detach().sum() / tokens}
+        return TokenLosses(losses_N, means)
 
     def _estimate(self, batch: Responses) -> tuple[Tensor, Tensor]:
         """Advantage and return of each token, [N] each; 0 and the old value where there is no reward."""

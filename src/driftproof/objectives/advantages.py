@@ -3,8 +3,6 @@
 In a group, a response without a reward (NaN: its verification failed) is left out of the baseline and gets advantage 0.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,17 +3,14 @@
 Notation of the rooms beside this one: mu the behavior policy, rho = pi / mu per token, A the advantage of a response.
 """
 
-from __future__ import annotations
-
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from driftproof.objectives.objective import MAX_LOG_RATIO, Objective, TokenLosses, check_choice, check_range
+from driftproof.objectives.objective import MAX_LOG_RATIO, AtLeastOne, Objective, Share, TokenLosses
 from driftproof.objectives.responses import Responses
 from driftproof.types import Channel
 
@@ -37,22 +34,14 @@ class BehaviorCorrected(Objective):
     channels: ClassVar[frozenset[Channel]] = frozenset({Channel.BEHAVIOR_LOGPROBS})
     correction: Correction = "none"
     correction_level: CorrectionLevel = "token"
-    correction_low: float = 0.5
+    correction_low: Share = 0.5
     """Lower bound of w under "mask"."""
-    correction_high: float = 2.0
+    correction_high: AtLeastOne = 2.0
     """Upper bound of w."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice(self, "correction", get_args(Correction))
-        check_choice(self, "correction_level", get_args(CorrectionLevel))
-        check_range(self, "correction_low", 0.0, 1.0)
-        check_range(self, "correction_high", 1.0, math.inf)
 
     @property
     def needs(self) -> frozenset[Channel]:
-        corrects = self.correction != "none"
-        return super().needs | ({Channel.PROXIMAL_LOGPROBS} if corrects else frozenset())
+        return super().needs | (set() if self.correction == "none" else {Channel.PROXIMAL_LOGPROBS})
 
     def token_losses(self, batch: Responses) -> TokenLosses:
         assert batch.behavior_logprobs_N is not None

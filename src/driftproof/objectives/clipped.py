@@ -4,9 +4,6 @@ Notation: rho the ratio of a token (see `behavior_corrected`), A the advantage o
 never the way back: a good token is no longer raised above the upper bound, a bad one no longer lowered under the lower.
 """
 
-from __future__ import annotations
-
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,8 +15,10 @@ from driftproof.objectives.behavior_corrected import BehaviorCorrected, exponent
 from driftproof.objectives.objective import (
     MAX_LOG_RATIO,
     Aggregation,
+    AtLeastOne,
+    NonNegative,
+    Share,
     TokenLosses,
-    check_range,
     only_per_response_means,
 )
 from driftproof.objectives.responses import Responses
@@ -32,13 +31,11 @@ def clipped_losses(batch: Responses, ratio_N: Tensor, advantage_N: Tensor, low: 
     """
     losses_N = torch.maximum(-ratio_N * advantage_N, -ratio_N.clamp(low, high) * advantage_N)
     ratio_N = ratio_N.detach()
-    return TokenLosses(
-        losses_N,
-        {
-            "clipped_high_share": batch.share_of_tokens((advantage_N > 0) & (ratio_N > high)),
-            "clipped_low_share": batch.share_of_tokens((advantage_N < 0) & (ratio_N < low)),
-        },
-    )
+    shares = {
+        "clipped_high_share": batch.share_of_tokens((advantage_N > 0) & (ratio_N > high)),
+        "clipped_low_share": batch.share_of_tokens((advantage_N < 0) & (ratio_N < low)),
+    }
+    return TokenLosses(losses_N, shares)
 
 
 def cap_negatives(losses_N: Tensor, advantage_N: Tensor, dual_clip: float) -> Tensor:
@@ -57,16 +54,10 @@ class GRPO(BehaviorCorrected):
     """
 
     name: ClassVar[str] = "grpo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float = 3.0
-    """Largest ratio that a negative response is charged for; at least 1, infinity is off."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "clip_low", 0.0, 1.0)
-        check_range(self, "clip_high", 0.0, math.inf)
-        check_range(self, "dual_clip", 1.0, math.inf)
+    clip_low: Share = 0.2
+    clip_high: NonNegative = 0.2
+    dual_clip: AtLeastOne = 3.0
+    """Largest ratio that a negative response is charged for; infinity is off."""
 
     def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
         advantage_N = batch.per_token(batch.advantages_R)
@@ -98,14 +89,12 @@ class GSPO(BehaviorCorrected):
     """
 
     name: ClassVar[str] = "gspo"
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
+    clip_low: Share = 3e-4
+    clip_high: NonNegative = 4e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         only_per_response_means(self, "a response has one ratio")
-        check_range(self, "clip_low", 0.0, 1.0)
-        check_range(self, "clip_high", 0.0, math.inf)
 
     def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
         # The token's own log-ratio cancels in the value and stays in the gradient.
@@ -131,18 +120,12 @@ class M2PO(BehaviorCorrected):
     name: ClassVar[str] = "m2po"
     separable: ClassVar[bool] = False
     aggregation: Aggregation = "token-mean"
-    budget: float = 0.04
+    budget: NonNegative = 0.04
     """Largest mean of (log rho)^2 over harmful tokens."""
-    least_low: float = 0.7
+    least_low: Share = 0.7
     """The lower clip is at most this."""
-    least_high: float = 1.5
+    least_high: AtLeastOne = 1.5
     """The upper clip is at least this."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "budget", 0.0, math.inf)
-        check_range(self, "least_low", 0.0, 1.0)
-        check_range(self, "least_high", 1.0, math.inf)
 
     def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
         if len(batch.lengths_R) != batch.total_responses or len(batch.logprobs_N) != batch.total_tokens:

@@ -6,12 +6,10 @@ without gradient. So losses, gradients and metrics of the parts of a step add up
 response lies on several ranks.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -21,6 +19,18 @@ from driftproof.types import Channel
 
 Aggregation = Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"]
 KLEstimator = Literal["k1", "k2", "k3"]
+
+
+class Bounds(NamedTuple):
+    """Smallest and largest value of a hyper-parameter, both allowed: `floor: Annotated[float, Bounds(0.0, 10.0)]`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+
+Share = Annotated[float, Bounds(0.0, 1.0)]
+NonNegative = Annotated[float, Bounds(0.0)]
+AtLeastOne = Annotated[float, Bounds(1.0)]
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to +-20 before the exponential, so that a ratio is finite; beyond it there is no gradient."""
@@ -46,7 +56,7 @@ class ObjectiveOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """A loss over responses and what it needs; the fields are its hyper-parameters.
+    """A loss over responses and what it needs; the fields are its hyper-parameters, checked by their types.
 
     `aggregation`, with m tokens in a response, R responses and N tokens in the step:
     `seq-mean-token-mean` weighs a token 1/(R m), `token-mean` 1/N, `seq-mean-token-sum-norm` 1/(R horizon).
@@ -67,14 +77,20 @@ class Objective(ABC):
     aggregation: Aggregation = "seq-mean-token-mean"
     horizon: int | None = None
     """Tokens; the constant that replaces m under `seq-mean-token-sum-norm`, and only there."""
-    kl: float = 0.0
+    kl: NonNegative = 0.0
     """Weight of the KL term; 0 is off, and then no reference policy is needed."""
     kl_estimator: KLEstimator = "k3"
-    entropy_bonus: float = 0.0
+    entropy_bonus: Annotated[float, Bounds()] = 0.0
     """Weight of the entropy bonus; 0 is off."""
 
     def __post_init__(self) -> None:
-        check_choice(self, "aggregation", get_args(Aggregation))
+        for field, kind in get_type_hints(type(self), include_extras=True).items():
+            if get_origin(kind) is Literal:
+                _check_choice(self, field, get_args(kind))
+            elif get_origin(kind) is Annotated and isinstance(bounds := get_args(kind)[1], Bounds):
+                check_range(self, field, *bounds)
+            elif kind is bool and not isinstance(value := getattr(self, field), bool):
+                raise ObjectiveError(f"{self.name}: {field} is {value!r}; it must be true or false")
         if (self.aggregation == "seq-mean-token-sum-norm") != (self.horizon is not None):
             raise ObjectiveError(
                 f"{self.name}: `horizon` (tokens, usually the longest response allowed) belongs to aggregation "
@@ -83,9 +99,6 @@ class Objective(ABC):
             )
         if self.horizon is not None:
             check_range(self, "horizon", 1, math.inf)
-        check_range(self, "kl", 0.0, math.inf)
-        check_choice(self, "kl_estimator", get_args(KLEstimator))
-        check_range(self, "entropy_bonus", -math.inf, math.inf)
 
     @property
     def needs(self) -> frozenset[Channel]:
@@ -141,44 +154,20 @@ class Objective(ABC):
 
 
 def check_range(objective: Objective, field: str, low: float, high: float) -> None:
-    """Refuse a field that is no number or outside [low, high] (NaN included).
-
-    Raises:
-        ObjectiveError: naming objective, field, value and range.
-    """
+    """Refuse a field that is no number or outside [low, high] (NaN included)."""
     value = getattr(objective, field)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ObjectiveError(f"{objective.name}: {field} is {value!r}; it must be a number from {low} to {high}")
 
 
-def check_choice(objective: Objective, field: str, choices: tuple[str, ...]) -> None:
-    """Refuse a field that is none of `choices`.
-
-    Raises:
-        ObjectiveError: naming objective, field, value and choices.
-    """
+def _check_choice(objective: Objective, field: str, choices: tuple[str, ...]) -> None:
     value = getattr(objective, field)
     if value not in choices:
         raise ObjectiveError(f"{objective.name}: unknown {field} {value!r}; valid: {', '.join(choices)}")
 
 
-def check_flag(objective: Objective, field: str) -> None:
-    """Refuse a field that is neither true nor false.
-
-    Raises:
-        ObjectiveError: naming objective, field and value.
-    """
-    value = getattr(objective, field)
-    if not isinstance(value, bool):
-        raise ObjectiveError(f"{objective.name}: {field} is {value!r}; it must be true or false")
-
-
 def only_per_response_means(objective: Objective, reason: str) -> None:
-    """Refuse every aggregation but `seq-mean-token-mean`.
-
-    Raises:
-        ObjectiveError: with the reason.
-    """
+    """Refuse every aggregation but `seq-mean-token-mean`."""
     if objective.aggregation != "seq-mean-token-mean":
         raise ObjectiveError(
             f"{objective.name}: aggregation is {objective.aggregation!r}; {reason}, which fixes it to "

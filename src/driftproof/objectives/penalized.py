@@ -4,16 +4,13 @@ Notation: rho the ratio of a token (see `behavior_corrected`), mu and pi the two
 its response. The penalty is quadratic in the move, so the push fades, is zero at the threshold and turns back beyond.
 """
 
-from __future__ import annotations
-
-import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
 from driftproof.objectives.behavior_corrected import BehaviorCorrected, exponential
-from driftproof.objectives.objective import Aggregation, TokenLosses, check_range
+from driftproof.objectives.objective import Aggregation, Bounds, TokenLosses
 from driftproof.objectives.responses import Responses
 
 
@@ -28,11 +25,7 @@ class SimplePO(BehaviorCorrected):
 
     name: ClassVar[str] = "simple-po"
     aggregation: Aggregation = "seq-mean-token-sum-norm"
-    epsilon: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "epsilon", 1e-6, math.inf)
+    epsilon: Annotated[float, Bounds(1e-6)] = 0.2
 
     def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
         ratio_N = exponential(log_ratio_N)
@@ -56,11 +49,7 @@ class DRPO(BehaviorCorrected):
 
     name: ClassVar[str] = "drpo"
     aggregation: Aggregation = "seq-mean-token-sum-norm"
-    delta: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "delta", 1e-6, math.inf)
+    delta: Annotated[float, Bounds(1e-6)] = 0.5
 
     def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
         ratio_N = exponential(log_ratio_N)

@@ -134,7 +134,6 @@ class Responses:
             if channel_RT is not None:
                 packed_N = _packed(name, channel_RT, mask_RT).to(logprobs_N.dtype)
                 channels[f"{name}_N"] = packed_N if name in TRAINED_CHANNELS else packed_N.detach()
-        responses = len(lengths_R)
         group_R = torch.zeros_like(lengths_R) if group_R is None else group_R
         if total_responses is None:
             total_valid_responses = count_valid_responses(advantages_R, group_R)
@@ -142,11 +141,11 @@ class Responses:
                 total_nonzero_rewards = count_nonzero_rewards(rewards_R)
         return cls(
             logprobs_N=logprobs_N,
-            segment_N=torch.arange(responses, device=mask_RT.device).repeat_interleave(lengths_R),
+            segment_N=torch.arange(len(lengths_R), device=mask_RT.device).repeat_interleave(lengths_R),
             lengths_R=lengths_R,
             advantages_R=advantages_R.to(logprobs_N.dtype),
             group_R=group_R,
-            total_responses=responses if total_responses is None else total_responses,
+            total_responses=len(lengths_R) if total_responses is None else total_responses,
             total_tokens=int(lengths_R.sum()) if total_tokens is None else total_tokens,
             total_valid_responses=total_valid_responses,
             total_nonzero_rewards=total_nonzero_rewards,
@@ -173,14 +172,7 @@ class Responses:
         return chosen_N.sum() / max(self.total_tokens, 1)
 
 
-TOKEN_CHANNELS = (
-    "behavior_logprobs",
-    "proximal_logprobs",
-    "reference_logprobs",
-    "entropy",
-    "values",
-    "old_values",
-)
+TOKEN_CHANNELS = ("behavior_logprobs", "proximal_logprobs", "reference_logprobs", "entropy", "values", "old_values")
 """The optional inputs of one value per token, in the order of `from_padded`."""
 TRAINED_CHANNELS = ("entropy", "values")
 """Channels that may carry a gradient; `from_padded` detaches the others, which belong to policies that stand still."""

@@ -4,18 +4,16 @@ Notation: rho the ratio of a token (see `behavior_corrected`), mu and pi the two
 its response, sg stop-gradient. Each token loss is -sg(weight) A log pi.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from driftproof.objectives.behavior_corrected import BehaviorCorrected, CorrectionLevel, exponential
-from driftproof.objectives.objective import Aggregation, TokenLosses, check_choice, check_range
+from driftproof.objectives.behavior_corrected import BehaviorCorrected, exponential
+from driftproof.objectives.objective import Aggregation, AtLeastOne, NonNegative, Share, TokenLosses, check_range
 from driftproof.objectives.responses import Responses
 
 
@@ -29,25 +27,18 @@ class CISPO(BehaviorCorrected):
 
     name: ClassVar[str] = "cispo"
     aggregation: Aggregation = "token-mean"
-    ratio_low: float = 0.0
-    ratio_high: float = 5.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "ratio_low", 0.0, 1.0)
-        check_range(self, "ratio_high", 1.0, math.inf)
+    ratio_low: Share = 0.0
+    ratio_high: AtLeastOne = 5.0
 
     def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
         ratio_N = exponential(log_ratio_N).detach()
         advantage_N = batch.per_token(batch.advantages_R)
         losses_N = -ratio_N.clamp(self.ratio_low, self.ratio_high) * advantage_N * batch.logprobs_N
-        return TokenLosses(
-            losses_N,
-            {
-                "clipped_high_share": batch.share_of_tokens(ratio_N > self.ratio_high),
-                "clipped_low_share": batch.share_of_tokens(ratio_N < self.ratio_low),
-            },
-        )
+        shares = {
+            "clipped_high_share": batch.share_of_tokens(ratio_N > self.ratio_high),
+            "clipped_low_share": batch.share_of_tokens(ratio_N < self.ratio_low),
+        }
+        return TokenLosses(losses_N, shares)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +50,8 @@ class _DPPO(BehaviorCorrected):
     """
 
     aggregation: Aggregation = "seq-mean-token-sum-norm"
-    ratio_high: float = math.inf
+    ratio_high: AtLeastOne = math.inf
     """Truncation of the ratio; infinity is off."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "ratio_high", 1.0, math.inf)
 
     def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
         logprobs_N, log_ratio_N = batch.logprobs_N.detach(), log_ratio_N.detach()
@@ -72,8 +59,7 @@ class _DPPO(BehaviorCorrected):
         positive_N = batch.per_token(batch.advantages_R > 0)
         far_N = self.too_far(pi_N, mu_N)
         high_N, low_N = positive_N & far_N & (pi_N > mu_N), ~positive_N & far_N & (pi_N < mu_N)
-        weight_N = exponential(log_ratio_N).clamp(max=self.ratio_high)
-        weight_N = torch.where(high_N | low_N, 0, weight_N)
+        weight_N = torch.where(high_N | low_N, 0, exponential(log_ratio_N).clamp(max=self.ratio_high))
         losses_N = -weight_N * batch.per_token(batch.advantages_R) * batch.logprobs_N
         shares = {
             "clipped_high_share": batch.share_of_tokens(high_N),
@@ -96,11 +82,7 @@ class DPPOTV(_DPPO):
     """
 
     name: ClassVar[str] = "dppo-tv"
-    delta: float = 0.15
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "delta", 0.0, 1.0)
+    delta: Share = 0.15
 
     def too_far(self, pi_N: Tensor, mu_N: Tensor) -> Tensor:
         return (pi_N - mu_N).abs() > self.delta
@@ -115,12 +97,8 @@ class DPPOKL(_DPPO):
     """
 
     name: ClassVar[str] = "dppo-kl"
-    delta: float = 0.05
+    delta: NonNegative = 0.05
     """Nats."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "delta", 0.0, math.inf)
 
     def too_far(self, pi_N: Tensor, mu_N: Tensor) -> Tensor:
         rest_pi_N, rest_mu_N = (1 - pi_N).clamp(min=1e-8), (1 - mu_N).clamp(min=1e-8)
@@ -140,14 +118,12 @@ class TOPR(BehaviorCorrected):
     """
 
     name: ClassVar[str] = "topr"
-    level: CorrectionLevel = "sequence"
-    ratio_low: float = 0.0
-    ratio_high: float = 1.0
+    level: Literal["sequence", "token"] = "sequence"
+    ratio_low: Share = 0.0
+    ratio_high: NonNegative = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice(self, "level", ("sequence", "token"))
-        check_range(self, "ratio_low", 0.0, 1.0)
         check_range(self, "ratio_high", self.ratio_low, math.inf)
 
     def ratio_losses(self, batch: Responses, log_ratio_N: Tensor) -> TokenLosses:
@@ -156,10 +132,8 @@ class TOPR(BehaviorCorrected):
         ratio_N = exponential(log_ratio_N).detach()
         advantage_N = batch.per_token(batch.advantages_R)
         weight_N = torch.where(advantage_N < 0, ratio_N.clamp(self.ratio_low, self.ratio_high), 1)
-        return TokenLosses(
-            -weight_N * advantage_N * batch.logprobs_N,
-            {
-                "clipped_high_share": batch.share_of_tokens((advantage_N < 0) & (ratio_N > self.ratio_high)),
-                "clipped_low_share": batch.share_of_tokens((advantage_N < 0) & (ratio_N < self.ratio_low)),
-            },
-        )
+        shares = {
+            "clipped_high_share": batch.share_of_tokens((advantage_N < 0) & (ratio_N > self.ratio_high)),
+            "clipped_low_share": batch.share_of_tokens((advantage_N < 0) & (ratio_N < self.ratio_low)),
+        }
+        return TokenLosses(-weight_N * advantage_N * batch.logprobs_N, shares)
