@@ -11,7 +11,7 @@ import pytest
 
 from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.learner import Learner
-from driftproof.learner.loop import learn
+from driftproof.learner.loop import LearnerLoop
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import STOPPING, Counters, Plan
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE
@@ -68,7 +68,7 @@ class Run:
     ) -> None:
         learner.settings = replace(learner.settings, **settings)
         self.publisher.publish(learner.step, learner.policy.state())
-        learn(
+        LearnerLoop(
             self.ledger,
             learner,
             self.publisher,
@@ -78,7 +78,7 @@ class Run:
             while_waiting or self.write,
             stall_seconds=stall_seconds,
             phase=phase,
-        )
+        ).run()
 
 
 @pytest.fixture

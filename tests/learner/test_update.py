@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from driftproof.learner.flat_batch import FixedChannels, FlatBatch
+from driftproof.learner.flat_batch import FlatBatch
 from driftproof.learner.learner import Learner
 from driftproof.learner.packing import pack
 from driftproof.learner.policy import Policy
@@ -34,11 +34,11 @@ def groups_for(objective: str) -> list[Group]:
 
 
 def gradients_of(learner: Learner, groups: list[Group], *, fused: bool) -> tuple[Update, dict[str, torch.Tensor]]:
-    reference_N = None
+    fixed = {}
     if learner.reference is not None:
         tokens = sum(len(group.response_tokens) for group in groups)
-        reference_N = score(learner.reference, learner.pack(groups), tokens).logprobs_N
-    flat = FlatBatch.of(groups, "mean", CPU, FixedChannels(reference_logprobs_N=reference_N))
+        fixed["reference_logprobs_N"] = score(learner.reference, learner.pack(groups), tokens).logprobs_N
+    flat = FlatBatch.of(groups, "mean", CPU, fixed)
     update = backward(learner.policy, learner.objective, learner.pack(groups), flat, want_entropy=True, fused=fused)
     named = learner.policy.trained_parameters().items()
     return update, {name: p.grad.clone() for name, p in named if p.grad is not None}

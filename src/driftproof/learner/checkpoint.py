@@ -5,8 +5,6 @@ value head, `value_head.safetensors`. It is written under another name, fsynced 
 The optimizer's tensors are named `PARAMETER.MOMENT`; in format 1 a parameter was its number.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping
@@ -66,8 +64,7 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     """Bring a learner, made from the same configuration, to the checkpoint's state.
 
     Raises:
-        CheckpointError: a file missing or broken, another format, or tensors that are not this model's; the learner is
-            as it was.
+        CheckpointError: a file missing or broken, another format, or another model's; the learner is as it was.
     """
     version, step = read_state(path)
     try:
@@ -96,18 +93,12 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file, copied: the optimizer keeps those that it is given."""
+    """Tensors of a file, copied: the optimizer keeps what it is given."""
     return {name: tensor.clone() for name, tensor in TensorFile(path).items()}
 
 
-def _optimizer_state(
-    moments: Mapping[str, Tensor], learner: Learner, *, by_number: bool
-) -> dict[int, dict[str, Tensor]]:
-    """By number of a parameter: all of AdamW's state, in the parameter's shape, or none where it had no gradient yet.
-
-    Raises:
-        ModelError: a state that is not that of this model's parameters.
-    """
+def _optimizer_state(moments: Mapping[str, Tensor], learner: Learner, by_number: bool) -> dict[int, dict[str, Tensor]]:
+    """AdamW's state by a parameter's number, in the parameter's shape, or none where it had no gradient yet."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in moments.items():
         owner, _, moment = key.rpartition(".")

@@ -3,17 +3,16 @@
 Guarantees: the learner's state before a step, together with the batch, determines its state after it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from driftproof.errors import GroupError, ObjectiveError
-from driftproof.learner.flat_batch import FixedChannels, FlatBatch
+from driftproof.learner.flat_batch import FlatBatch
 from driftproof.learner.packing import MicroBatch, pack
 from driftproof.learner.policy import Policy
 from driftproof.learner.settings import LearnerSettings
@@ -25,46 +24,38 @@ from driftproof.metrics.health import read_figures, step_health
 from driftproof.metrics.steps import mean_metrics, reward_metrics
 from driftproof.objectives import Objective
 from driftproof.types import Baseline, Batch, Channel, Group
+from driftproof.weights.models import checkpoint_activations
 
 
+@dataclass(eq=False, repr=False)
 class Learner:
-    """A policy, an objective and an optimizer."""
+    """A policy, an objective and an optimizer.
 
-    def __init__(
-        self,
-        policy: Policy,
-        objective: Objective,
-        settings: LearnerSettings,
-        *,
-        steps: int,
-        baseline: Baseline = "mean",
-        reference: Policy | None = None,
-        fused: bool = True,
-    ) -> None:
-        """
-        Args:
-            steps: steps of the whole run, along which the learning rate falls.
-            baseline: see `types.Baseline`.
-            reference: the policy that a KL term pulls to.
-            fused: chooses between the two paths of `backward`.
+    Raises:
+        ObjectiveError: the objective needs a reference policy or a value head, and there is none.
+    """
 
-        Raises:
-            ObjectiveError: the objective needs a reference policy or a value head, and there is none.
-        """
-        if Channel.REFERENCE_LOGPROBS in objective.needs and reference is None:
+    policy: Policy
+    objective: Objective
+    settings: LearnerSettings
+    _: KW_ONLY
+    steps: int
+    """Steps of the run, along which the learning rate falls."""
+    baseline: Baseline = "mean"
+    reference: Policy | None = None
+    """Policy that a KL term pulls to."""
+    fused: bool = True
+    """Which of the two paths of `backward` is taken."""
+    step: int = field(default=0, init=False)
+    skipped: tuple[Skipped, ...] = field(default=(), init=False)
+    """The updates of the last step that were not made."""
+
+    def __post_init__(self) -> None:
+        policy, objective, settings = self.policy, self.objective, self.settings
+        if Channel.REFERENCE_LOGPROBS in objective.needs and self.reference is None:
             raise ObjectiveError(f"objective {objective.name!r} has a KL term; it needs a reference policy")
         if Channel.VALUES in objective.needs and policy.value_head is None:
             raise ObjectiveError(f"objective {objective.name!r} needs a policy with a value head")
-        self.policy = policy
-        self.objective = objective
-        self.settings = settings
-        self.steps = steps
-        self.baseline = baseline
-        self.reference = reference
-        self.fused = fused
-        self.step = 0
-        self.skipped: tuple[Skipped, ...] = ()
-        """The updates of the last step that were not made."""
         self.optimizer = torch.optim.AdamW(
             policy.trained_parameters().values(),
             lr=settings.lr,
@@ -73,7 +64,7 @@ class Learner:
             fused=True,
         )
         if settings.gradient_checkpointing:
-            policy.checkpoint_activations()
+            checkpoint_activations(policy.model)
 
     def train(self, batch: Batch) -> dict[str, float]:
         """One step; its metrics, which are means where a step has several updates.
@@ -85,9 +76,8 @@ class Learner:
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = lr
         updates = split_updates(batch.groups, self.settings.updates_per_step)
-        flats = [
-            FlatBatch.of(groups, self.baseline, self.policy.device, self._fixed_channels(groups)) for groups in updates
-        ]
+        device = self.policy.device
+        flats = [FlatBatch.of(groups, self.baseline, device, self._fixed_channels(groups)) for groups in updates]
         self.skipped = ()
         metrics, first = [], 0
         for groups, flat in zip(updates, flats, strict=True):
@@ -120,22 +110,25 @@ class Learner:
         parameters = [parameter.detach() for parameter in self.policy.trained_parameters().values()]
         return math.isfinite(torch.nn.utils.get_total_norm(parameters, norm_type=math.inf))
 
-    def _fixed_channels(self, groups: Sequence[Group]) -> FixedChannels:
+    def _fixed_channels(self, groups: Sequence[Group]) -> dict[str, Tensor]:
         """The values that the objective needs of the policy before the step, and of the reference policy."""
-        needs, channels = self.objective.needs, FixedChannels()
-        several = self.settings.updates_per_step > 1
+        needs, channels = self.objective.needs, dict[str, Tensor]()
         # Before its only update the policy is the proximal one.
-        if several and needs & {Channel.PROXIMAL_LOGPROBS, Channel.VALUES}:
+        if self.settings.updates_per_step > 1 and needs & {Channel.PROXIMAL_LOGPROBS, Channel.VALUES}:
             before = self.score(groups)
-            channels = replace(channels, proximal_logprobs_N=before.logprobs_N, old_values_N=before.values_N)
+            channels["proximal_logprobs_N"] = before.logprobs_N
+            if before.values_N is not None:
+                channels["old_values_N"] = before.values_N
         if self.reference is not None and Channel.REFERENCE_LOGPROBS in needs:
-            reference = score(self.reference, self.pack(groups), _trained_tokens(groups))
-            channels = replace(channels, reference_logprobs_N=reference.logprobs_N)
+            channels["reference_logprobs_N"] = self._score(self.reference, groups).logprobs_N
         return channels
 
     def score(self, groups: Sequence[Group]) -> TokenValues:
         """The policy's values of the trained tokens of `groups`, in their order, without gradient."""
-        return score(self.policy, self.pack(groups), _trained_tokens(groups))
+        return self._score(self.policy, groups)
+
+    def _score(self, policy: Policy, groups: Sequence[Group]) -> TokenValues:
+        return score(policy, self.pack(groups), sum(int(group.trained_lengths.sum()) for group in groups))
 
     @torch.no_grad()
     def nll_by_sign(self, groups: Iterable[Group]) -> dict[str, float]:
@@ -147,11 +140,7 @@ class Learner:
         return step_health(flat.part(self.score(groups)))
 
     def pack(self, groups: Iterable[Group]) -> list[MicroBatch]:
-        """The micro-batches of groups, on the policy's device.
-
-        Raises:
-            GroupError: a token that the model has not.
-        """
+        """The micro-batches of groups, on the policy's device."""
         groups = list(groups)
         largest = max((int(group.response_tokens.max(initial=0)) for group in groups), default=0)
         if largest >= self.policy.vocabulary:
@@ -170,7 +159,3 @@ def split_updates(groups: Sequence[Group], updates: int) -> list[Sequence[Group]
     """Consecutive groups for each update, as equal in number as can be."""
     cuts = [round(len(groups) * update / updates) for update in range(updates + 1)]
     return [groups[start:end] for start, end in pairwise(cuts) if start < end]
-
-
-def _trained_tokens(groups: Sequence[Group]) -> int:
-    return sum(int(group.trained_lengths.sum()) for group in groups)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
 from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.checkpoint import save_checkpoint
 from driftproof.learner.learner import Learner
-from driftproof.learner.settings import LearnerSettings
 from driftproof.learner.skipped import save_skipped
 from driftproof.ledger.backoff import Backoff
 from driftproof.ledger.maintenance.prune import prune
@@ -42,131 +41,115 @@ PHASES = {
 """Phases of a step, by the metric that counts their time."""
 
 
-def learn(
-    ledger: Steps,
-    learner: Learner,
-    publisher: Publisher,
-    checkpoints: Path,
-    skipped: Path,
-    trackers: Sequence[Tracker],
-    while_waiting: Callable[[], object] | None = None,
-    *,
-    stall_seconds: float,
-    phase: Callable[[str], object] = lambda _: None,
-) -> None:
-    """Train until the plan's steps are done or somebody asks to stop.
-
-    `while_waiting` is called again and again while too few groups are ready: without overlap it does the rollout side's
-    work; None sleeps. The groups of updates whose loss or gradient is not finite are kept in `skipped`. `phase` is told
-    in a few words whenever the loop turns to something else.
-
-    Raises:
-        StallError: no new group within `stall_seconds`.
-        DivergenceError: `max_skipped` steps in a row without an update, after a checkpoint; or weights that are not
-            finite.
-    """
-    loop = _Loop(ledger, learner, publisher, checkpoints, skipped, trackers, phase)
-    while learner.step < ledger.plan.steps:
-        batch = loop.wait_for_batch(stall_seconds, while_waiting or Backoff().pause)
-        if batch is None:
-            break
-        loop.train(batch)
-        if learner.step % learner.settings.checkpoint_every == 0 and learner.step < ledger.plan.steps:
-            loop.checkpoint()
-    loop.checkpoint()
-
-
-@dataclass(slots=True)
-class _Loop:
-    """The parts of a run that one step after the other passes through."""
+@dataclass
+class LearnerLoop:
+    """Training until the plan's steps are done or somebody asks to stop: `LearnerLoop(...).run()`."""
 
     ledger: Steps
     learner: Learner
     publisher: Publisher
     checkpoints: Path
     skipped: Path
+    """Directory of the groups of updates whose loss or gradient is not finite."""
     trackers: Sequence[Tracker]
-    phase: InitVar[Callable[[str], object]]
-    settings: LearnerSettings = field(init=False)
-    detector: CollapseDetector = field(init=False)
-    rollout: _RolloutMeter = field(init=False)
-    clock: _Clock = field(init=False)
-    skipped_in_a_row: int = 0
+    while_waiting: Callable[[], object] | None = None
+    """Called again and again while too few groups are ready: the rollout side's work, without overlap; None sleeps."""
+    _: KW_ONLY
+    stall_seconds: float
+    phase: Callable[[str], object] = lambda _: None
+    """Told in a few words whenever the loop turns to something else."""
 
-    def __post_init__(self, phase: Callable[[str], object]) -> None:
-        self.settings = self.learner.settings
-        self.detector = CollapseDetector(SIGNS_OF_COLLAPSE if self.settings.on_collapse != "off" else ())
+    def __post_init__(self) -> None:
+        self._detector = CollapseDetector(SIGNS_OF_COLLAPSE if self.learner.settings.on_collapse != "off" else ())
         for earlier in self.ledger.steps():
-            self.detector.observe(earlier)
-        self.rollout = _RolloutMeter(self.ledger)
-        self.clock = _Clock(phase)
+            self._detector.observe(earlier)
+        self._clock = _Clock(self.phase)
+        self._counted = _rollout_counters(self.ledger)
+        self._skipped_in_a_row = 0
 
-    def wait_for_batch(self, stall_seconds: float, wait: Callable[[], object]) -> Batch | None:
+    def run(self) -> None:
+        """Train, publish and save, step by step.
+
+        Raises:
+            StallError: no new group within `stall_seconds`.
+            DivergenceError: `max_skipped` steps in a row without an update, after a checkpoint; or weights that are not
+                finite.
+        """
+        learner, steps = self.learner, self.ledger.plan.steps
+        while learner.step < steps and (batch := self._wait_for_batch()):
+            self._train(batch)
+            if learner.step % learner.settings.checkpoint_every == 0 and learner.step < steps:
+                self._checkpoint()
+        self._checkpoint()
+
+    def _wait_for_batch(self) -> Batch | None:
         """The next batch; None once the run is to stop."""
+        wait, wanted = self.while_waiting or Backoff().pause, self.ledger.plan.groups_per_step
         waiting: tuple[float, int] | None = None
         while self.ledger.state() == RUNNING:
-            self.clock.turn_to(names.WAIT_SECONDS)
-            batch = self.ledger.take(self.ledger.plan.groups_per_step)
-            if batch is not None:
+            self._clock.turn_to(names.WAIT_SECONDS)
+            if batch := self.ledger.take(wanted):
                 return batch
-            if waiting is None or time.monotonic() - waiting[0] > stall_seconds:
+            if waiting is None or time.monotonic() - waiting[0] > self.stall_seconds:
                 status = self.ledger.status()
                 if waiting is not None and status.ready == waiting[1]:
                     raise StallError(
-                        f"the learner waited {stall_seconds:.0f} s for {self.ledger.plan.groups_per_step} groups; "
+                        f"the learner waited {self.stall_seconds:.0f} s for {wanted} groups; "
                         f"{status.ready} are ready, {status.leased} are leased; workers: {self.ledger.workers()}"
                     )
                 waiting = time.monotonic(), status.ready
             wait()
         return None
 
-    def train(self, batch: Batch) -> None:
+    def _train(self, batch: Batch) -> None:
         """Train on a batch, publish the weights where they are due, then record the step: in this order."""
-        learner, clock = self.learner, self.clock
+        learner, clock = self.learner, self._clock
         clock.turn_to(names.TRAIN_SECONDS)
         metrics = learner.train(batch)
         if not learner.finite:
             raise DivergenceError(self._diverged())
         clock.turn_to(names.PUBLISH_SECONDS)
-        if learner.step % self.settings.publish_every == 0 or learner.step == self.ledger.plan.steps:
+        if learner.step % learner.settings.publish_every == 0 or learner.step == self.ledger.plan.steps:
             self.publisher.publish(learner.step, learner.policy.state())
             self.publisher.wait()
             self.ledger.published(self.publisher.published())
         clock.turn_to(names.RECORD_SECONDS)
-        self._record(batch, metrics | clock.lap() | self.rollout.since_last_step())
+        counted, self._counted = self._counted, _rollout_counters(self.ledger)
+        change = {name: max(count - counted[name], 0) for name, count in self._counted.items()}
+        self._record(batch, metrics | clock.lap() | change)
 
     def _record(self, batch: Batch, metrics: dict[str, Any]) -> None:
-        learner = self.learner
+        learner, settings = self.learner, self.learner.settings
         if learner.skipped:
             kept = save_skipped(self.skipped, batch, learner.skipped)
             self.ledger.record_event("step skipped", self._what_was_skipped(kept))
         self.ledger.finish_step(learner.step, metrics)
         for tracker in self.trackers:
             tracker.log(learner.step, metrics)
-        for alarm in self.detector.observe(metrics):
+        for alarm in self._detector.observe(metrics):
             self.ledger.record_event("sign of collapse", f"step {learner.step}: {alarm}")
-            if self.settings.on_collapse == "stop":
+            if settings.on_collapse == "stop":
                 self.ledger.set_state(STOPPING)
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if metrics[names.SKIPPED] == 1 else 0
-        if self.skipped_in_a_row == self.settings.max_skipped:
-            self.checkpoint()
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if metrics[names.SKIPPED] == 1 else 0
+        if self._skipped_in_a_row == settings.max_skipped:
+            self._checkpoint()
             self.ledger.set_state(STOPPING)
             raise DivergenceError(
-                f"{self.skipped_in_a_row} steps in a row had no finite loss and gradient (learner.max_skipped), the "
+                f"{self._skipped_in_a_row} steps in a row had no finite loss and gradient (learner.max_skipped), the "
                 f"last of them step {learner.step}; everything is saved. Look at their groups in {self.skipped}, and "
                 "go on with a lower --learner.lr, another --objective.name or smaller rewards"
             )
 
-    def checkpoint(self) -> None:
+    def _checkpoint(self) -> None:
         """Save the learner's state, once the ledger's record of its steps is durable."""
-        self.clock.turn_to(names.CHECKPOINT_SECONDS)
+        self._clock.turn_to(names.CHECKPOINT_SECONDS)
         self.ledger.make_durable()
         save_checkpoint(self.checkpoints, self.learner)
-        if self.settings.keep_groups:
-            prune(self.ledger, self.checkpoints, self.settings.keep_groups)
+        if keep_groups := self.learner.settings.keep_groups:
+            prune(self.ledger, self.checkpoints, keep_groups)
 
     def _what_was_skipped(self, path: Path) -> str:
-        skipped, updates = self.learner.skipped, self.settings.updates_per_step
+        skipped, updates = self.learner.skipped, self.learner.settings.updates_per_step
         groups = sum(len(update.offending) for update in skipped)
         what = f"the loss was {skipped[0].loss:g}, the gradient {skipped[0].grad_norm:g}"
         if updates > 1:
@@ -205,22 +188,10 @@ class _Clock:
         return lap
 
 
-class _RolloutMeter:
-    """The rollout side's work between two steps, from the counters that its workers left in the ledger."""
-
-    def __init__(self, ledger: LedgerReader) -> None:
-        self._ledger = ledger
-        self._totals = self._read()
-
-    def since_last_step(self) -> dict[str, float]:
-        totals = self._read()
-        change = {name: max(totals[name] - self._totals[name], 0) for name in totals}
-        self._totals = totals
-        return change
-
-    def _read(self) -> dict[str, float]:
-        workers = self._ledger.workers().values()
-        return {
-            names.BUSY_SECONDS: float(sum(worker.busy_seconds for worker in workers)),
-            names.ROLLOUT_TOKENS: float(sum(worker.tokens for worker in workers)),
-        }
+def _rollout_counters(ledger: LedgerReader) -> dict[str, float]:
+    """The rollout side's work so far, as its workers left it in the ledger."""
+    workers = ledger.workers().values()
+    return {
+        names.BUSY_SECONDS: float(sum(worker.busy_seconds for worker in workers)),
+        names.ROLLOUT_TOKENS: float(sum(worker.tokens for worker in workers)),
+    }

@@ -51,9 +51,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on another device."""
         fields = {name: getattr(self, name) for name in MicroBatch.__dataclass_fields__}
-        moved: dict[str, Any] = {
-            name: tensor.to(device) for name, tensor in fields.items() if isinstance(tensor, Tensor)
-        }
+        moved: dict[str, Any] = {name: f.to(device) for name, f in fields.items() if isinstance(f, Tensor)}
         return replace(self, **moved)
 
 
@@ -78,11 +76,8 @@ def pack(
 ) -> list[MicroBatch]:
     """Micro-batches of at most `token_budget` positions each (a longer row is alone in its own).
 
-    Args:
-        groups: the groups of one optimizer step.
-        token_budget: positions of a micro-batch, padding included.
-        row_tokens: a row takes another response while it stays within so many tokens.
-        share_prompts: False puts every response in a row of its own, as models without full attention need.
+    A row takes another response while it stays within `row_tokens`; without `share_prompts`, as models without full
+    attention need it, every response has a row of its own.
     """
     rows = sorted(_rows(groups, row_tokens if share_prompts else 0), key=lambda row: row.length, reverse=True)
     together: list[list[_Row]] = []
@@ -124,28 +119,25 @@ def _to_micro_batch(rows: list[_Row]) -> MicroBatch:
     position_ids = np.tile(np.arange(width), (len(rows), 1))
     # The response a position belongs to: -1 the prompt, -2 padding.
     owner = np.full((len(rows), width), -2)
-    predict, targets, lengths, numbers, token_positions = [], [], [], [], []
+    predict, targets, numbers, token_positions = [], [], [], []
     for index, row in enumerate(rows):
-        prompt_length = len(row.prompt)
-        input_ids[index, :prompt_length] = row.prompt
-        owner[index, :prompt_length] = -1
-        cursor = prompt_length
+        start = len(row.prompt)
+        input_ids[index, :start] = row.prompt
+        owner[index, :start] = -1
+        cursor = start
         for which, (number, offset, tokens, trained) in enumerate(row.responses):
-            length = int(trained.sum())
-            inputs = max(len(tokens) - 1, 0)
-            input_ids[index, cursor : cursor + inputs] = tokens[:inputs]
-            position_ids[index, cursor : cursor + inputs] = np.arange(prompt_length, prompt_length + inputs)
-            owner[index, cursor : cursor + inputs] = which
-            if length:
-                base = index * width
-                places = np.arange(base + cursor - 1, base + cursor + inputs)
-                places[0] = base + prompt_length - 1
-                predict.append(places[trained])
-                targets.append(tokens[trained])
-                token_positions.append(np.arange(offset, offset + length))
-            lengths.append(length)
+            inputs = tokens[:-1]
+            end = cursor + len(inputs)
+            input_ids[index, cursor:end] = inputs
+            position_ids[index, cursor:end] = np.arange(start, start + len(inputs))
+            owner[index, cursor:end] = which
+            # The prompt's last token predicts the first one, each input the next.
+            places = np.r_[start - 1, cursor:end][: len(tokens)] + index * width
+            predict.append(places[trained])
+            targets.append(tokens[trained])
+            token_positions.append(np.arange(offset, offset + trained.sum()))
             numbers.append(number)
-            cursor += inputs
+            cursor = end
         if shared:
             # A row of several responses may be longer than the model's last position, and so may its padding.
             position_ids[index, cursor:] = 0
@@ -155,7 +147,7 @@ def _to_micro_batch(rows: list[_Row]) -> MicroBatch:
         attention_mask=_attention_mask(torch.from_numpy(owner)) if shared else None,
         predict_N=_concatenate(predict),
         targets_N=_concatenate(targets),
-        lengths=lengths,
+        lengths=[len(tokens) for tokens in targets],
         responses_R=torch.tensor(numbers),
         tokens_N=_concatenate(token_positions),
     )

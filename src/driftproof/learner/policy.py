@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from driftproof.errors import ModelError
 from driftproof.learner.packing import MicroBatch, pack
-from driftproof.logprobs import Head, TokenGradients, TokenValues, head_gradients, token_logprobs
-from driftproof.types import FinishReason, Group, Response, Verdict
+from driftproof.logprobs import Head, TokenBuffer, TokenGradients, TokenValues, head_gradients, token_logprobs
+from driftproof.types import FinishReason, Group, Response, Tokens, Verdict
 from driftproof.weights.files import read_shapes
-from driftproof.weights.models import UNTRUSTED, checkpoint_activations, inspect_model, readable
+from driftproof.weights.models import UNTRUSTED, inspect_model, readable
 
 
 class Policy:
@@ -111,54 +111,47 @@ class Policy:
             raise ModelError(f"{different[:3]} are missing, not known, or of another shape")
         self.model.load_state_dict(state, strict=False)
 
-    def checkpoint_activations(self) -> None:
-        """Keep the inputs of each layer alone, and compute the rest again for its gradients."""
-        checkpoint_activations(self.model)
-
     def score(self, micro_batch: MicroBatch, *, want_entropy: bool = False) -> TokenValues:
         """Log-probs of the response tokens of a micro-batch at the sampling temperature, differentiable."""
-        hidden_NH = self._hidden_states(micro_batch)
-        scored = token_logprobs(
-            hidden_NH, self._output_layer(), micro_batch.targets_N, want_entropy=want_entropy, check_targets=False
-        )
+        hidden_NH, targets_N = self._hidden_states(micro_batch), micro_batch.targets_N
+        head = self._output_layer()
+        scored = token_logprobs(hidden_NH, head, targets_N, want_entropy=want_entropy, check_targets=False)
         return replace(scored, values_N=self._values(hidden_NH))
 
-    def backward(self, micro_batch: MicroBatch, token_gradients: TokenGradients, *, want_entropy: bool = False) -> None:
-        """Add the gradient of a loss that is a function of what `score` would return.
+    def backward(
+        self, micro_batch: MicroBatch, token_gradients: TokenGradients, *, want_entropy: bool = False
+    ) -> tuple[TokenValues, TokenValues]:
+        """Add the gradient of a loss of what `score` returns; these values, and the loss's derivatives by them.
 
         `token_gradients` is called for some whole responses at a time, each once, and says how the loss depends on what
         was scored of their tokens; the logits are made once for score and gradient, and never all at a time.
         """
-        hidden_NH = self._hidden_states(micro_batch)
+        hidden_NH, head, targets_N = self._hidden_states(micro_batch), self._output_layer(), micro_batch.targets_N
         values_N = self._values(hidden_NH)
-        value_gradients_N = None if values_N is None else torch.zeros_like(values_N)
+        scored, gradients = (TokenBuffer(len(targets_N), self.device) for _ in range(2))
 
-        def with_values(scored: TokenValues, responses: slice, tokens: slice) -> TokenValues:
+        def differentiate(part: TokenValues, responses: slice, tokens: slice) -> TokenValues:
             if values_N is not None:
-                scored = replace(scored, values_N=values_N[tokens].detach())
-            gradients = token_gradients(scored, responses, tokens)
-            if value_gradients_N is not None and gradients.values_N is not None:
-                value_gradients_N[tokens] = gradients.values_N
-            return gradients
+                part = replace(part, values_N=values_N[tokens].detach())
+            found = token_gradients(part, responses, tokens)
+            scored.put(tokens, part)
+            gradients.put(tokens, found)
+            return found
 
-        head = self._output_layer()
-        found = head_gradients(
+        of_head = head_gradients(
             hidden_NH.detach(),
             head,
-            micro_batch.targets_N,
+            targets_N,
             micro_batch.lengths,
-            with_values,
+            differentiate,
             want_entropy=want_entropy,
             check_targets=False,
         )
-        gradients = [
-            (hidden_NH, found.hidden_NH),
-            (head.weight_VH, found.weight_VH),
-            (head.bias_V, found.bias_V),
-            (values_N, value_gradients_N),
-        ]
-        known = [(tensor, gradient) for tensor, gradient in gradients if tensor is not None and gradient is not None]
-        torch.autograd.backward([tensor for tensor, _ in known], [gradient for _, gradient in known])
+        tensors = hidden_NH, head.weight_VH, head.bias_V, values_N
+        known = of_head.hidden_NH, of_head.weight_VH, of_head.bias_V, gradients.all().values_N
+        pairs = [(x, dx) for x, dx in zip(tensors, known, strict=True) if x is not None and dx is not None]
+        torch.autograd.backward([x for x, _ in pairs], [dx for _, dx in pairs])
+        return scored.all(), gradients.all()
 
     def _hidden_states(self, micro_batch: MicroBatch) -> Tensor:
         """[N, H] in the dtype of the forward pass: the states that predict each response token."""
@@ -173,9 +166,8 @@ class Policy:
         return hidden_NH.to(self.dtype)
 
     def _output_layer(self) -> Head:
-        return Head(
-            weight_VH=self.head.weight, bias_V=self.head.bias, temperature=self.temperature, softcap=self.softcap
-        )
+        weight_VH, bias_V = self.head.weight, self.head.bias
+        return Head(weight_VH=weight_VH, bias_V=bias_V, temperature=self.temperature, softcap=self.softcap)
 
     def _values(self, hidden_NH: Tensor) -> Tensor | None:
         return None if self.value_head is None else self.value_head(hidden_NH.float()).squeeze(-1)
@@ -183,10 +175,8 @@ class Policy:
     @torch.no_grad()
     def _check_scores(self) -> None:
         """Compare with the model's own logits: it may scale them, or place or mask tokens in a way of its own."""
-        prompts, responses = [[0, 1], [1]], [[[0, 1, 1], [1, 0]], [[0, 0]]]
-        groups = [_group(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
-        sequences = [(prompt, response) for prompt, group in zip(prompts, responses, strict=True) for response in group]
-        own = torch.cat([self._own_logprobs(prompt, response) for prompt, response in sequences])
+        groups = [_group([0, 1], [[0, 1, 1], [1, 0]]), _group([1], [[0, 0]])]
+        own = torch.cat([self._own_logprobs(group, response) for group in groups for response in group.split()])
         ours = torch.empty_like(own)
         for micro_batch in pack(groups, token_budget=1 << 10, share_prompts=self.share_prompts):
             ours[micro_batch.tokens_N] = self.score(micro_batch.to(self.device)).logprobs_N.cpu()
@@ -196,11 +186,10 @@ class Policy:
                 "(a scaled head, or positions of its own, perhaps); they would be wrong, so it is refused"
             )
 
-    def _own_logprobs(self, prompt: list[int], response: list[int]) -> Tensor:
-        ids = torch.tensor([prompt + response], device=self.device)
-        logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        targets = torch.tensor(response, device=self.device)[:, None]
-        logprobs: Tensor = logits.float().log_softmax(-1).gather(-1, targets).squeeze(-1)
+    def _own_logprobs(self, group: Group, response: Tokens) -> Tensor:
+        ids = torch.tensor(np.append(group.prompt_tokens, response), dtype=torch.int64, device=self.device)
+        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, -len(response) - 1 : -1]
+        logprobs: Tensor = logits.float().log_softmax(-1).gather(-1, ids[-len(response) :, None]).squeeze(-1)
         return logprobs.cpu()
 
 

@@ -3,11 +3,9 @@
 Guarantees: a file is whole or it is not there; the newest `KEPT` are kept; every line is strict JSON.
 """
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -45,42 +43,38 @@ class Skipped:
 
 
 def save_skipped(directory: Path, batch: Batch, skipped: Sequence[Skipped]) -> Path:
-    """Write the offending groups of a step to `directory/step-00000042.jsonl`, one a line.
-
-    Raises:
-        OSError: no space, not writable.
-    """
+    """Write the offending groups of a step to `directory/step-00000042.jsonl`, one a line."""
     directory.mkdir(exist_ok=True)
     path = step_directory(directory, batch.step).with_suffix(".jsonl")
     with written_whole(path) as partial, partial.open("w") as file:
-        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in _lines(batch, skipped))
+        for update in skipped:
+            for position in update.offending:
+                file.write(json.dumps(_line(batch, position, update), allow_nan=False) + "\n")
     for old in sorted(directory.glob("step-*.jsonl"))[:-KEPT]:
         old.unlink()
     return path
 
 
-def _lines(batch: Batch, skipped: Sequence[Skipped]) -> Iterator[dict[str, Any]]:
-    for update in skipped:
-        for position, not_finite in update.offending.items():
-            group = batch.groups[position]
-            logprobs = group.behavior_logprobs
-            ends = np.cumsum(group.trained_lengths)[:-1]
-            yield {
-                "step": batch.step,
-                "loss": _number(update.loss),
-                "grad_norm": _number(update.grad_norm),
-                "prompt_index": group.prompt_index,
-                "age": batch.ages[position],
-                "not_finite": list(not_finite),
-                "rewards": [None if math.isnan(reward) else reward for reward in group.rewards.tolist()],
-                "response_lengths": group.response_lengths.tolist(),
-                "finish_reasons": list(group.finish_reasons),
-                "problems": list(group.problems),
-                "prompt_tokens": group.prompt_tokens.tolist(),
-                "response_tokens": [tokens.tolist() for tokens in group.split()],
-                "trained": None if group.trained is None else [mask.tolist() for mask in group.split_trained()],
-                "behavior_logprobs": None if logprobs is None else [p.tolist() for p in np.split(logprobs, ends)],
-            }
+def _line(batch: Batch, position: int, update: Skipped) -> dict[str, Any]:
+    group = batch.groups[position]
+    logprobs = group.behavior_logprobs
+    ends = np.cumsum(group.trained_lengths)[:-1]
+    return {
+        "step": batch.step,
+        "loss": _number(update.loss),
+        "grad_norm": _number(update.grad_norm),
+        "prompt_index": group.prompt_index,
+        "age": batch.ages[position],
+        "not_finite": list(update.offending[position]),
+        "rewards": [None if math.isnan(reward) else reward for reward in group.rewards.tolist()],
+        "response_lengths": group.response_lengths.tolist(),
+        "finish_reasons": list(group.finish_reasons),
+        "problems": list(group.problems),
+        "prompt_tokens": group.prompt_tokens.tolist(),
+        "response_tokens": [tokens.tolist() for tokens in group.split()],
+        "trained": None if group.trained is None else [mask.tolist() for mask in group.split_trained()],
+        "behavior_logprobs": None if logprobs is None else [p.tolist() for p in np.split(logprobs, ends)],
+    }
 
 
 def _number(value: float) -> float | str:

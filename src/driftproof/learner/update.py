@@ -24,13 +24,12 @@ from torch import Tensor
 from driftproof.learner.flat_batch import EVERYTHING, FlatBatch
 from driftproof.learner.packing import MicroBatch
 from driftproof.learner.policy import Policy
-from driftproof.logprobs import TokenValues
+from driftproof.logprobs import TokenBuffer, TokenValues
 from driftproof.metrics import names
 from driftproof.metrics.health import health_figures
 from driftproof.objectives import Objective, Responses
 
 Places = Tensor | slice
-"""Indices, or a range, of the responses or tokens of an update."""
 Loss = Callable[[TokenValues, Places, Places], Tensor]
 """loss(scored, responses, tokens): the loss of some whole responses, from what was scored of their tokens."""
 
@@ -50,20 +49,22 @@ def backward(
     if not objective.separable:
         # It sees the whole update at once, which gives each token the derivative that its micro-batch hands on.
         scored = score(policy, micro_batches, flat.tokens, want_entropy=want_entropy)
-        update.record(EVERYTHING, scored, _differentiate(loss, scored, EVERYTHING, EVERYTHING))
+        update.scored.put(EVERYTHING, scored)
+        update.gradients.put(EVERYTHING, _differentiate(loss, scored, EVERYTHING, EVERYTHING))
         loss = _linear(update.gradients.all())
     path = fused_backward if fused else plain_backward
     for micro_batch in micro_batches:
         scored, gradients = path(policy, micro_batch, loss, want_entropy=want_entropy)
         if objective.separable:
-            update.record(micro_batch.tokens_N, scored, gradients)
+            update.scored.put(micro_batch.tokens_N, scored)
+            update.gradients.put(micro_batch.tokens_N, gradients)
     return update
 
 
 def plain_backward(
     policy: Policy, micro_batch: MicroBatch, loss: Loss, *, want_entropy: bool = False
 ) -> tuple[TokenValues, TokenValues]:
-    """Add the gradient of a micro-batch's loss; returns what was scored of its tokens, and the derivatives by it."""
+    """Add the gradient of a micro-batch's loss; the values of its tokens, and the loss's derivatives by them."""
     scored = policy.score(micro_batch, want_entropy=want_entropy)
     for values_N in scored.fields.values():
         values_N.retain_grad()
@@ -76,30 +77,21 @@ def fused_backward(
     policy: Policy, micro_batch: MicroBatch, loss: Loss, *, want_entropy: bool = False
 ) -> tuple[TokenValues, TokenValues]:
     """`plain_backward`, which computes the logits once: the loss is differentiated while they are still there."""
-    scored_N, gradients_N = (TokenBuffer(len(micro_batch.targets_N), policy.device) for _ in range(2))
 
     def token_gradients(scored: TokenValues, responses: slice, tokens: slice) -> TokenValues:
-        gradients = _differentiate(loss, scored, micro_batch.responses_R[responses], micro_batch.tokens_N[tokens])
-        scored_N.put(tokens, scored)
-        gradients_N.put(tokens, gradients)
-        return gradients
+        return _differentiate(loss, scored, micro_batch.responses_R[responses], micro_batch.tokens_N[tokens])
 
-    policy.backward(micro_batch, token_gradients, want_entropy=want_entropy)
-    return scored_N.all(), gradients_N.all()
+    return policy.backward(micro_batch, token_gradients, want_entropy=want_entropy)
 
 
 class Update:
-    """An update as it is made: its loss, the values of its tokens, and the derivatives by them."""
+    """An update as it is made: its loss and metrics, the values of its tokens, and the derivatives by them."""
 
     def __init__(self, objective: Objective, flat: FlatBatch, device: torch.device) -> None:
-        self.objective = objective
-        self.flat = flat
+        self.objective, self.flat = objective, flat
         self.total_loss = torch.zeros((), device=device)
         self.metrics: dict[str, Tensor] = {}
-        """Metrics of the objective for the whole update."""
-        self.scored = TokenBuffer(flat.tokens, device)
-        self.gradients = TokenBuffer(flat.tokens, device)
-        """Derivatives of the loss by what was scored."""
+        self.scored, self.gradients = TokenBuffer(flat.tokens, device), TokenBuffer(flat.tokens, device)
 
     def loss(self, scored: TokenValues, responses: Places, tokens: Places) -> Tensor:
         """The objective's loss of some whole responses; it is counted, and so are the objective's metrics."""
@@ -107,11 +99,6 @@ class Update:
         self.total_loss = self.total_loss + output.loss.detach()
         self.metrics = {name: self.metrics.get(name, 0) + value for name, value in output.metrics.items()}
         return output.loss
-
-    def record(self, tokens: Places, scored: TokenValues, gradients: TokenValues) -> None:
-        """Keep what was scored of some tokens, and the loss's derivatives by it."""
-        self.scored.put(tokens, scored)
-        self.gradients.put(tokens, gradients)
 
     def figures(self, temperature: float) -> dict[str, Tensor]:
         """Loss, metrics of the objective and health of the update, as scalars on the device."""
@@ -129,7 +116,7 @@ class Update:
         """bool [R]: the responses of which a log-prob, or the loss's derivative by one, is not finite."""
         responses = self.responses
         finite_N = responses.logprobs_N.isfinite() & self.gradients.all().logprobs_N.isfinite()
-        not_finite_R = torch.zeros(self.flat.responses, dtype=torch.bool, device=finite_N.device)
+        not_finite_R = torch.zeros(len(self.flat.lengths_R), dtype=torch.bool, device=finite_N.device)
         not_finite_R[responses.segment_N[~finite_N]] = True
         return not_finite_R
 
@@ -158,25 +145,7 @@ def _linear(gradients: TokenValues) -> Loss:
     """The loss that has these derivatives, whatever is scored."""
 
     def loss(scored: TokenValues, responses: Places, tokens: Places) -> Tensor:
-        values = scored.fields
-        terms = [(gradient_N[tokens] * values[name]).sum() for name, gradient_N in gradients.fields.items()]
+        terms = [(gradient_N[tokens] * scored.fields[name]).sum() for name, gradient_N in gradients.fields.items()]
         return torch.stack(terms).sum()
 
     return loss
-
-
-class TokenBuffer:
-    """Values of the N tokens of an update, filled in part by part; 0 where nothing is known."""
-
-    def __init__(self, tokens: int, device: torch.device) -> None:
-        self._tokens = tokens
-        self._fields = {"logprobs_N": torch.zeros(tokens, device=device)}
-
-    def put(self, tokens: Tensor | slice, values: TokenValues) -> None:
-        for name, values_N in values.fields.items():
-            if name not in self._fields:
-                self._fields[name] = values_N.new_zeros(self._tokens)
-            self._fields[name][tokens] = values_N.detach()
-
-    def all(self) -> TokenValues:
-        return TokenValues(**self._fields)

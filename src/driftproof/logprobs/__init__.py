@@ -4,13 +4,14 @@ from driftproof.logprobs.blocks import HeadGradients
 from driftproof.logprobs.fused import head_gradients
 from driftproof.logprobs.head import Head
 from driftproof.logprobs.operation import token_logprobs
-from driftproof.logprobs.values import TokenGradients, TokenValues
+from driftproof.logprobs.values import TokenBuffer, TokenGradients, TokenValues
 from driftproof.logprobs.variants import DEFAULT_BUDGET_BYTES, Variant
 
 __all__ = [
     "DEFAULT_BUDGET_BYTES",
     "Head",
     "HeadGradients",
+    "TokenBuffer",
     "TokenGradients",
     "TokenValues",
     "Variant",

@@ -11,7 +11,7 @@ from functools import partial
 from driftproof.config import Config
 from driftproof.learner.checkpoint import load_checkpoint
 from driftproof.learner.learner import Learner
-from driftproof.learner.loop import learn
+from driftproof.learner.loop import LearnerLoop
 from driftproof.ledger.leases import LocalLeases
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED, RUNNING
@@ -106,7 +106,7 @@ def _learn(config: Config, directory: RunDirectory, ledger: Ledger, phase: Phase
     trackers = open_trackers(directory.path, ledger.steps(), config.tracking)
     worker = _open_worker(config, directory, ledger, worker_name, phase) if worker_name else None
     with _renewing(worker, config, directory) if worker else nullcontext():
-        learn(
+        LearnerLoop(
             ledger,
             learner,
             publisher,
@@ -117,7 +117,7 @@ def _learn(config: Config, directory: RunDirectory, ledger: Ledger, phase: Phase
             # The supervisor notices first: it sees all processes, and asks them for their stacks.
             stall_seconds=config.runtime.start_seconds + config.runtime.stall_seconds,
             phase=phase,
-        )
+        ).run()
     if worker:
         worker.close()
     for tracker in trackers:

@@ -2,9 +2,8 @@
 
 Guarantees: the directory is complete or absent, `AutoTokenizer` and `AutoModelForCausalLM` open it, and the result
 depends on architecture, tokenizer, task, accuracy and seed alone (to float rounding, which varies with the number of
-threads). A trained model has seen the training split of its task, two-digit addition if no other is named, with noisy
-demonstrations, and stops learning at a chosen share of right sampled answers, a third if no other is chosen, so that
-reinforcement learning has something to find and something to improve.
+threads). A trained model has seen noisy demonstrations of the training split of its task, two-digit addition if no
+other is named, and stops learning at a chosen share of right sampled answers, a third if no other is chosen.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -36,14 +35,12 @@ REPORT_FILE = "tiny_model.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyModelReport:
-    """A tiny model and how it was made."""
+    """A tiny model, how it was made, and its accuracies on the held-out prompts of its task."""
 
     path: Path
-    """The model directory."""
     architecture: str
     tokenizer: str
     task: str
-    """Task whose prompts were demonstrated, and whose held-out prompts measure the accuracies below."""
     task_fields: dict[str, Any]
     """Fields of the task that were given; the others had their defaults."""
     accuracy: float
@@ -54,13 +51,12 @@ class TinyModelReport:
     parameters: int
     """Tied embeddings counted once."""
     steps: int
-    """Supervised optimizer updates; 0 without training."""
+    """Supervised optimizer updates."""
     seconds: float
-    """Wall time."""
     sampled_accuracy: float
-    """Mean probability, over held-out prompts, of sampling exactly the answer and the stop token at temperature 1."""
+    """Mean probability of sampling exactly the answer and the stop token at temperature 1."""
     greedy_accuracy: float
-    """Share of held-out prompts whose greedy response is exactly the answer."""
+    """Share of prompts whose greedy response is exactly the answer."""
 
 
 def make_tiny_model(
@@ -82,12 +78,12 @@ def make_tiny_model(
 
     Raises:
         TaskError: an unknown `task`, or `task_fields` it does not take.
-        ConfigError: an unknown architecture or tokenizer; an `accuracy` that the demonstrations do not allow;
-            a task without held-out prompts, or one that the tokenizer cannot write; `directory` holds something else or
-            cannot be written; or training does not reach `accuracy`.
+        ConfigError: a name or an `accuracy` that is not valid; a task without held-out prompts, or one that the
+            tokenizer cannot write; `directory` holds something else or cannot be written; `accuracy` is not reached.
     """
-    _check_name("architecture", architecture, get_args(Architecture))
-    _check_name("tokenizer", tokenizer, get_args(TokenizerKind))
+    for what, name, kind in (("architecture", architecture, Architecture), ("tokenizer", tokenizer, TokenizerKind)):
+        if name not in get_args(kind):
+            raise ConfigError(f"{what} is {name!r}; valid are: {', '.join(get_args(kind))}")
     if not 0 < accuracy < RIGHT:
         raise ConfigError(
             f"accuracy is {accuracy}; it must be above 0 and below {RIGHT}, the share of demonstrations that are right"
@@ -130,10 +126,8 @@ def make_tiny_model(
 def _random_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    config_class, model_class = {
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-        "llama": (LlamaConfig, LlamaForCausalLM),
-    }[architecture]
+    qwen3, llama = (Qwen3Config, Qwen3ForCausalLM), (LlamaConfig, LlamaForCausalLM)
+    config_class, model_class = qwen3 if architecture == "qwen3" else llama
     config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -152,17 +146,10 @@ def _random_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast
     return model_class(config)
 
 
-def _check_name(what: str, name: str, valid: Sequence[str]) -> None:
-    if name not in valid:
-        raise ConfigError(f"{what} is {name!r}; valid are: {', '.join(valid)}")
-
-
 def _check_prompts(task: Task, tokenizer: TokenizerKind) -> None:
     if not task.heldout:
         raise ConfigError(f"task {task.name!r} has no held-out prompts to measure accuracy on; hold some out")
-    if tokenizer == "bytes":
-        return
-    for prompt in [*task.train, *task.heldout]:
+    for prompt in [*task.train, *task.heldout] if tokenizer == "characters" else []:
         if strange := set(prompt.text + prompt.answer).difference(CHARACTERS):
             raise ConfigError(
                 f"task {task.name!r}, prompt {prompt.text[:60]!r}: the tokenizer 'characters' cannot write "
@@ -173,7 +160,9 @@ def _check_prompts(task: Task, tokenizer: TokenizerKind) -> None:
 def _existing(directory: Path, wanted: dict[str, Any], exist_ok: bool) -> TinyModelReport | None:
     """The report of the model that is there; None when the place is free."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        _check_writable(directory)
+        existing = next(parent for parent in directory.absolute().parents if parent.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise ConfigError(f"{directory} cannot be written: {existing} is no writable directory")
         return None
     if not (directory / REPORT_FILE).is_file():
         raise ConfigError(f"{directory} exists and is no tiny model; choose another directory or remove it")
@@ -182,18 +171,9 @@ def _existing(directory: Path, wanted: dict[str, Any], exist_ok: bool) -> TinyMo
     record = json.loads((directory / REPORT_FILE).read_text())
     found = {name: record.get(name) for name in wanted}
     if found != wanted:
-        raise ConfigError(f"{directory} holds another tiny model ({_spell(found)}), not {_spell(wanted)}")
+        other, this = (", ".join(f"{name} {value}" for name, value in each.items()) for each in (found, wanted))
+        raise ConfigError(f"{directory} holds another tiny model ({other}), not {this}")
     return TinyModelReport(**record | {"path": directory})
-
-
-def _spell(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-def _check_writable(directory: Path) -> None:
-    existing = next(parent for parent in directory.absolute().parents if parent.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise ConfigError(f"{directory} cannot be written: {existing} is no writable directory")
 
 
 def _save(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: TinyModelReport) -> None:

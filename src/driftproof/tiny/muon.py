@@ -18,17 +18,11 @@ REST_RATE = 4e-3
 
 
 def optimizers_of(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
-    """Orthogonal momentum for the matrices within the layers, AdamW for the rest.
-
-    AdamW alone takes two to four times the demonstrations, and on some seeds stays for long where it knows all but
-    the units.
-    """
+    """Both optimizers; AdamW alone takes two to four times the demonstrations, and on some seeds is stuck for long."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    return [
-        Muon(matrices, MATRIX_RATE),
-        torch.optim.AdamW(rest, lr=REST_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
+    adamw = torch.optim.AdamW(rest, lr=REST_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return [Muon(matrices, MATRIX_RATE), adamw]
 
 
 class Muon(torch.optim.Optimizer):

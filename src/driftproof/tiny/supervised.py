@@ -28,15 +28,12 @@ Progress = Callable[[int, float], None]
 """Called with the step and the sampled accuracy on held-out prompts."""
 
 DIGITS = "0123456789"
-"""Characters of an answer that are replaced."""
 RIGHT = 0.7
 """Share of demonstrations whose answer is right, nearly; the others have digits replaced by random ones."""
 BATCH = 128
 """Demonstrations in a step."""
-WARMUP = 10
-"""Steps until the full learning rate."""
-MEASURE_EVERY = 5
-"""Steps between measurements of the sampled accuracy."""
+WARMUP_STEPS = 10
+STEPS_PER_MEASUREMENT = 5
 MAX_STEPS = 2000
 """Most steps, several times as many as any seed needs."""
 
@@ -46,9 +43,9 @@ class AnswerScores:
     """How well a policy knows the answers of N prompts; exact, nothing is sampled."""
 
     probability: Tensor
-    """float32 [N]: probability that a response sampled at temperature 1 is the answer and the stop token."""
+    """float32 [N]: that a response sampled at temperature 1 is the answer and the stop token."""
     greedy: Tensor
-    """bool [N]: whether the greedy response is the answer and the stop token."""
+    """bool [N]: whether the greedy response is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,17 +59,13 @@ class Demonstrations:
 
 
 def train_until(
-    target: float,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    progress: Progress | None,
+    target: float, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, progress: Progress | None
 ) -> int:
     """Train on noisy demonstrations until the sampled accuracy is `target`; return the number of steps."""
     demonstrations, measured = demonstrate(tokenizer, task.train), demonstrate(tokenizer, task.heldout)
     digits, noise = torch.tensor(tokenizer.convert_tokens_to_ids(list(DIGITS))), noise_of(task.train)
     optimizers = optimizers_of(model)
-    schedules = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP)) for optimizer in optimizers]
+    schedules = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS)) for optimizer in optimizers]
     accuracy = 0.0
     for step in range(1, MAX_STEPS + 1):
         rows = torch.randint(len(task.train), (BATCH,))
@@ -85,7 +78,7 @@ def train_until(
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        if step % MEASURE_EVERY == 0:
+        if step % STEPS_PER_MEASUREMENT == 0:
             accuracy = _score(model, measured).probability.mean().item()
             if progress:
                 progress(step, accuracy)
@@ -120,10 +113,7 @@ def _score(model: PreTrainedModel, demonstrations: Demonstrations) -> AnswerScor
 
 
 def noise_of(prompts: Sequence[Prompt]) -> float:
-    """The share of digits to replace so that about `RIGHT` of the answers stay as they are, to two significant digits.
-
-    A fixed share would leave next to nothing of long answers right.
-    """
+    """The share of digits to replace, to two significant digits, so that about `RIGHT` of the answers stay right."""
     digits = fmean(sum(character in DIGITS for character in prompt.answer) for prompt in prompts)
     if digits == 0:
         return 0.0
@@ -138,12 +128,9 @@ def with_noise(tokens: Tensor, answer: Tensor, digits: Tensor, noise: float) -> 
 
 
 def demonstrate(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Demonstrations:
-    """Demonstrations of the right answers of `prompts`."""
     texts = [torch.tensor(ids) for ids in tokenizer([p.text for p in prompts])["input_ids"]]
-    answers = [
-        torch.tensor([*ids, tokenizer.eos_token_id])
-        for ids in tokenizer([p.answer for p in prompts], add_special_tokens=False)["input_ids"]
-    ]
+    answer_ids = tokenizer([p.answer for p in prompts], add_special_tokens=False)["input_ids"]
+    answers = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in answer_ids]
     rows = [torch.cat(pair) for pair in zip(texts, answers, strict=True)]
     marks = [torch.arange(len(row)) >= len(text) for text, row in zip(texts, rows, strict=True)]
     return Demonstrations(

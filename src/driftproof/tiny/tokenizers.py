@@ -45,10 +45,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 CHARACTERS = [*map(chr, range(32, 127)), "\n"]
-TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
-    "characters": character_tokenizer,
-    "bytes": byte_tokenizer,
-}
+TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]]
+TOKENIZERS = {"characters": character_tokenizer, "bytes": byte_tokenizer}
 
 
 def _vocabulary(letters: Sequence[str]) -> dict[str, int]:

@@ -3,8 +3,6 @@
 Names, sizes and headers tell; no tensor is read, so that it takes no time however large a model is.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a run could go on from a checkpoint, as far as sizes and headers tell."""
+    """Whether a run could go on from a checkpoint."""
     return not checkpoint_problems(checkpoint)
 
 
@@ -55,11 +53,7 @@ def weights_problem(path: Path) -> str:
 
 
 def read_state(checkpoint: Path) -> tuple[int, int]:
-    """The format version and the step of a checkpoint, from its `state.json`.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of a format that this driftproof does not know.
-    """
+    """The format version and the step of a checkpoint, from its `state.json`."""
     path = checkpoint / STATE
     try:
         state: Any = json.loads(path.read_text())
@@ -79,7 +73,7 @@ def check_checkpoint(checkpoint: Path, model: Path) -> None:
     """Check that a run that began with `model` can go on from a checkpoint.
 
     Raises:
-        CheckpointError: names the file that is missing, cut off or of another format or model.
+        CheckpointError: a file is missing, cut off or of another format or model.
     """
     if problems := checkpoint_problems(checkpoint):
         raise CheckpointError(problems[0])
@@ -87,6 +81,5 @@ def check_checkpoint(checkpoint: Path, model: Path) -> None:
     own = read_shapes(model)
     different = sorted(name for name in own.keys() & found.keys() if own[name] != found[name])
     if different or not own.keys() & found.keys():
-        raise CheckpointError(
-            f"{checkpoint / WEIGHTS} is not of the model {model}: {different[:3]} are of another shape"
-        )
+        what = f"{different[:3]} are of another shape"
+        raise CheckpointError(f"{checkpoint / WEIGHTS} is not of the model {model}: {what}")

@@ -31,13 +31,11 @@ _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Type, shape and place of one tensor in a safetensors file."""
+    """One tensor in a safetensors file: type in the words of the format (`F32`, `BF16`), shape, bytes of the file."""
 
     dtype: str
-    """In the words of the format, such as `F32` or `BF16`."""
     shape: tuple[int, ...]
     begin: int
-    """Offset of its first byte in the file."""
     end: int
 
 
@@ -85,22 +83,13 @@ class TensorFile(Mapping[str, "Tensor"]):
     """
 
     def __init__(self, path: Path) -> None:
-        """Map a file.
-
-        Raises:
-            DamageError: no whole safetensors file. OSError: not there, not readable.
-        """
+        """Map a file; raises as `read_header` does."""
         with path.open("rb") as file:
             self.header = _parse(path, file)
             self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._path = path
 
     def __getitem__(self, name: str) -> Tensor:
-        """One tensor.
-
-        Raises:
-            DamageError: a type of numbers that no weights have.
-        """
         import torch
 
         stored = self.header[name]
@@ -122,16 +111,11 @@ class TensorFile(Mapping[str, "Tensor"]):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and force them to disk; one that is an earlier one under another name (tied) is left out.
-
-    Raises:
-        OSError: no space, not writable.
-    """
+    """Write tensors and force them to disk; one that is an earlier one under another name (tied) is left out."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
-    kept: dict[str, Tensor] = {}
+    seen, kept = set(), {}
     for name, tensor in tensors.items():
         identity = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() == 0 or identity not in seen:
@@ -166,9 +150,5 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors of a model directory by their names.
-
-    Raises:
-        DamageError: a file that cannot be read. OSError: not there, not readable.
-    """
+    """The shapes of all tensors of a model directory by their names; raises as `read_header` and `weight_files` do."""
     return {name: tensor.shape for file in weight_files(directory) for name, tensor in read_header(file).items()}

@@ -5,8 +5,6 @@ model's vocabulary, is refused with a sentence, whatever its files hold; no code
 nothing is fetched from elsewhere.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +34,7 @@ def inspect_model(path: Path) -> ModelInfo:
     """Check a model directory without opening its weights.
 
     Raises:
-        ModelError: not a directory, configuration, weights or tokenizer missing, or vocabularies that do not fit.
+        ModelError: something is missing, cannot be read, or does not fit the rest.
     """
     from transformers import AutoConfig
 
@@ -57,19 +55,15 @@ def inspect_model(path: Path) -> ModelInfo:
         raise ModelError(f"{path}/config.json: max_position_embeddings is {context}; it must be at least 2")
     tokenizer = load_tokenizer(path)
     if len(tokenizer) > vocabulary:
-        raise ModelError(
-            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}; "
-            "they do not belong together"
-        )
+        sizes = f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}"
+        raise ModelError(f"{path}: {sizes}; they do not belong together")
     return ModelInfo(path=path, context=context, vocabulary=vocabulary, fingerprint=_fingerprint(path))
 
 
 @contextmanager
 def readable(problem: str) -> Iterator[None]:
-    """Turn any error of the block into a `ModelError` that begins with `problem`.
-
-    Transformers and its tokenizers raise nothing narrower than Exception for files that are not in order.
-    """
+    """Turn any error of the block into a `ModelError` that begins with `problem`."""
+    # Transformers and its tokenizers raise nothing narrower for files that are not in order.
     try:
         yield
     except Exception as error:
@@ -77,11 +71,7 @@ def readable(problem: str) -> Iterator[None]:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a model directory.
-
-    Raises:
-        ModelError: there is none, or it names no end-of-sequence token.
-    """
+    """The tokenizer of a model directory; a ModelError without one that names an end-of-sequence token."""
     from transformers import AutoTokenizer
 
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
@@ -95,11 +85,7 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def stop_ids(tokenizer: Any, model_path: Path) -> tuple[int, ...]:
-    """Tokens that end a response: the tokenizer's end of sequence and those of the generation configuration.
-
-    Raises:
-        ModelError: a generation configuration that cannot be read, or whose eos_token_id is no token id.
-    """
+    """Tokens that end a response: the tokenizer's end of sequence and those of the generation configuration."""
     from transformers import GenerationConfig
 
     ids = {int(tokenizer.eos_token_id)}
@@ -124,11 +110,8 @@ def fingerprint_weights(path: Path) -> str:
 
 
 def _fingerprint(path: Path) -> str:
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json"):
-        file = path / name
-        digest.update(file.read_bytes() if file.is_file() else b"")
-    return digest.hexdigest()[:16]
+    files = [file for name in ("config.json", "tokenizer.json") if (file := path / name).is_file()]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def checkpoint_activations(model: Any) -> None:

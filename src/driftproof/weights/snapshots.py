@@ -4,8 +4,6 @@ A snapshot is a plain Hugging Face directory `step-00000042`, written under anot
 `latest` is a symbolic link that is swapped atomically. Never pickle.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping
@@ -46,15 +44,11 @@ class Publisher:
         for partial in directory.glob(".partial-step-*"):
             shutil.rmtree(partial)
         self.directory = directory
-        self._static_files = sorted(path for path in model.iterdir() if _is_static(path))
+        self._model = model
         self._keep = keep
 
     def publish(self, step: int, state: Mapping[str, Tensor]) -> Snapshot:
-        """Write the weights of `step`, unless they are there already, and make them the latest.
-
-        Raises:
-            OSError: no space, not writable; what was latest stays latest.
-        """
+        """Write the weights of `step`, unless they are there already, and only then make them the latest."""
         path = step_directory(self.directory, step)
         if not path.exists():
             self._write(path, state)
@@ -80,8 +74,10 @@ class Publisher:
         partial = partial_name(path)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for file in self._static_files:
-            _link_or_copy(file, partial / file.name)
+        for file in sorted(self._model.iterdir()):
+            # Neither weights nor an index of them.
+            if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
+                _link_or_copy(file, partial / file.name)
         with fault_points("snapshot write"):
             write_tensors(partial / WEIGHTS, state)
         with fault_points("snapshot rename"):
@@ -108,11 +104,6 @@ def latest(directory: Path) -> Snapshot | None:
 def list_snapshots(directory: Path) -> list[Snapshot]:
     """All complete snapshots, oldest first."""
     return [Snapshot(step=step, path=path) for step, path in step_directories(directory).items()]
-
-
-def _is_static(path: Path) -> bool:
-    """Whether a file of a model directory is neither weights nor an index of them."""
-    return path.suffix in (".json", ".jinja", ".txt", ".model") and not path.name.endswith(".index.json")
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

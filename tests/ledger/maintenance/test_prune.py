@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from driftproof.cli.main import main
 from driftproof.errors import LedgerError
-from driftproof.learner.loop import learn
+from driftproof.learner.loop import LearnerLoop
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.maintenance.check import check_run
 from driftproof.ledger.maintenance.prune import prunable_step, prune
@@ -126,7 +126,7 @@ def test_the_learner_prunes_at_its_checkpoints(tmp_path: Path) -> None:
 
         learner = tiny_learner(checkpoint_every=2, keep_groups=2)
         checkpoints, skipped = tmp_path / "checkpoints", tmp_path / "skipped"
-        learn(ledger, learner, publisher, checkpoints, skipped, [], write, stall_seconds=600.0)
+        LearnerLoop(ledger, learner, publisher, checkpoints, skipped, [], write, stall_seconds=600.0).run()
         assert ledger.pruned_step == 5
         assert [record.trained_step for record in ledger.records()] == [6, 6, 7, 7]
     findings = check_run(tmp_path).findings
