@@ -23,11 +23,7 @@ KEPT = 2
 
 
 def save_checkpoint(directory: Path, learner: Learner) -> Path:
-    """Write the learner's state after its current step; one of that step that is there already is kept.
-
-    Raises:
-        OSError: no space, not writable; earlier checkpoints are untouched.
-    """
+    """Write the learner's state after its current step; one of that step that is there already is kept."""
     path = step_directory(directory, learner.step)
     if path.exists():
         return path
@@ -87,8 +83,7 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
         raise CheckpointError(f"{path} is of another model: {error}") from error
     if value_head is not None:
         value_head.load_state_dict(values)
-    groups = learner.optimizer.state_dict()["param_groups"]
-    learner.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+    learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": optimizer})
     learner.step = step
 
 

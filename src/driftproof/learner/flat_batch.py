@@ -22,11 +22,10 @@ EVERYTHING = slice(None)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FlatBatch:
-    """Advantages, groups and channels of the R responses and N trained tokens of a whole update."""
+    """Advantages, rewards, groups and channels of the R responses and N trained tokens of a whole update."""
 
     advantages_R: Tensor
     rewards_R: Tensor
-    """NaN where verification failed."""
     group_R: Tensor
     lengths_R: Tensor
     fixed: Mapping[str, Tensor]

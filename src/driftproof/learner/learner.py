@@ -4,7 +4,7 @@ Guarantees: the learner's state before a step, together with the batch, determin
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
 
@@ -120,38 +120,30 @@ class Learner:
             if before.values_N is not None:
                 channels["old_values_N"] = before.values_N
         if self.reference is not None and Channel.REFERENCE_LOGPROBS in needs:
-            channels["reference_logprobs_N"] = self._score(self.reference, groups).logprobs_N
+            channels["reference_logprobs_N"] = self.score(groups, self.reference).logprobs_N
         return channels
 
-    def score(self, groups: Sequence[Group]) -> TokenValues:
+    def score(self, groups: Sequence[Group], policy: Policy | None = None) -> TokenValues:
         """The policy's values of the trained tokens of `groups`, in their order, without gradient."""
-        return self._score(self.policy, groups)
-
-    def _score(self, policy: Policy, groups: Sequence[Group]) -> TokenValues:
-        return score(policy, self.pack(groups), sum(int(group.trained_lengths.sum()) for group in groups))
+        tokens = sum(int(group.trained_lengths.sum()) for group in groups)
+        return score(policy or self.policy, self.pack(groups), tokens)
 
     @torch.no_grad()
-    def nll_by_sign(self, groups: Iterable[Group]) -> dict[str, float]:
+    def nll_by_sign(self, groups: Sequence[Group]) -> dict[str, float]:
         """The health metrics of `groups`, untrained: mean token NLL of positive and negative responses; {} for none."""
-        groups = list(groups)
         if not groups:
             return {}
         flat = FlatBatch.of(groups, self.baseline, self.policy.device)
         return step_health(flat.part(self.score(groups)))
 
-    def pack(self, groups: Iterable[Group]) -> list[MicroBatch]:
+    def pack(self, groups: Sequence[Group]) -> list[MicroBatch]:
         """The micro-batches of groups, on the policy's device."""
-        groups = list(groups)
         largest = max((int(group.response_tokens.max(initial=0)) for group in groups), default=0)
         if largest >= self.policy.vocabulary:
             raise GroupError(f"a group has the token {largest}; the model's vocabulary has {self.policy.vocabulary}")
         longest = max((int(group.response_lengths.max(initial=0)) for group in groups), default=0)
-        packed = pack(
-            groups,
-            token_budget=self.settings.positions,
-            row_tokens=self.settings.row_tokens(longest),
-            share_prompts=self.policy.share_prompts,
-        )
+        budget, row_tokens = self.settings.positions, self.settings.row_tokens(longest)
+        packed = pack(groups, token_budget=budget, row_tokens=row_tokens, share_prompts=self.policy.share_prompts)
         return [micro_batch.to(self.policy.device) for micro_batch in packed]
 
 

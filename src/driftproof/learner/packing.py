@@ -56,10 +56,10 @@ class MicroBatch:
 
 
 class _Response(NamedTuple):
+    """A response, and the positions of it and of its first trained token in the whole batch."""
+
     number: int
-    """Position in the batch, counted group by group."""
     offset: int
-    """Position of its first trained token among those of the batch."""
     tokens: Tokens
     trained: NDArray[np.bool_]
 

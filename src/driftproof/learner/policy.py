@@ -46,8 +46,8 @@ class Policy:
         self.value_head: nn.Linear | None = None
         if value_head:
             self.value_head = nn.Linear(self.head.weight.shape[1], 1, device=self.device)
-            nn.init.zeros_(self.value_head.weight)
-            nn.init.zeros_(self.value_head.bias)
+            for parameter in self.value_head.parameters():
+                nn.init.zeros_(parameter)
         # The model's own forward pass knows neither temperature nor autocast.
         self.temperature, self.dtype = 1.0, torch.float32
         self._check_scores()
@@ -86,7 +86,7 @@ class Policy:
         return len(self.head.weight)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """All that is trained by its name: the model's, then the value head's."""
+        """Everything that is trained, by name: the model's, then the value head's."""
         head = {} if self.value_head is None else dict(self.value_head.named_parameters(prefix="value_head"))
         return dict(self.model.named_parameters()) | head
 
@@ -195,8 +195,7 @@ class Policy:
 
 def _check_names(path: Path, model: Any) -> None:
     """Refuse a model that transformers stores under other names than it computes with: snapshots have the latter."""
-    converted = {name for name, _ in model.named_parameters()} - read_shapes(path).keys()
-    if converted:
+    if converted := {name for name, _ in model.named_parameters()} - read_shapes(path).keys():
         raise ModelError(
             f"{path}: {type(model).__name__} stores its weights under other names than it computes with "
             f"({sorted(converted)[0]} is not in the files); its snapshots could not be opened elsewhere, so it is "

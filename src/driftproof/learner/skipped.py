@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,9 +34,8 @@ class Skipped:
         cls, groups: Sequence[Group], not_finite_R: Sequence[bool], *, first: int, loss: float, grad_norm: float
     ) -> Self:
         """From the groups of an update, the first of which is the `first` of its step, and its bad responses."""
-        ends = list(accumulate((group.size for group in groups), initial=0))
-        flags = [not_finite_R[start:end] for start, end in pairwise(ends)]
-        bad = {first + n: tuple(r for r, flag in enumerate(of_group) if flag) for n, of_group in enumerate(flags)}
+        flags = np.split(np.array(not_finite_R), np.cumsum([group.size for group in groups])[:-1])
+        bad = {first + n: tuple(np.flatnonzero(of_group).tolist()) for n, of_group in enumerate(flags)}
         offending = {position: responses for position, responses in bad.items() if responses} or bad
         return cls(loss=loss, grad_norm=grad_norm, offending=offending)
 

@@ -27,8 +27,8 @@ class HeadGradients:
     """dL / d each input, in its shape and dtype; None where it requires no gradient."""
 
     hidden_NH: Tensor
-    weight_VH: Tensor | None
-    bias_V: Tensor | None
+    weight_VH: Tensor | None = None
+    bias_V: Tensor | None = None
 
 
 class Blocks:

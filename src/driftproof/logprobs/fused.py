@@ -39,13 +39,10 @@ def head_gradients(
     `torch.autograd.backward([hidden_NH, head.weight_VH], [gradients.hidden_NH, gradients.weight_VH])`.
 
     Args:
-        hidden_NH: what the head is applied to, [N, H], response after response.
-        head: the output layer; its weight and bias get a gradient where they require one.
-        targets_N: token ids, int64 [N].
-        lengths: tokens of each response; their sum is N.
+        lengths: tokens of each response, which lie one after the other in `hidden_NH` and `targets_N`.
         token_gradients: gets the log-probs (and the entropy) of the tokens of some responses, and returns the loss's
             derivative by each.
-        want_entropy, variant, budget_bytes, check_targets: as in `token_logprobs`; `reference` is one chunk.
+        The others are those of `token_logprobs`; variant `reference` is one chunk.
 
     Raises:
         ValueError: lengths that do not fit; `token_gradients` returned another shape, or gradients of an entropy that
@@ -108,12 +105,8 @@ def _through_all_logits(
         scored = reference.token_logprobs(hidden_NH, head, targets_N, want_entropy=want_entropy)
     weights = weigh(scored.map(Tensor.detach), 0, responses).fields
     outputs = {name: output_N for name, output_N in scored.fields.items() if name in weights}
-    parameters = {"weight_VH": head.weight_VH, "bias_V": head.bias_V}
-    wanted = {name: tensor for name, tensor in parameters.items() if tensor is not None and tensor.requires_grad}
-    hidden_gradient_NH, *others = torch.autograd.grad(
-        list(outputs.values()),
-        [hidden_NH, *wanted.values()],
-        [weights[name].to(output_N.dtype) for name, output_N in outputs.items()],
-    )
-    found = dict(zip(wanted, others, strict=True))
-    return HeadGradients(hidden_NH=hidden_gradient_NH, weight_VH=found.get("weight_VH"), bias_V=found.get("bias_V"))
+    inputs = {"hidden_NH": hidden_NH, "weight_VH": head.weight_VH, "bias_V": head.bias_V}
+    wanted = {name: tensor for name, tensor in inputs.items() if tensor is not None and tensor.requires_grad}
+    slopes = [weights[name].to(output_N.dtype) for name, output_N in outputs.items()]
+    found = torch.autograd.grad(list(outputs.values()), list(wanted.values()), slopes)
+    return HeadGradients(**dict(zip(wanted, found, strict=True)))

@@ -21,10 +21,7 @@ _PER_THREAD, _PER_GPU = 2**18, 2**24
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RowStatistics:
-    """Numbers that are kept of a block's rows, [N] each; z are the logits after soft-cap and temperature.
-
-    float32, or float64 where the logits are.
-    """
+    """Numbers that are kept of a block's rows, [N] each; z are the logits after soft-cap and temperature."""
 
     lse_N: Tensor
     """log sum exp z; -inf where every z is."""

@@ -5,8 +5,7 @@ gradients read it once and write it once; neither makes a temporary of its size,
 
 Both passes are to be bound by memory: 4096 columns over 8 warps are two 16-byte loads a thread in half precision,
 at few enough registers that an SM holds several programs. A vocabulary that is no multiple of 16 is read element by
-element. This is the only module that imports Triton. Where `TRITON_INTERPRET=1` was set before Triton's first import,
-the kernels run on the CPU, slowly.
+element. Where `TRITON_INTERPRET=1` was set before Triton's first import, the kernels run on the CPU, slowly.
 """
 
 from typing import Any
@@ -32,9 +31,6 @@ def row_statistics(
     """One read of the block: bfloat16, float16, float32 or float64, each row contiguous.
 
     A target outside the block gives NaN: a check would make the host wait for the GPU.
-
-    Raises:
-        ValueError: a tensor that the kernels cannot take.
     """
     _check(logits_NV, targets_N)
     tokens, vocabulary = logits_NV.shape
@@ -70,9 +66,6 @@ def logit_gradients_(
 
     `mean_N` is needed only where `gradients` has an entropy. A row without a possible token (lse -inf) gets no gradient
     but its target's.
-
-    Raises:
-        ValueError: a tensor that the kernels cannot take, or an entropy's gradient without the mean.
     """
     _check(logits_NV, targets_N, lse_N, gradients.logprobs_N, gradients.entropy_N, mean_N)
     if gradients.entropy_N is not None and mean_N is None:
