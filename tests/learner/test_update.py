@@ -39,7 +39,7 @@ def gradients_of(learner: Learner, groups: list[Group], *, fused: bool) -> tuple
         tokens = sum(len(group.response_tokens) for group in groups)
         fixed["reference_logprobs_N"] = score(learner.reference, learner.pack(groups), tokens).logprobs_N
     flat = FlatBatch.of(groups, "mean", CPU, fixed)
-    update = backward(learner.policy, learner.objective, learner.pack(groups), flat, want_entropy=True, fused=fused)
+    update = backward(learner.policy, learner.objective, learner.pack(groups), flat, fused=fused)
     named = learner.policy.trained_parameters().items()
     return update, {name: p.grad.clone() for name, p in named if p.grad is not None}
 

@@ -89,7 +89,7 @@ class Learner:
 
     def _update(self, groups: Sequence[Group], flat: FlatBatch, first: int) -> dict[str, float]:
         """One update with the groups of a step from the `first` on."""
-        update = backward(self.policy, self.objective, self.pack(groups), flat, want_entropy=True, fused=self.fused)
+        update = backward(self.policy, self.objective, self.pack(groups), flat, fused=self.fused)
         parameters = self.policy.trained_parameters().values()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         # Everything that the host wants to know, in one wait for the device.

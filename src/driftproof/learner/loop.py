@@ -107,7 +107,11 @@ class LearnerLoop:
         clock.turn_to(names.TRAIN_SECONDS)
         metrics = learner.train(batch)
         if not learner.finite:
-            raise DivergenceError(self._diverged())
+            saved = ["the start", *(f"the checkpoint {path.name}" for path in list_checkpoints(self.checkpoints))]
+            raise DivergenceError(
+                f"step {learner.step} made weights that are not finite; they were neither published nor saved. Go on "
+                f"from {saved[-1]} with a lower --learner.lr or a smaller --learner.max_grad_norm"
+            )
         clock.turn_to(names.PUBLISH_SECONDS)
         if learner.step % learner.settings.publish_every == 0 or learner.step == self.ledger.plan.steps:
             self.publisher.publish(learner.step, learner.policy.state())
@@ -155,14 +159,6 @@ class LearnerLoop:
         if updates > 1:
             what = f"{len(skipped)} of {updates} updates; in the first {what}"
         return f"step {self.learner.step}: {what}; its {groups} groups are in {path}"
-
-    def _diverged(self) -> str:
-        saved = list_checkpoints(self.checkpoints)
-        return (
-            f"step {self.learner.step} made weights that are not finite; they were neither published nor saved. Go on "
-            f"from {f'the checkpoint {saved[-1].name}' if saved else 'the start'} with a lower --learner.lr or a "
-            "smaller --learner.max_grad_norm"
-        )
 
 
 class _Clock:

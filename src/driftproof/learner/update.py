@@ -35,37 +35,29 @@ Loss = Callable[[TokenValues, Places, Places], Tensor]
 
 
 def backward(
-    policy: Policy,
-    objective: Objective,
-    micro_batches: Sequence[MicroBatch],
-    flat: FlatBatch,
-    *,
-    want_entropy: bool = False,
-    fused: bool = True,
+    policy: Policy, objective: Objective, micro_batches: Sequence[MicroBatch], flat: FlatBatch, *, fused: bool = True
 ) -> Update:
     """Add the update's gradient to that of the policy's parameters."""
     update = Update(objective, flat, policy.device)
     loss: Loss = update.loss
     if not objective.separable:
         # It sees the whole update at once, which gives each token the derivative that its micro-batch hands on.
-        scored = score(policy, micro_batches, flat.tokens, want_entropy=want_entropy)
+        scored = score(policy, micro_batches, flat.tokens, want_entropy=True)
         update.scored.put(EVERYTHING, scored)
         update.gradients.put(EVERYTHING, _differentiate(loss, scored, EVERYTHING, EVERYTHING))
         loss = _linear(update.gradients.all())
     path = fused_backward if fused else plain_backward
     for micro_batch in micro_batches:
-        scored, gradients = path(policy, micro_batch, loss, want_entropy=want_entropy)
+        scored, gradients = path(policy, micro_batch, loss)
         if objective.separable:
             update.scored.put(micro_batch.tokens_N, scored)
             update.gradients.put(micro_batch.tokens_N, gradients)
     return update
 
 
-def plain_backward(
-    policy: Policy, micro_batch: MicroBatch, loss: Loss, *, want_entropy: bool = False
-) -> tuple[TokenValues, TokenValues]:
+def plain_backward(policy: Policy, micro_batch: MicroBatch, loss: Loss) -> tuple[TokenValues, TokenValues]:
     """Add the gradient of a micro-batch's loss; the values of its tokens, and the loss's derivatives by them."""
-    scored = policy.score(micro_batch, want_entropy=want_entropy)
+    scored = policy.score(micro_batch, want_entropy=True)
     for values_N in scored.fields.values():
         values_N.retain_grad()
     loss(scored, micro_batch.responses_R, micro_batch.tokens_N).backward()
@@ -73,15 +65,13 @@ def plain_backward(
     return scored.map(Tensor.detach), TokenValues(**gradients)
 
 
-def fused_backward(
-    policy: Policy, micro_batch: MicroBatch, loss: Loss, *, want_entropy: bool = False
-) -> tuple[TokenValues, TokenValues]:
+def fused_backward(policy: Policy, micro_batch: MicroBatch, loss: Loss) -> tuple[TokenValues, TokenValues]:
     """`plain_backward`, which computes the logits once: the loss is differentiated while they are still there."""
 
     def token_gradients(scored: TokenValues, responses: slice, tokens: slice) -> TokenValues:
         return _differentiate(loss, scored, micro_batch.responses_R[responses], micro_batch.tokens_N[tokens])
 
-    return policy.backward(micro_batch, token_gradients, want_entropy=want_entropy)
+    return policy.backward(micro_batch, token_gradients, want_entropy=True)
 
 
 class Update:

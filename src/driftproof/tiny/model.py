@@ -6,8 +6,6 @@ threads). A trained model has seen noisy demonstrations of the training split of
 other is named, and stops learning at a chosen share of right sampled answers, a third if no other is chosen.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -15,22 +13,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from driftproof.errors import ConfigError
 from driftproof.tasks import Task, build
 from driftproof.tiny.supervised import RIGHT, Progress, score_answers, train_until
 from driftproof.tiny.tokenizers import CHARACTERS, CONTEXT, TOKENIZERS, TokenizerKind
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
 Architecture = Literal["qwen3", "llama"]
 
 REPORT_FILE = "tiny_model.json"
-"""Name of the file in the model directory that holds its `TinyModelReport`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,11 +119,8 @@ def make_tiny_model(
 
 
 def _random_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
-
-    qwen3, llama = (Qwen3Config, Qwen3ForCausalLM), (LlamaConfig, LlamaForCausalLM)
-    config_class, model_class = qwen3 if architecture == "qwen3" else llama
-    config = config_class(
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
@@ -143,7 +135,7 @@ def _random_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    return model_class(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def _check_prompts(task: Task, tokenizer: TokenizerKind) -> None:

@@ -1,20 +1,14 @@
 """The optimizer of the tiny models: Muon for the matrices within the layers, AdamW for the rest."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from transformers import PreTrainedModel
 
 MATRIX_RATE = 8e-3
 """Learning rate of the matrices within the layers; an update's root mean square is 0.2 of it."""
 REST_RATE = 4e-3
-"""Learning rate of the embeddings and the norms."""
 
 
 def optimizers_of(model: PreTrainedModel) -> list[torch.optim.Optimizer]:

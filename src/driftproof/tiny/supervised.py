@@ -3,26 +3,21 @@
 So a base policy has something to find and something to improve by reinforcement learning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from driftproof.errors import ConfigError
 from driftproof.tasks import Task
 from driftproof.tiny.muon import optimizers_of
 from driftproof.types import Prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Progress = Callable[[int, float], None]
 """Called with the step and the sampled accuracy on held-out prompts."""
@@ -31,7 +26,6 @@ DIGITS = "0123456789"
 RIGHT = 0.7
 """Share of demonstrations whose answer is right, nearly; the others have digits replaced by random ones."""
 BATCH = 128
-"""Demonstrations in a step."""
 WARMUP_STEPS = 10
 STEPS_PER_MEASUREMENT = 5
 MAX_STEPS = 2000
@@ -53,7 +47,6 @@ class Demonstrations:
     """N prompts, each followed by its answer and the stop token, padded on the right to T tokens."""
 
     tokens: Tensor
-    """int64 [N, T]."""
     answer: Tensor
     """bool [N, T], true where a token belongs to the answer or is its stop token."""
 

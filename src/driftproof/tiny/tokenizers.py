@@ -3,26 +3,21 @@
 Guarantees: what is encoded is decoded exactly; a text that contains the words of a special token does not write it.
 """
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import Literal
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 TokenizerKind = Literal["characters", "bytes"]
 
 CONTEXT = 16_384
 """Most tokens of a sequence."""
 PAD, EOS = "<pad>", "<eos>"
-"""The special tokens, ids 0 and 1."""
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
     """One id per printable ASCII character or newline. Encoding any other character raises, it is never dropped."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
     # Without an unknown token in the vocabulary a word-level model refuses what it cannot write.
     backend = Tokenizer(models.WordLevel(_vocabulary(CHARACTERS), unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -32,8 +27,6 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One id per byte of UTF-8: byte b has id b + 2. Every text can be written and is decoded exactly."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     # Byte-level tokenizers write a byte that prints as itself, and the k-th of the others as the character 256 + k.
     printable = {ord(c) for c in pre_tokenizers.ByteLevel.alphabet()} & set(range(256))
     others = iter(range(256, 512))
@@ -45,7 +38,6 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 CHARACTERS = [*map(chr, range(32, 127)), "\n"]
-TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]]
 TOKENIZERS = {"characters": character_tokenizer, "bytes": byte_tokenizer}
 
 
@@ -54,8 +46,6 @@ def _vocabulary(letters: Sequence[str]) -> dict[str, int]:
 
 
 def _wrap(backend: object) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
