@@ -196,27 +196,21 @@ class Policy:
 def _check_names(path: Path, model: Any) -> None:
     """Refuse a model that transformers stores under other names than it computes with: snapshots have the latter."""
     if converted := {name for name, _ in model.named_parameters()} - read_shapes(path).keys():
+        what = f"stores its weights under other names than it computes with ({min(converted)} is not in the files)"
         raise ModelError(
-            f"{path}: {type(model).__name__} stores its weights under other names than it computes with "
-            f"({sorted(converted)[0]} is not in the files); its snapshots could not be opened elsewhere, so it is "
-            "refused"
+            f"{path}: {type(model).__name__} {what}; its snapshots could not be opened elsewhere, so it is refused"
         )
 
 
 def _group(prompt: list[int], responses: list[list[int]]) -> Group:
-    return Group.from_responses(
-        0,
-        np.array(prompt, np.int32),
-        [Response(tokens=np.array(tokens, np.int32), finish_reason=FinishReason.STOP) for tokens in responses],
-        [Verdict(reward=0.0)] * len(responses),
-    )
+    arrays = [np.array(tokens, np.int32) for tokens in responses]
+    written = [Response(tokens=tokens, finish_reason=FinishReason.STOP) for tokens in arrays]
+    return Group.from_responses(0, np.array(prompt, np.int32), written, [Verdict(reward=0.0)] * len(written))
 
 
 def _can_share_prompts(config: Any) -> bool:
     """Whether every layer attends to whatever a mask allows: full attention, by a kernel that takes any mask."""
     layer_types = getattr(config, "layer_types", None) or []
-    return (
-        all(kind == "full_attention" for kind in layer_types)
-        and not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
-        and config._attn_implementation == "sdpa"
-    )
+    full = all(kind == "full_attention" for kind in layer_types)
+    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return full and not window and config._attn_implementation == "sdpa"

@@ -140,16 +140,15 @@ class GradientSum:
     def result(self) -> HeadGradients:
         """The sums, in the dtypes of the inputs; ends the use of the blocks."""
         self._blocks.free()
-        head, weight_VH = self._blocks.head, self._weight
+        weight_VH, bias_V = self._weight, self._blocks.head.bias_V
         if weight_VH is not None and not self._started:
             weight_VH.zero_()
         if weight_VH is not None and self._transposed:
             weight_VH = _transposed(weight_VH)
-        return HeadGradients(
-            hidden_NH=self._hidden_NH.to(self._blocks.hidden_dtype),
-            weight_VH=weight_VH,
-            bias_V=None if self._bias_V is None or head.bias_V is None else self._bias_V.to(head.bias_V.dtype),
-        )
+        if bias_V is not None:
+            bias_V = None if self._bias_V is None else self._bias_V.to(bias_V.dtype)
+        hidden_NH = self._hidden_NH.to(self._blocks.hidden_dtype)
+        return HeadGradients(hidden_NH=hidden_NH, weight_VH=weight_VH, bias_V=bias_V)
 
     def _add_weight(self, weight: Tensor, logit_gradients_NV: Tensor, hidden_NH: Tensor) -> None:
         beta = 1 if self._started else 0

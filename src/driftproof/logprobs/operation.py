@@ -35,8 +35,6 @@ def token_logprobs(
     float32, or float64 where the hidden states are.
 
     Args:
-        hidden_NH: what the head is applied to, [N, H].
-        head: the output layer.
         targets_N: token ids, int64 [N].
         budget_bytes: most bytes of logits at a time, but at least one token's.
         check_targets: looks at the targets, and waits for the GPU to do so; False where they are known to be token ids.
@@ -93,9 +91,8 @@ class _TokenLogprobs(torch.autograd.Function):
         head = replace(ctx.head, weight_VH=weight_VH, bias_V=bias_V)
         blocks = Blocks(hidden_NH, head, targets_N, dtype=ctx.dtype, triton=ctx.triton, budget_bytes=ctx.budget_bytes)
         total = GradientSum(blocks, weight=ctx.needs_input_grad[1], bias=ctx.needs_input_grad[2])
-        weights = TokenValues(
-            logprobs_N=torch.zeros_like(lse_N) if logprobs_N is None else logprobs_N, entropy_N=entropy_N
-        )
+        weights_N = torch.zeros_like(lse_N) if logprobs_N is None else logprobs_N
+        weights = TokenValues(logprobs_N=weights_N, entropy_N=entropy_N)
         blocks.add_gradients(0, len(hidden_NH), lse_N, mean_N, weights, into=total)
         gradients = total.result()
         return gradients.hidden_NH, gradients.weight_VH, gradients.bias_V, None, None, None, None, None

@@ -39,10 +39,8 @@ def inspect_model(path: Path) -> ModelInfo:
     from transformers import AutoConfig
 
     if not path.is_dir():
-        raise ModelError(
-            f"model directory {path} does not exist; give a Hugging Face model directory, "
-            f"or make a tiny one with `driftproof tiny-model {path}`"
-        )
+        how = f"give a Hugging Face model directory, or make a tiny one with `driftproof tiny-model {path}`"
+        raise ModelError(f"model directory {path} does not exist; {how}")
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} has no config.json; it is not a Hugging Face model directory")
     if not any(path.glob("*.safetensors")):
