@@ -40,7 +40,8 @@ def token_logprobs(
         check_targets: looks at the targets, and waits for the GPU to do so; False where they are known to be token ids.
 
     Raises:
-        ValueError: see `check_inputs`.
+        ValueError: shapes, dtypes or devices that do not agree, a target outside the vocabulary, an unknown variant, a
+            budget that is not positive.
     """
     check_inputs(hidden_NH, head, targets_N, variant, budget_bytes, check_targets)
     variant = choose(variant, hidden_NH, head)

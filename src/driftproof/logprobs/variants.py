@@ -33,17 +33,11 @@ def choose(variant: Variant, hidden_NH: Tensor, head: Head) -> Variant:
 def check_inputs(
     hidden_NH: Tensor, head: Head, targets_N: Tensor, variant: str, budget_bytes: int, check_targets: bool
 ) -> None:
-    """Refuse inputs that cannot be computed with; `check_targets` waits for the GPU once, to look at the targets.
-
-    Raises:
-        ValueError: shapes, dtypes or devices that do not agree, a target outside the vocabulary, an unknown variant, a
-            budget that is not positive.
-    """
+    """Refuse inputs that cannot be computed with; `check_targets` waits for the GPU once, to look at the targets."""
     hidden, weight = list(hidden_NH.shape), list(head.weight_VH.shape)
     if len(hidden) != 2 or hidden[1] != weight[1]:
-        raise ValueError(
-            f"hidden states have shape {hidden}; for a head of shape {weight} they must be [N, {weight[1]}]"
-        )
+        needed = f"for a head of shape {weight} they must be [N, {weight[1]}]"
+        raise ValueError(f"hidden states have shape {hidden}; {needed}")
     if targets_N.shape != hidden_NH.shape[:1] or targets_N.dtype != torch.int64:
         given = f"{targets_N.dtype} of shape {list(targets_N.shape)}"
         raise ValueError(f"targets are {given}; they must be token ids, int64 [{len(hidden_NH)}]")
