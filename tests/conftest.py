@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from driftproof.tiny.model import make_tiny_model
-
 if not torch.cuda.is_available():
     # Read when Triton is first imported, which any test may be the first to do: its kernels then run on the CPU.
     os.environ["TRITON_INTERPRET"] = "1"
@@ -28,6 +26,9 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3 of random weights with its tokenizer; not to be written to."""
+    # Brings Triton with it, which must not be imported before the environment says how.
+    from driftproof.tiny.model import make_tiny_model
+
     path = tmp_path_factory.mktemp("models") / "tiny-qwen3"
     make_tiny_model(path, train=False)
     return path
