@@ -49,7 +49,6 @@ class EmbeddedEngine:
         """Take over `model`: its attention function is replaced by an equivalent one and it is put into eval mode.
 
         Args:
-            model: a causal language model.
             slots: responses written at once.
             max_length: tokens of prompt and response together; default the model's `max_position_embeddings`.
             device: where to move the model; default where it is.
@@ -109,10 +108,7 @@ class EmbeddedEngine:
         self._schedule.add(request, min(request.sampling.max_tokens, self.max_length - len(request.prompt_tokens)))
 
     def collect(self) -> list[Completed]:
-        """Admit what fits, decode one token of every active response, and return the requests completed by it.
-
-        A request fails when the model's logits for it are not finite.
-        """
+        """Admit what fits, decode one token of every active response, and return the requests completed by it."""
         if self._rows.active or self._schedule.waiting:
             started = time.perf_counter()
             with torch.inference_mode():
@@ -146,10 +142,7 @@ class EmbeddedEngine:
             self._prefill(admissions)
 
     def _resume(self, job: Job, samples: range) -> None:
-        """Start further samples of a group whose prompt was read before, from its kept row.
-
-        They read the prompt's last token themselves, with the weights of now.
-        """
+        """Start further samples of a group from the kept row of its prompt, whose last token they read anew."""
         first, prompt = self._rows.active, job.request.prompt_tokens
         self._rows.start(job, samples, length=len(prompt) - 1, next_token=int(prompt[-1]))
         targets = np.arange(first, self._rows.active)

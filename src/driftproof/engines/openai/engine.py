@@ -1,10 +1,7 @@
 """The engine `openai`: completion servers over HTTP, several at once, in whatever weather.
 
 Guarantees: every submitted request comes out of `collect` exactly once; a refused reply is counted and asked for again;
-a server that dies is ejected, asked again with back-off and readmitted; no server with an updater gets work before it
-has the newest weights.
-
-An address must be that of one server: behind a load balancer no restart could be noticed.
+a server that dies is ejected and readmitted; no server with an updater gets work before it has the newest weights.
 """
 
 import asyncio
@@ -50,7 +47,7 @@ class OpenAIEngine:
         """Ask every server what it can do. One that does not answer is ejected, as long as another does.
 
         Args:
-            urls: like `http://127.0.0.1:8000`, one per server.
+            urls: like `http://127.0.0.1:8000`, one per server; behind a load balancer no restart could be noticed.
             vocabulary: the learner's; token ids lie below it.
             tokenizer: the learner's; the servers must agree with it on `sample_text`, a prompt of the task.
             model: one of the names that the servers know; default the first of each.
@@ -63,7 +60,6 @@ class OpenAIEngine:
         """
         if not urls:
             raise EngineError("the engine openai needs the address of a server: --engine.url http://127.0.0.1:8000")
-        self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._sample_text = sample_text
         self._model = model
@@ -128,7 +124,7 @@ class OpenAIEngine:
         check_request(
             request,
             under_way=self._under_way,
-            vocabulary=self._vocabulary,
+            vocabulary=self._requests.vocabulary,
             max_length=min((facts.max_length for facts in self.facts if facts.max_length), default=None),
         )
         if request.want_logprobs:

@@ -5,7 +5,6 @@ before it has the newest weights. All of it runs in one event loop, and so needs
 """
 
 import asyncio
-import math
 import random
 import time
 from collections import Counter
@@ -21,18 +20,14 @@ from driftproof.errors import EngineError
 
 
 class Updater(Protocol):
-    """Brings the weights of a snapshot to a server."""
+    """Brings the weights of a snapshot to a server, or to several at once."""
 
     @property
     def counters(self) -> Mapping[str, float]:
         """Counts since the start that an operator should see."""
-        ...
 
     async def update(self, server_url: str, snapshot: Path) -> None:
-        """Return when the server answers with the weights of `snapshot`; EngineError or OSError where it does not.
-
-        Several servers are updated at once.
-        """
+        """Return when the server answers with the weights of `snapshot`; EngineError or OSError where it does not."""
         ...
 
 
@@ -143,32 +138,22 @@ class ServerPool:
         """The least loaded server that has room, first come, first served; EngineError after too long without one."""
         async with self._queue:
             while True:
-                now = time.monotonic()
-                live = self._live
-                free = [server for server in live if server.not_before <= now and self._fits(server, samples)]
+                now, live = time.monotonic(), self._live
+                free = [s for s in live if s.not_before <= now and (not s.busy or s.busy + samples <= self._per_server)]
                 if free:
                     least = min(server.busy for server in free)
                     server = random.choice([server for server in free if server.busy == least])
                     server.busy += samples
                     return server
-                outage = now - self._unavailable_since
-                if live:
-                    await self._change(min((s.not_before for s in live if s.not_before > now), default=math.inf) - now)
-                elif outage < self.policy.outage_seconds:
-                    await self._change(self.policy.outage_seconds - outage)
-                else:
+                outage_ends = self._unavailable_since + self.policy.outage_seconds
+                if not live and now >= outage_ends:
                     self.counters["errors.no_server"] += 1
-                    raise EngineError(f"no server for {outage:.0f} s: {self._errors()}")
-
-    def _fits(self, server: Server, samples: int) -> bool:
-        return server.busy == 0 or server.busy + samples <= self._per_server
-
-    async def _change(self, seconds: float) -> None:
-        """Wait until a server changes, at most so long."""
-        self._changed.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if seconds == math.inf else seconds):
-                await self._changed.wait()
+                    raise EngineError(f"no server for {now - self._unavailable_since:.0f} s: {self._errors()}")
+                resting = min((server.not_before for server in live if server.not_before > now), default=None)
+                self._changed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(resting if live else outage_ends):
+                        await self._changed.wait()
 
     def release(self, server: Server, samples: int) -> None:
         """Give back what `reserve` gave."""

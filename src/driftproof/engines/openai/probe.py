@@ -52,8 +52,7 @@ def probe(url: str, *, model: str = "", api_key_variable: str = "") -> ServerFac
     """Ask the server at `url` what it can do; `model` is one of the names it serves, or its first.
 
     Raises:
-        Unreachable: nothing answers there now.
-        EngineError: no completion server, not that model, or a key it does not take.
+        Unreachable: not now. EngineError: no completion server, not that model, or a key it does not take.
     """
 
     async def ask() -> ServerFacts:

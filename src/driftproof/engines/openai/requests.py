@@ -57,10 +57,7 @@ class Requests:
         return Completed(request=request, responses=tuple(response for part in drawn for response in part))
 
     async def _draw(self, request: Request, first: int, count: int) -> list[Response]:
-        """`count` responses, from as many calls as it takes.
-
-        EngineError: too many calls failed, one in a way that asking again cannot mend, or no server is left.
-        """
+        """`count` responses, from as many calls as it takes; EngineError where too many failed, or one for good."""
         policy, counters = self.pool.policy, self.pool.counters
         responses: list[Response] = []
         calls = failures = 0
