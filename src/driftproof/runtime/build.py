@@ -150,8 +150,7 @@ def make_evaluation_engine(config: Config, prompt: Prompt, codec: Codec) -> Engi
 def _make_updater(config: Config) -> VllmUpdater | None:
     if config.engine.name != "vllm":
         return None
-    from driftproof.engines.vllm.canary import Canary
-    from driftproof.engines.vllm.updater import VllmUpdater
+    from driftproof.engines.vllm.updater import Canary, VllmUpdater
 
     tolerance = config.engine.canary_tolerance
     return VllmUpdater(

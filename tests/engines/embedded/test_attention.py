@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from driftproof.engines.embedded.attention import IMPLEMENTATION, grouped_attention
+from driftproof.engines.embedded.decode import IMPLEMENTATION, grouped_attention
 
 from ..tiny import CONFIGS, VOCABULARY, tiny_model
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from driftproof.engines.http import open_client
-from driftproof.engines.vllm.canary import LENGTH, SEQUENCES, Canary
+from driftproof.engines.vllm.updater import LENGTH, SEQUENCES, Canary
 from driftproof.errors import EngineError
 from driftproof.learner.packing import pack
 from driftproof.learner.policy import Policy

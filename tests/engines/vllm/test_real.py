@@ -13,9 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from driftproof.engines.vllm.canary import Canary
 from driftproof.engines.vllm.launch import Server, check_environment, launch
-from driftproof.engines.vllm.updater import VllmUpdater
+from driftproof.engines.vllm.updater import Canary, VllmUpdater
 from driftproof.errors import EngineError
 from driftproof.ledger.ledger import Ledger
 from driftproof.weights.snapshots import Publisher

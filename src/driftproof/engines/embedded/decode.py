@@ -1,7 +1,7 @@
 """Forward passes of the embedded engine: prompts into the cache, and one more token for every row.
 
 Guarantees: what is computed for a row depends on its tokens and the weights alone, up to float rounding; a model that
-would be decoded wrongly is refused.
+would be decoded wrongly is refused; the attention function `IMPLEMENTATION` computes what transformers' `sdpa` does.
 """
 
 import inspect
@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from driftproof.engines.embedded.attention import IMPLEMENTATION
 from driftproof.engines.embedded.cache import SlotCache
 from driftproof.errors import EngineError
 from driftproof.types import Tokens
 
 PREFILL_TOKENS = 8192
 """Prompt tokens, padding included, in one forward pass."""
+IMPLEMENTATION = "driftproof_decode"
+"""Name of `grouped_attention` in transformers."""
 
 
 class Decoder:
@@ -128,3 +131,34 @@ def _check_length(config: Any, wanted: int | None) -> int:
             f"not decode; give max_length={window} or less"
         )
     return int(length)
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend from `query` [B, H, Q, D] to `key` [B, KV, L, D] and `value` [B, KV, L, Dv]; returns [B, Q, H, Dv].
+
+    At Q = 1 the H / KV queries that share a key head become the query length of one call, so that keys and values are
+    never repeated; elsewhere transformers' own function runs.
+    """
+    batch, heads, queries, dim = query.shape
+    if queries > 1 or kwargs.get("position_bias") is not None:
+        output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return output
+    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], dim)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return attended.reshape(batch, 1, heads, value.shape[-1]), None
+
+
+AttentionInterface.register(IMPLEMENTATION, grouped_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

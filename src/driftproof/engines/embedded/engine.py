@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -70,16 +70,9 @@ class EmbeddedEngine:
         self.busy_seconds = 0.0
 
     @classmethod
-    def from_directory(
-        cls,
-        path: Path,
-        *,
-        slots: int,
-        max_length: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Self:
-        """The engine of a Hugging Face model directory; EngineError where it cannot be opened or lacks weights."""
+    def from_directory(cls, path: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> Self:
+        """The engine, with `options`, of a Hugging Face model directory; EngineError where it cannot be opened or lacks
+        weights."""
         if not (path / "config.json").is_file():
             raise EngineError(f"{path} has no config.json; give a Hugging Face model directory")
         try:
@@ -91,7 +84,7 @@ class EmbeddedEngine:
             raise EngineError(f"{path} cannot be opened as a causal language model: {error}") from error
         if loading["missing_keys"]:
             raise EngineError(f"{path}: the weights lack {', '.join(sorted(loading['missing_keys'])[:3])}")
-        return cls(model, slots=slots, max_length=max_length, device=device)
+        return cls(model, **options)
 
     @property
     def room(self) -> int:

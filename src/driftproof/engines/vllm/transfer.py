@@ -38,8 +38,11 @@ class SnapshotTransfer(base.WeightTransferEngine[Nothing, SnapshotUpdate]):  # t
     """Shapes of the model that the server was started from; its directory may be gone later."""
 
     def init_transfer_engine(self, init_info: Nothing) -> None:
+        directory = Path(self.model_config.model)
+        if not directory.is_dir():
+            raise EngineError(f"this server serves {directory}; start it from a local model directory to update it")
         if self._shapes is None:
-            self._shapes = read_shapes(self._directory)
+            self._shapes = read_shapes(directory)
 
     def start_weight_update(self) -> None:
         """Nothing: a refusal must find the model untouched."""
@@ -47,11 +50,11 @@ class SnapshotTransfer(base.WeightTransferEngine[Nothing, SnapshotUpdate]):  # t
     def receive_weights(self, update_info: SnapshotUpdate) -> None:
         if self._shapes is None:
             raise EngineError("init_weight_transfer_engine comes before the first update")
-        snapshot = Path(update_info.path)
+        snapshot, model = Path(update_info.path), Path(self.model_config.model)
         # vLLM unties embeddings whose checkpoint has both, and ties them again when they are equal.
         config = self.model_config
         tied = config.hf_text_config.tie_word_embeddings or config.word_embeddings_untied_by_checkpoint
-        check_snapshot(snapshot, self._directory, self._shapes, tied=tied)
+        check_snapshot(snapshot, model, self._shapes, tied=tied)
         initialize_layerwise_reload(self.model)
         self.model.load_weights(read_tensors(snapshot))
         finalize_layerwise_reload(self.model, self.model_config)
@@ -62,10 +65,3 @@ class SnapshotTransfer(base.WeightTransferEngine[Nothing, SnapshotUpdate]):  # t
 
     def shutdown(self) -> None:
         """Nothing is held open."""
-
-    @property
-    def _directory(self) -> Path:
-        directory = Path(self.model_config.model)
-        if not directory.is_dir():
-            raise EngineError(f"this server serves {directory}; start it from a local model directory to update it")
-        return directory
