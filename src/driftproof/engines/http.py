@@ -104,11 +104,7 @@ async def send(
     limit: int = REPLY_BYTES,
     **options: Any,
 ) -> Answer:
-    """One call of at most `seconds` whose reply has at most `limit` bytes; `options` are httpx's.
-
-    Raises:
-        Unreachable: no whole reply in time. ReplyError: one that is too large, or compressed.
-    """
+    """One call of at most `seconds` whose reply has at most `limit` bytes, and is not compressed, or a `CallError`."""
     content = bytearray()
     try:
         async with asyncio.timeout(seconds), client.stream(method, url, json=body, **options) as response:

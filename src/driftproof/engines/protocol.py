@@ -45,33 +45,23 @@ class Engine(Protocol):
     @property
     def counters(self) -> Mapping[str, float]:
         """Counts since the start that an operator should see; {} where there is nothing to count."""
-        ...
 
     @property
     def room(self) -> int:
         """Responses that can be written at once beside those under way, without queueing."""
-        ...
 
     def submit(self, request: Request) -> None:
-        """Take a request.
-
-        Raises:
-            EngineError: the request can never be answered (prompt too long, log-probs asked of an engine without).
-        """
-        ...
+        """Take a request; EngineError where it can never be answered (as one that is too long)."""
 
     def collect(self) -> list[Completed]:
         """Work for a moment (one decode step, one poll) and return what was completed by it; [] when idle."""
-        ...
 
     def load(self, snapshot: Path) -> None:
         """Take the weights of a snapshot directory; responses under way continue with them.
 
         Raises:
-            EngineError: not a snapshot of this engine's model.
-            FileNotFoundError: no snapshot there, or no longer.
+            EngineError: not a snapshot of this engine's model. FileNotFoundError: no snapshot there, or no longer.
         """
-        ...
 
     def close(self) -> None: ...
 
@@ -105,12 +95,7 @@ def name_of(request: Request) -> str:
 
 
 def generate(engine: Engine, requests: Sequence[Request]) -> list[tuple[Response, ...]]:
-    """Answer all `requests` with an idle engine and return the responses of each, in their order.
-
-    Raises:
-        EngineError: a request was refused or failed; others may be under way still.
-        ValueError: two requests have the same key.
-    """
+    """Responses of an idle engine to each of `requests`, in their order; EngineError where one is refused or fails."""
     if len({request.key for request in requests}) != len(requests):
         raise ValueError("request keys must be unique")
     for request in requests:

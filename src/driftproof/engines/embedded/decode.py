@@ -71,10 +71,6 @@ class Decoder:
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def drop_cache(self) -> None:
-        """Give the memory of keys and values back."""
-        self.cache = SlotCache(layers=0, rows=0, limit=0)
-
     def _read(self, prompts: Sequence[Tokens], first: int) -> Tensor:
         """`read` for prompts that are read together."""
         lengths = np.array([len(prompt) for prompt in prompts])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from driftproof.engines.embedded.cache import SlotCache
 from driftproof.engines.embedded.decode import PREFILL_TOKENS, Decoder
 from driftproof.engines.embedded.load import load_state, load_weights
 from driftproof.engines.embedded.rows import Rows
@@ -48,14 +49,13 @@ class EmbeddedEngine:
     ) -> None:
         """Take over `model`: its attention function is replaced by an equivalent one and it is put into eval mode.
 
+        EngineError for a bad number, or a model whose attention or cache this engine cannot reproduce.
+
         Args:
             slots: responses written at once.
             max_length: tokens of prompt and response together; default the model's `max_position_embeddings`.
             device: where to move the model; default where it is.
             prefill_tokens: prompt tokens read in one forward pass; bounds the memory of long prompts.
-
-        Raises:
-            EngineError: a bad number, or a model whose attention or cache this engine cannot reproduce.
         """
         if slots < 1 or prefill_tokens < 1:
             raise EngineError(f"slots is {slots} and prefill_tokens {prefill_tokens}; both must be at least 1")
@@ -124,7 +124,7 @@ class EmbeddedEngine:
         self._closed = True
         self._schedule = Schedule(self.slots)
         self._rows = Rows(0)
-        self._decoder.drop_cache()
+        self._decoder.cache = SlotCache(layers=0, rows=0, limit=0)
 
     def _admit(self) -> None:
         """Give free slots to waiting samples; prompts read here also get their responses' first tokens."""

@@ -20,8 +20,7 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     are checked before the first copy.
 
     Raises:
-        EngineError: a file that cannot be read, a tensor that is missing, unknown, of another shape or type.
-        FileNotFoundError: no weights there, or no longer (a publisher removes old snapshots).
+        EngineError: a file or tensor that does not fit. FileNotFoundError: no weights there, or no longer.
     """
     try:
         files = [TensorFile(path) for path in weight_files(directory)]

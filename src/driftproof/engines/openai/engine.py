@@ -9,8 +9,9 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from driftproof.engines.http import open_client, server_url
 from driftproof.engines.openai.pool import RetryPolicy, ServerPool, Updater
@@ -20,8 +21,6 @@ from driftproof.engines.protocol import Capabilities, Completed, check_request, 
 from driftproof.errors import EngineError
 from driftproof.tasks.codec import Codec
 from driftproof.types import Request
-
-T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
 """Time that `collect` waits for an answer."""
@@ -44,7 +43,8 @@ class OpenAIEngine:
         updater: Updater | None = None,
         api_key_variable: str = "",
     ) -> None:
-        """Ask every server what it can do. One that does not answer is ejected, as long as another does.
+        """Ask every server what it can do. One that does not answer is ejected, as long as another does; EngineError
+        where none answers, or one cannot be used.
 
         Args:
             urls: like `http://127.0.0.1:8000`, one per server; behind a load balancer no restart could be noticed.
@@ -54,9 +54,6 @@ class OpenAIEngine:
             slots: responses under way at one server.
             retokenize: send and take text, and make tokens of it with `tokenizer`.
             api_key_variable: name of the environment variable that holds the API key; empty is none.
-
-        Raises:
-            EngineError: no server answers, or one of them cannot be used; the message says what to change.
         """
         if not urls:
             raise EngineError("the engine openai needs the address of a server: --engine.url http://127.0.0.1:8000")
@@ -139,15 +136,13 @@ class OpenAIEngine:
         Raises whatever unexpected ended the work of the other thread: an error in the updater, or in this engine.
         """
         completed: list[Completed] = []
-        try:
+        with suppress(queue.Empty):
             while self._under_way:
                 item = self._done.get(timeout=0 if completed else _POLL_SECONDS)
                 if isinstance(item, BaseException):
                     raise item
                 del self._under_way[item.request.key]
                 completed.append(item)
-        except queue.Empty:
-            pass
         return completed
 
     def load(self, snapshot: Path) -> None:
@@ -174,8 +169,8 @@ class OpenAIEngine:
 
     # Everything below runs in the engine's thread, and so needs no locks for what it shares.
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task whose unexpected end the worker hears of."""

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from driftproof.engines.http import Answer, ReplyError, Unreachable, open_client, send, server_url
+from driftproof.engines.http import ReplyError, Unreachable, open_client, send, server_url
 from driftproof.engines.openai.wire import Call, Dialect, build_body, read_object
 from driftproof.engines.protocol import name_of
 from driftproof.errors import EngineError
@@ -78,14 +78,15 @@ async def inspect_server(client: httpx2.AsyncClient, url: str, model: str = "") 
         tried = Dialect.OPENAI
         first = await _first_choice(client, url, tried, name, temperature=1.0)
     likeliest = _likeliest(first)
-    props = await _optional(client, url, "/props") if tried is Dialect.LLAMACPP else {}
+    _, props = await _ask(client, url, "/props") if tried is Dialect.LLAMACPP else (0, {})
+    _, version = await _ask(client, url, "/version")
     hot = None if likeliest is None else _likeliest(await _first_choice(client, url, tried, name, temperature=8.0))
     return ServerFacts(
         url=url,
         dialect=tried,
         models=models,
         model=name,
-        version=str((await _optional(client, url, "/version")).get("version") or props.get("build_info") or ""),
+        version=str(version.get("version") or props.get("build_info") or ""),
         token_ids=bool(first.get("token_ids")),
         logprobs=likeliest is not None,
         tempered_logprobs=None not in (likeliest, hot) and abs((likeliest or 0.0) - (hot or 0.0)) > 1e-3,
@@ -136,7 +137,8 @@ async def check_tokenizer(client: httpx2.AsyncClient, facts: ServerFacts, text: 
     body = {"model": facts.model, "prompt": text, "add_special_tokens": False}
     if facts.dialect is Dialect.LLAMACPP:
         body = {"content": text, "add_special": False}
-    tokens = (await _optional(client, facts.url, "/tokenize", body)).get("tokens")
+    _, reply = await _ask(client, facts.url, "/tokenize", body)
+    tokens = reply.get("tokens")
     if not isinstance(tokens, list):
         return False
     if tokens != list(expected):
@@ -152,12 +154,11 @@ async def check_tokenizer(client: httpx2.AsyncClient, facts: ServerFacts, text: 
 
 
 async def _model_cards(client: httpx2.AsyncClient, url: str) -> list[dict[str, Any]]:
-    answer = await send(client, "GET", f"{url}/v1/models", seconds=_SECONDS)
-    _check_key(url, answer)
-    cards = _object(f"{url}/v1/models", answer).get("data")
+    status, reply = await _ask(client, url, "/v1/models", needed=True)
+    cards = reply.get("data")
     if not isinstance(cards, list) or not cards or not all(isinstance(card, dict) for card in cards):
         raise EngineError(
-            f"{url}/v1/models lists no models (status {answer.status}); give the address of an "
+            f"{url}/v1/models lists no models (status {status}); give the address of an "
             "OpenAI-compatible completion server, like http://127.0.0.1:8000"
         )
     return cards
@@ -178,10 +179,8 @@ async def _first_choice(
     body = build_body(dialect, call, model)
     if dialect is not Dialect.LLAMACPP:
         body["logprobs"] = 1
-    answer = await send(client, "POST", url + dialect.route, body, seconds=_SECONDS)
-    # Some list their models to whoever asks.
-    _check_key(url, answer)
-    reply = _object(f"{url}{dialect.route}", answer)
+    # Needed, too: some list their models to whoever asks.
+    _, reply = await _ask(client, url, dialect.route, body, needed=True)
     if dialect is Dialect.LLAMACPP:
         return {"token_ids": reply.get("tokens")}
     choices = reply.get("choices")
@@ -202,28 +201,19 @@ def _max_length(settings: Any, card: dict[str, Any]) -> int | None:
     return length if type(length) is int and length > 0 else None
 
 
-async def _optional(
-    client: httpx2.AsyncClient, url: str, route: str, body: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The JSON object of a route, or {} where the server has no such thing to say."""
-    method = "GET" if body is None else "POST"
-    return _object(url + route, await send(client, method, url + route, body, seconds=_SECONDS))
-
-
-def _object(where: str, answer: Answer) -> dict[str, Any]:
-    if answer.status >= 500 or answer.status == 429:
-        raise Unreachable(f"{where}: status {answer.status}", kind="unwell")
-    if answer.status != 200:
-        return {}
-    try:
-        return read_object(answer.content)
-    except ReplyError:
-        return {}
-
-
-def _check_key(url: str, answer: Answer) -> None:
-    if answer.status in (401, 403):
+async def _ask(
+    client: httpx2.AsyncClient, url: str, route: str, body: dict[str, Any] | None = None, *, needed: bool = False
+) -> tuple[int, dict[str, Any]]:
+    """Status and JSON object of a route, {} where there is none; `needed`: it must not refuse us."""
+    answer = await send(client, "GET" if body is None else "POST", url + route, body, seconds=_SECONDS)
+    if needed and answer.status in (401, 403):
         raise EngineError(
             f"{url} refuses us (status {answer.status}); name the environment variable that holds its API key: "
             "--engine.api_key_variable NAME"
         )
+    if answer.status >= 500 or answer.status == 429:
+        raise Unreachable(f"{url}{route}: status {answer.status}", kind="unwell")
+    try:
+        return answer.status, read_object(answer.content) if answer.status == 200 else {}
+    except ReplyError:
+        return answer.status, {}

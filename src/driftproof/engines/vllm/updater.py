@@ -59,8 +59,7 @@ class Canary:
         vocabulary = self._model.config.get_text_config().vocab_size
         self.sequences = np.random.default_rng(0).integers(0, vocabulary, (SEQUENCES, LENGTH))
         self._lock = threading.Lock()
-        self._snapshot: Path | None = None
-        self._expected: NDArray[np.float64] = np.empty((0, 0))
+        self._known: tuple[Path, NDArray[np.float64]] | None = None
 
     async def check(self, client: httpx2.AsyncClient, server_url: str, snapshot: Path) -> float:
         """The largest difference found, in nats; EngineError where it is above the tolerance, or cannot be found."""
@@ -79,14 +78,13 @@ class Canary:
     def expected(self, snapshot: Path) -> NDArray[np.float64]:
         """[SEQUENCES, LENGTH - 1]: log-probs of all tokens but the first, by the weights of `snapshot`."""
         with self._lock:
-            if self._snapshot != snapshot:
-                self._snapshot = None
+            if self._known is None or self._known[0] != snapshot:
+                self._known = None
                 load_weights(self._model, snapshot)
                 tokens = torch.from_numpy(self.sequences)
                 logprobs = self._model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
-                self._expected = logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1).numpy()
-                self._snapshot = snapshot
-            return self._expected
+                self._known = snapshot, logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1).numpy()
+            return self._known[1]
 
 
 class VllmUpdater:
@@ -108,8 +106,7 @@ class VllmUpdater:
         """Bring the weights of `snapshot` to the server.
 
         Raises:
-            EngineError: it cannot take them, did not answer in time, or its log-probs are not those of the snapshot.
-            FileNotFoundError: no snapshot there, or no longer.
+            EngineError: the server does not have them. FileNotFoundError: no snapshot there, or no longer.
         """
         started = time.monotonic()
         path = snapshot.resolve()
