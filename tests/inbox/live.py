@@ -25,7 +25,7 @@ from driftproof.config import load_config
 from driftproof.inbox.app import make_app
 from driftproof.inbox.serve import serve
 from driftproof.inbox.service import Inbox
-from driftproof.runtime.inbox import open_inbox
+from driftproof.runtime.build import open_inbox
 from driftproof.runtime.preflight import preflight, prepare_directory
 from tests.runtime.runs import write_recipe
 

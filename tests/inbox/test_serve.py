@@ -23,7 +23,7 @@ from driftproof.errors import ConfigError
 from driftproof.inbox.serve import serve
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED
-from driftproof.runtime.inbox import open_inbox
+from driftproof.runtime.build import open_inbox
 from tests.inbox.live import TOKEN, Client, make_run
 
 ROOT = Path(__file__).parent.parent.parent

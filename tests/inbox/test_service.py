@@ -22,7 +22,7 @@ from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED, STOPPING
 from driftproof.report.view import View
 from driftproof.rollout.requests import make_request
-from driftproof.runtime.inbox import open_inbox
+from driftproof.runtime.build import open_inbox
 from driftproof.tasks.codec import Codec
 from driftproof.types import Sampling
 from driftproof.weights.snapshots import Publisher, list_snapshots

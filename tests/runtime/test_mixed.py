@@ -12,7 +12,7 @@ import pytest
 
 from driftproof.ledger.codec import row_checksum
 from driftproof.ledger.ledger import Ledger
-from driftproof.runtime.inbox import open_inbox
+from driftproof.runtime.build import open_inbox
 from driftproof.tasks.codec import Codec
 from tests.runtime import runs
 from tests.runtime.runs import summary, train, trained_once, write_recipe

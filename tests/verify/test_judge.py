@@ -17,7 +17,7 @@ from driftproof.ledger.ledger import Ledger
 from driftproof.rollout.settings import RolloutSettings
 from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory
-from driftproof.runtime.inbox import open_inbox
+from driftproof.runtime.build import open_inbox
 from driftproof.tasks import Task
 from driftproof.tasks.codec import Codec
 from driftproof.types import FinishReason, Prompt, Request, Response, Sampling, Verdict

@@ -124,7 +124,7 @@ def _inbox(known: Namespace) -> None:
         if error.name not in ("fastapi", "uvicorn"):
             raise
         raise ConfigError("the inbox needs its packages: pip install 'driftproof[inbox]'") from error
-    from driftproof.runtime.inbox import open_inbox
+    from driftproof.runtime.build import open_inbox
     from driftproof.runtime.resources import quiet_libraries
 
     quiet_libraries()

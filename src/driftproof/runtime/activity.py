@@ -1,7 +1,5 @@
 """The activity of a process, in a small file that is written in place: readable also while the process hangs."""
 
-from __future__ import annotations
-
 import os
 import time
 from contextlib import suppress
@@ -36,10 +34,7 @@ class Activity:
 
 
 class ActivityFile:
-    """The activity of this process, for others to read: call it with the phase that begins.
-
-    A phase that goes on costs a comparison, a new one a write of a few microseconds. It never fails.
-    """
+    """The activity of this process, for others to read: call it with the phase that begins; it never fails."""
 
     def __init__(self, path: Path) -> None:
         self._phase = ""

@@ -15,6 +15,7 @@ from driftproof.config import Config
 from driftproof.engines.protocol import Engine
 from driftproof.engines.recorded import RecordedEngine
 from driftproof.errors import ConfigError
+from driftproof.inbox.service import Inbox
 from driftproof.learner.learner import Learner
 from driftproof.learner.policy import Policy
 from driftproof.ledger.leases import Leases
@@ -31,16 +32,13 @@ from driftproof.weights.models import inspect_model
 
 if TYPE_CHECKING:
     from driftproof.engines.embedded.engine import EmbeddedEngine
-    from driftproof.engines.openai.engine import OpenAIEngine
-    from driftproof.engines.vllm.updater import VllmUpdater
+
+INBOX_SECTIONS = ("model", "task", "sampling", "rollouts", "verify")
+"""Sections of the configuration that an inbox is made of."""
 
 
 def make_objective(config: Config) -> Objective:
-    """The objective; its horizon, if not given, is the longest response.
-
-    Raises:
-        ObjectiveError: unknown name or field.
-    """
+    """The objective; its horizon, if not given, is the longest response."""
     fields = config.objective.fields
     default = find(config.objective.name).aggregation
     if fields.get("aggregation", default) == "seq-mean-token-sum-norm":
@@ -49,18 +47,12 @@ def make_objective(config: Config) -> Objective:
 
 
 def make_task(config: Config) -> Task:
-    """The task; where there is a recorded trace, its groups stand behind the task's prompts, or are the task.
-
-    Raises:
-        TaskError: unknown task or field, or bad data, with file and line.
-    """
-    fields = config.task.fields
-    path = config.rollouts.path
-    if path is None:
-        return tasks.build(config.task.name, **fields)
-    if config.task.name == "recorded":
-        return tasks.build(config.task.name, **fields | {"path": path})
-    return tasks.with_recorded(tasks.build(config.task.name, **fields), path)
+    """The task; where there is a recorded trace, its groups stand behind the task's prompts, or are the task."""
+    name, path = config.task.name, config.rollouts.path
+    if name == "recorded":
+        return tasks.build(name, **config.task.fields | ({} if path is None else {"path": path}))
+    task = tasks.build(name, **config.task.fields)
+    return task if path is None else tasks.with_recorded(task, path)
 
 
 def make_sampling(config: Config, codec: Codec) -> Sampling:
@@ -68,11 +60,6 @@ def make_sampling(config: Config, codec: Codec) -> Sampling:
 
 
 def make_verifier(config: Config, task: Task) -> Verifier:
-    """The task's verifier.
-
-    Raises:
-        VerifierError: it cannot be imported or started.
-    """
     return verify.build(task.verifier, processes=config.verify.processes, timeout_seconds=config.verify.timeout_seconds)
 
 
@@ -97,8 +84,9 @@ def make_learner(config: Config) -> Learner:
 
 
 def make_worker(
-    config: Config, directory: RunDirectory, leases: Leases, name: str, phase: Callable[[str], object] = lambda _: None
+    config: Config, directory: RunDirectory, leases: Leases, name: str, phase: Callable[[str], object]
 ) -> RolloutWorker:
+    phase("loads its model and starts its verifier")
     task = make_task(config)
     codec = Codec(config.model.path)
     return RolloutWorker(
@@ -117,15 +105,12 @@ def make_worker(
 
 
 def make_engine(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
-    live = _open_live(config, directory, task, codec) if config.rollouts.recorded_share != 1 else None
-    return RecordedEngine(task.recorded, codec.encode_response, live) if live is None or task.recorded else live
-
-
-def _open_live(config: Config, directory: RunDirectory, task: Task, codec: Codec) -> Engine:
-    if config.engine.name in ("openai", "vllm"):
-        urls = config.engine.url or [directory.server_url.read_text()]
-        return _open_servers(config, urls, task.train[0], codec, _make_updater(config))
-    return open_engine(config, config.model.path)
+    """The engine of a worker: the live one, where recorded groups are not all, with the recorded ones before it."""
+    if config.rollouts.recorded_share == 1:
+        return RecordedEngine(task.recorded, codec.encode_response, None)
+    urls = [directory.server_url.read_text()] if config.engine.launch else config.engine.url
+    live = _open_live(config, urls, task.train[0], codec, follows_weights=True)
+    return RecordedEngine(task.recorded, codec.encode_response, live) if task.recorded else live
 
 
 def make_evaluation_engine(config: Config, prompt: Prompt, codec: Codec) -> Engine:
@@ -142,41 +127,32 @@ def make_evaluation_engine(config: Config, prompt: Prompt, codec: Codec) -> Engi
             "--engine.launch false --engine.url http://127.0.0.1:8000; to evaluate the model directory, "
             "--engine.launch false --engine.name embedded"
         )
-    if config.engine.name in ("openai", "vllm"):
-        return _open_servers(config, config.engine.url, prompt, codec)
-    return open_engine(config, config.model.path)
+    return _open_live(config, config.engine.url, prompt, codec, follows_weights=False)
 
 
-def _make_updater(config: Config) -> VllmUpdater | None:
-    if config.engine.name != "vllm":
-        return None
-    from driftproof.engines.vllm.updater import Canary, VllmUpdater
-
-    tolerance = config.engine.canary_tolerance
-    return VllmUpdater(
-        canary=Canary(config.model.path, tolerance=tolerance) if tolerance else None,
-        api_key_variable=config.engine.api_key_variable,
-    )
-
-
-def _open_servers(
-    config: Config, urls: Sequence[str], prompt: Prompt, codec: Codec, updater: VllmUpdater | None = None
-) -> OpenAIEngine:
+def _open_live(config: Config, urls: Sequence[str], prompt: Prompt, codec: Codec, *, follows_weights: bool) -> Engine:
+    settings, model = config.engine, config.model.path
+    if settings.name == "embedded":
+        return open_engine(config, model)
     from driftproof.engines.openai.engine import OpenAIEngine
     from driftproof.engines.openai.pool import RetryPolicy
+    from driftproof.engines.vllm.updater import Canary, VllmUpdater
 
-    engine = config.engine
+    updater = None
+    if settings.name == "vllm" and follows_weights:
+        canary = Canary(model, tolerance=settings.canary_tolerance) if settings.canary_tolerance else None
+        updater = VllmUpdater(canary=canary, api_key_variable=settings.api_key_variable)
     return OpenAIEngine(
         urls,
-        vocabulary=inspect_model(config.model.path).vocabulary,
+        vocabulary=inspect_model(model).vocabulary,
         tokenizer=codec,
         sample_text=prompt.text,
-        model=engine.model,
-        slots=engine.slots,
-        policy=RetryPolicy(timeout_seconds=engine.timeout_seconds, attempts=engine.attempts),
-        retokenize=engine.retokenize,
+        model=settings.model,
+        slots=settings.slots,
+        policy=RetryPolicy(timeout_seconds=settings.timeout_seconds, attempts=settings.attempts),
+        retokenize=settings.retokenize,
         updater=updater,
-        api_key_variable=engine.api_key_variable,
+        api_key_variable=settings.api_key_variable,
     )
 
 
@@ -186,3 +162,43 @@ def open_engine(config: Config, model: Path) -> EmbeddedEngine:
 
     device = resolve_device(config.engine.device)
     return EmbeddedEngine.from_directory(model, slots=config.engine.slots, device=device)
+
+
+def open_inbox(path: Path) -> Inbox:
+    """The inbox of the run in a directory; the learner need not run.
+
+    Raises:
+        ValueError: not a run, or one that trains on recorded traces, if only in part; its model or task is not there.
+    """
+    directory = RunDirectory(path=path)
+    if not (directory.config.is_file() and directory.ledger.is_file()):
+        raise ConfigError(f"{path} is not a run: it has no {directory.config.name} or no {directory.ledger.name}")
+    config = Config.from_toml(directory.config.read_text())
+    task = make_task(config)
+    if config.rollouts.recorded_share == 1:
+        raise ConfigError(f"{path} trains on recorded traces; there is nothing for workers to write")
+    if task.recorded:
+        raise ConfigError(
+            f"{path} mixes recorded groups with live ones (rollouts.recorded_share); which of them a lease is of "
+            "cannot be chosen, so there is no inbox; built-in workers write them all (rollouts.workers)"
+        )
+    codec = Codec(config.model.path)
+    return Inbox(
+        directory,
+        task,
+        codec,
+        inspect_model(config.model.path).vocabulary,
+        partial(make_verifier, config, task),
+        config.rollouts,
+        make_sampling(config, codec),
+        up_to_date=partial(_up_to_date, directory, config),
+    )
+
+
+def _up_to_date(directory: RunDirectory, config: Config) -> bool:
+    """Whether a resume has left the settings of the inbox alone."""
+    try:
+        now = Config.from_toml(directory.config.read_text())
+    except (OSError, ValueError):  # a resume is writing it
+        return False
+    return all(getattr(now, section) == getattr(config, section) for section in INBOX_SECTIONS)

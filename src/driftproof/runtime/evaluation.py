@@ -1,7 +1,5 @@
 """Evaluations on the parts of a configuration: a run's held-out prompts, and benchmarks by their names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -15,6 +13,7 @@ from driftproof.evaluation.benchmarks import benchmark_task, run_benchmark, writ
 from driftproof.evaluation.heldout import evaluate, recorded_groups
 from driftproof.evaluation.score import Score
 from driftproof.learner.learner import Learner
+from driftproof.ledger.ledger import Ledger
 from driftproof.run import RunDirectory
 from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_task, make_verifier, open_engine
 from driftproof.tasks.codec import Codec
@@ -24,17 +23,15 @@ HELDOUT_SEED = 1_000_003
 """Distance of the seeds of held-out prompts from those of training."""
 
 
-def evaluate_heldout(config: Config, directory: RunDirectory, learner: Learner) -> tuple[str, dict[str, Any]]:
-    """The name and result of the evaluation of the newest snapshot on the task's held-out part; {} where it is off."""
-    task = make_task(config)
+def record_heldout(config: Config, directory: RunDirectory, ledger: Ledger, learner: Learner) -> None:
+    """Record how the newest snapshot does on the task's held-out part; of recorded traces, how likely it finds them."""
+    task, snapshot = make_task(config), latest(directory.snapshots)
     if task.recorded_heldout:
-        groups = recorded_groups(task.recorded_heldout, Codec(config.model.path))
-        return "heldout_nll", learner.nll_by_sign(groups)
-    snapshot = latest(directory.snapshots)
-    if not task.heldout[: config.evaluation.prompts] or snapshot is None:
-        return "heldout", {}
-    with closing(open_engine(config, snapshot.path)) as engine, heldout_evaluation(config) as evaluate_engine:
-        return "heldout", evaluate_engine(engine)
+        result = learner.nll_by_sign(recorded_groups(task.recorded_heldout, Codec(config.model.path)))
+        ledger.record_evaluation("heldout_nll", learner.step, result)
+    elif task.heldout[: config.evaluation.prompts] and snapshot is not None:
+        with closing(open_engine(config, snapshot.path)) as engine, heldout_evaluation(config) as evaluate_engine:
+            ledger.record_evaluation("heldout", learner.step, evaluate_engine(engine))
 
 
 @contextmanager
@@ -49,11 +46,7 @@ def heldout_evaluation(config: Config) -> Iterator[Callable[[Engine], dict[str, 
 
 
 def score_benchmarks(
-    config: Config,
-    names: Sequence[str],
-    data: Path | None,
-    output: Path,
-    progress: Callable[[str, int, int], object] = lambda name, done, of: None,
+    config: Config, names: Sequence[str], data: Path | None, output: Path, progress: Callable[[str, int, int], object]
 ) -> Iterator[Score]:
     """Score on each benchmark in turn, all of them known before the first begins.
 
@@ -63,32 +56,20 @@ def score_benchmarks(
         progress: called with a benchmark, its problems that are done and those there are.
 
     Raises:
-        TaskError: unknown benchmark, or its data cannot be read. ConfigError: a task without held-out prompts.
-        ConfigError: a record in `output` is that of other settings.
+        ValueError: unknown benchmark or unreadable data; no held-out prompts; a record in `output` of other settings.
         EngineError: the engine cannot be used, answered nothing, or its servers do not serve one model.
     """
     benchmarks = [benchmark_task(name, data, config.task.fields if name == config.task.name else {}) for name in names]
     codec = Codec(config.model.path)
     sampling = make_sampling(config, codec)
+    samples = config.evaluation.samples
     with closing(make_evaluation_engine(config, benchmarks[0].heldout[0], codec)) as engine:
         settings = {
             **writer_of(engine, config.model.path, retokenize=config.engine.retokenize),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "max_tokens": sampling.max_tokens,
+            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "max_tokens")},
             "first_seed": sampling.seed,
         }
         for task in benchmarks:
+            records, show = output / f"{task.name}.jsonl", partial(progress, task.name)
             with closing(make_verifier(config, task)) as verifier:
-                yield run_benchmark(
-                    task,
-                    engine,
-                    codec,
-                    verifier,
-                    sampling,
-                    config.evaluation.samples,
-                    output / f"{task.name}.jsonl",
-                    settings,
-                    partial(progress, task.name),
-                )
+                yield run_benchmark(task, engine, codec, verifier, sampling, samples, records, settings, show)

@@ -5,8 +5,6 @@ of that pass is added up, whatever the architecture. Only the model's `config.js
 (libraries, CUDA's context, fragmentation) is not in it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +49,8 @@ def learner_memory(
     }
 
 
-def engine_memory(config: Any, *, slots: int, tokens: int, bytes_per_number: int = 4) -> dict[str, int]:
-    """Bytes of an embedded engine with a cache for `slots` prompts and responses of `tokens` tokens."""
+def engine_memory(config: Any, *, slots: int, tokens: int) -> dict[str, int]:
+    """Bytes of an embedded engine, all float32, with a cache for `slots` prompts and responses of `tokens` tokens."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
@@ -62,7 +60,7 @@ def engine_memory(config: Any, *, slots: int, tokens: int, bytes_per_number: int
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cached = 2 * text.num_hidden_layers * heads * width
-    return {"weights": parameters * bytes_per_number, "cache": slots * tokens * cached * bytes_per_number}
+    return {"weights": 4 * parameters, "cache": 4 * slots * tokens * cached}
 
 
 def read_config(model: Path) -> Any:
@@ -82,23 +80,19 @@ class _Kept(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._weights = {_storage(parameter) for parameter in model.parameters()}
-        self._kept: dict[int, int] = {}
-        self._alive: list[Tensor] = []
+        self._kept: dict[int, Tensor] = {}
+        """A tensor of each storage: one that is freed could come again as another one."""
         super().__init__(self._keep, lambda tensor: tensor)
 
     @property
     def bytes(self) -> int:
-        return sum(self._kept.values())
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        storage = _storage(tensor)
-        if storage not in self._weights:
-            self._kept[storage] = tensor.untyped_storage().nbytes()
-        # A storage that is freed could come again as another one.
-        self._alive.append(tensor)
+        if (storage := _storage(tensor)) not in self._weights:
+            self._kept[storage] = tensor
         return tensor
 
 
 def _storage(tensor: Tensor) -> int:
-    identity: int = tensor.untyped_storage()._cdata
-    return identity
+    return int(tensor.untyped_storage()._cdata)

@@ -4,10 +4,7 @@ Guarantees: every part that can be wrong is made once and every prompt's length 
 before any process starts.
 """
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from driftproof.config import Config
@@ -19,7 +16,6 @@ from driftproof.objectives import Objective
 from driftproof.run import RunDirectory
 from driftproof.runtime.build import make_objective, make_task, make_verifier
 from driftproof.runtime.resources import count_parameters, resolve_device
-from driftproof.tasks import RecordedGroup
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import GROUP_CHANNELS, Channel
@@ -129,34 +125,26 @@ def _check_reference(config: Config, model: ModelInfo, objective: Objective) -> 
 
 
 def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -> None:
-    _check_recorded_lengths(config, model, (*task.recorded, *task.recorded_heldout), codec)
-    room = model.context - config.sampling.max_tokens
-    answered = () if task.recorded_heldout else task.heldout
-    longest = max(((len(codec.encode(p)), p.index) for p in (*task.live, *answered)), default=(0, 0))
-    if longest[0] > room:
-        raise TaskError(
-            f"prompt {longest[1]} of task {task.name!r} has {longest[0]} tokens; with sampling.max_tokens="
-            f"{config.sampling.max_tokens} the model's context of {model.context} leaves {room}. "
-            "Lower sampling.max_tokens, drop the long prompts, or use a model with a longer context"
-        )
-
-
-def _check_recorded_lengths(config: Config, model: ModelInfo, groups: Sequence[RecordedGroup], codec: Codec) -> None:
-    for group in groups:
+    for group in (*task.recorded, *task.recorded_heldout):
         length = len(codec.encode(group.prompt)) + max(len(codec.encode_response(text)) for text in group.texts)
         if length > model.context:
             raise TaskError(
                 f"{config.rollouts.path}: the prompt {group.prompt.text[:60]!r} and its longest response have "
                 f"{length} tokens, the model's context is {model.context}; drop the group, or use another model"
             )
+    room = model.context - config.sampling.max_tokens
+    answered = () if task.recorded_heldout else task.heldout
+    longest, index = max(((len(codec.encode(p)), p.index) for p in (*task.live, *answered)), default=(0, 0))
+    if longest > room:
+        raise TaskError(
+            f"prompt {index} of task {task.name!r} has {longest} tokens; with sampling.max_tokens="
+            f"{config.sampling.max_tokens} the model's context of {model.context} leaves {room}. "
+            "Lower sampling.max_tokens, drop the long prompts, or use a model with a longer context"
+        )
 
 
 def prepare_directory(config: Config, plan: Plan) -> RunDirectory:
-    """Make the run directory with its configuration and ledger.
-
-    Raises:
-        ConfigError: it cannot be written, holds something already, or the disk has no room for the snapshots.
-    """
+    """Make the run directory, which must be new or empty, with its configuration and ledger."""
     path = config.run.directory or _free_name(Path("runs"), config.run.name)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -180,11 +168,7 @@ def _free_name(parent: Path, name: str) -> Path:
 
 
 def check_space(config: Config, path: Path) -> None:
-    """Refuse a disk without room for snapshots and checkpoints, which hold float32 whatever the base model is of.
-
-    Raises:
-        ConfigError: with what is needed and what is free.
-    """
+    """Refuse a disk without room for snapshots and checkpoints, which hold float32 whatever the base model is of."""
     weights = 4 * count_parameters(config.model.path)
     # Snapshots, one being written, and three checkpoints of weights and two moments.
     needed = weights * (config.learner.keep_snapshots + 1 + 3 * 3)

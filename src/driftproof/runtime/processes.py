@@ -1,16 +1,12 @@
 """The part that each process of a run plays; it reads the run directory and nothing else."""
 
-from __future__ import annotations
-
-import contextlib
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 
 from driftproof.config import Config
 from driftproof.learner.checkpoint import load_checkpoint
-from driftproof.learner.learner import Learner
 from driftproof.learner.loop import LearnerLoop
 from driftproof.ledger.leases import LocalLeases
 from driftproof.ledger.ledger import Ledger
@@ -18,12 +14,8 @@ from driftproof.ledger.records import FINISHED, RUNNING
 from driftproof.metrics.trackers import open_trackers
 from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory
-from driftproof.runtime.build import (
-    make_learner,
-    make_worker,
-    open_engine,
-)
-from driftproof.runtime.evaluation import evaluate_heldout, heldout_evaluation
+from driftproof.runtime.build import make_learner, make_worker, open_engine
+from driftproof.runtime.evaluation import heldout_evaluation, record_heldout
 from driftproof.runtime.placement.protocol import Resources, Role
 from driftproof.runtime.resources import limit_threads
 from driftproof.weights.checkpoints import list_checkpoints
@@ -50,18 +42,13 @@ def play(role: Role, directory: RunDirectory, name: str, resources: Resources, p
 
 
 def _write(config: Config, directory: RunDirectory, ledger: Ledger, name: str, phase: Phase) -> None:
-    worker = _open_worker(config, directory, ledger, name, phase)
+    worker = make_worker(config, directory, ledger, name, phase)
     phase("waits for the first snapshot")
     while latest(directory.snapshots) is None and ledger.state() == RUNNING:
         time.sleep(0.01)
     with _renewing(worker, config, directory):
         worker.run()
     worker.close()
-
-
-def _open_worker(config: Config, directory: RunDirectory, ledger: Ledger, name: str, phase: Phase) -> RolloutWorker:
-    phase("loads its model and starts its verifier")
-    return make_worker(config, directory, ledger, name, phase)
 
 
 def _renewing(worker: RolloutWorker, config: Config, directory: RunDirectory) -> AbstractContextManager[None]:
@@ -84,7 +71,7 @@ def _evaluate(config: Config, directory: RunDirectory, ledger: Ledger, phase: Ph
                 continue
             phase(EVALUATES)
             # Pruned between our look and our read: there is a newer one.
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 engine.load(snapshot.path)
                 ledger.record_evaluation("heldout", snapshot.step, evaluate(engine))
                 evaluated = snapshot.step
@@ -102,9 +89,9 @@ def _learn(config: Config, directory: RunDirectory, ledger: Ledger, phase: Phase
     # Asked to stop while the model was loaded: that much sooner.
     if learner.step == 0 and ledger.state() == RUNNING:
         phase(EVALUATES)
-        _evaluate_heldout(config, directory, ledger, learner)
+        record_heldout(config, directory, ledger, learner)
     trackers = open_trackers(directory.path, ledger.steps(), config.tracking)
-    worker = _open_worker(config, directory, ledger, worker_name, phase) if worker_name else None
+    worker = make_worker(config, directory, ledger, worker_name, phase) if worker_name else None
     with _renewing(worker, config, directory) if worker else nullcontext():
         LearnerLoop(
             ledger,
@@ -124,13 +111,6 @@ def _learn(config: Config, directory: RunDirectory, ledger: Ledger, phase: Phase
         tracker.close()
     if learner.step == config.run.steps:
         phase(EVALUATES)
-        _evaluate_heldout(config, directory, ledger, learner)
+        record_heldout(config, directory, ledger, learner)
         ledger.set_state(FINISHED)
     phase("ends")
-
-
-def _evaluate_heldout(config: Config, directory: RunDirectory, ledger: Ledger, learner: Learner) -> None:
-    """Record how the newest snapshot does on held-out prompts (recorded traces: how likely it finds them)."""
-    name, result = evaluate_heldout(config, directory, learner)
-    if result:
-        ledger.record_evaluation(name, learner.step, result)

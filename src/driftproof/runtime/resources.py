@@ -4,8 +4,6 @@ Guarantees: nothing is downloaded, loaded or started; of a model only `config.js
 read. Tiny models always get one thread and the largest budget, so that their runs are the same on every machine.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from dataclasses import dataclass, replace
@@ -49,12 +47,7 @@ class Requirement:
 
 
 def requirements(config: Config) -> list[Requirement]:
-    """Needs of the learner and of each rollout worker; the largest micro-batch has as many positions as may be.
-
-    Raises:
-        ModelError: the model directory has no usable config.json.
-        ConfigError: a device this machine does not have.
-    """
+    """Needs of the learner and of each rollout worker; the largest micro-batch has as many positions as may be."""
     model = read_config(config.model.path)
     if config.learner.token_budget == "auto":
         config = _with_budget(config, _fitting_budget(config, model))
@@ -74,20 +67,15 @@ def resolve(config: Config) -> Config:
     if "auto" not in (learner.token_budget, learner.threads, engine.threads):
         return config
     parameters = count_parameters(config.model.path)
-    shared = share_cores(_cores(), parameters, config.rollouts.workers, in_turns=config.runtime.mode == "sync")
+    in_turns = config.runtime.mode == "sync"
+    ours, theirs = share_cores(_cores(), parameters, config.rollouts.workers, in_turns=in_turns)
     budget = learner.token_budget
     if budget == "auto":
         tiny = parameters <= TINY_PARAMETERS
         budget = MOST_POSITIONS if tiny else _fitting_budget(config, read_config(config.model.path))
-    ours, theirs = (
-        own if found == "auto" else found for own, found in zip(shared, (learner.threads, engine.threads), strict=True)
-    )
-    return config.model_copy(
-        update={
-            "learner": replace(learner, threads=ours, token_budget=budget),
-            "engine": replace(engine, threads=theirs),
-        }
-    )
+    learner = replace(learner, token_budget=budget, threads=ours if learner.threads == "auto" else learner.threads)
+    engine = replace(engine, threads=theirs if engine.threads == "auto" else engine.threads)
+    return config.model_copy(update={"learner": learner, "engine": engine})
 
 
 def share_cores(cores: int, parameters: int, workers: int, *, in_turns: bool) -> tuple[int, int]:
@@ -111,11 +99,7 @@ def evaluation_threads(config: Config) -> int:
 
 
 def count_parameters(model: Path) -> int:
-    """Parameters of a model directory, from the headers of its weights.
-
-    Raises:
-        ModelError: weights that are not whole, or cannot be read.
-    """
+    """Parameters of a model directory, from the headers of its weights."""
     try:
         return sum(math.prod(shape) for shape in read_shapes(model).values())
     except (DamageError, OSError) as error:
@@ -127,7 +111,7 @@ def _cores() -> int:
 
 
 def _fitting_budget(config: Config, model: Any) -> int:
-    """The largest budget with which a learner fits beside the workers that share its device."""
+    """The largest budget with which a learner fits beside the workers on its device."""
     device = resolve_device(config.learner.device)
     room = USABLE * memory_of(device)
     if config.engine.name == "embedded" and resolve_device(config.engine.device) == device:
@@ -174,17 +158,13 @@ def memory_of(device: str) -> int:
 
 
 def resolve_device(name: str) -> str:
-    """The device by that name; `auto` is the first GPU, if there is one.
-
-    Raises:
-        ConfigError: a device this machine does not have.
-    """
+    """The device by that name; `auto` is the first GPU, if there is one."""
+    kinds = ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.split(":")[0]
-    if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
+        return kinds[-1]
+    if name.split(":")[0] in kinds:
         return name
-    raise ConfigError(f"device {name!r} is not available here; valid: auto, cpu" + ", cuda" * torch.cuda.is_available())
+    raise ConfigError(f"device {name!r} is not available here; valid: auto, {', '.join(kinds)}")
 
 
 def limit_threads(threads: int | Literal["auto"]) -> None:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NoReturn
 from driftproof.config import Config
 from driftproof.errors import LedgerError, RunError
 from driftproof.ledger.ledger import Ledger
-from driftproof.ledger.reader import LedgerReader
 from driftproof.ledger.records import FINISHED, RUNNING, STOPPING, Counters
 from driftproof.report.display import Display
 from driftproof.run import RunDirectory
@@ -34,25 +33,8 @@ EXIT_SECONDS = 5.0
 LEARNER, EVALUATOR = "learner", "evaluator"
 
 
-class NullDisplay:
-    """The display of a run whose terminal is gone."""
-
-    def update(self, ledger: LedgerReader) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class Supervisor:
-    """Watches over one run.
-
-    supervisor = Supervisor(config, directory, ledger, placement, display)
-    try:
-        supervisor.watch(signals)
-    finally:
-        supervisor.end()
-    """
+    """Watches over one run: `watch`, then `end`, whatever `watch` came to."""
 
     def __init__(
         self,
@@ -67,9 +49,12 @@ class Supervisor:
         runtime = config.runtime
         self._config = config
         self._directory = directory
+        self._hint = resume_hint(directory)
         self._ledger = ledger
         self._placement = placement
         self._display = display
+        self._unseen = False
+        """The terminal is gone, like a pipe that nobody reads; that asks for a stop."""
         self._server = server
         self._server_restarts_left = runtime.max_restarts
         self._watchdog = Watchdog(
@@ -88,16 +73,15 @@ class Supervisor:
         """Return when the learner is done; once `signals` has received one, the run is asked to stop.
 
         Raises:
-            RunError: the learner or a worker failed for good, the run stood still, its directory is gone, or it was
-                stopped before its last step.
+            RunError: it ended before its last step, whatever the cause.
         """
         stopping_since: float | None = None
         while self._learner.alive:
             self._check_directory()
             self._show()
             state = self._ledger.state()
-            if state == RUNNING and (signals or isinstance(self._display, NullDisplay)):
-                self._say("stopping: the learner finishes its step and writes a checkpoint")
+            if state == RUNNING and (signals or self._unseen):
+                self._show("stopping: the learner finishes its step and writes a checkpoint")
                 self._ledger.set_state(STOPPING)
             elif state == RUNNING:
                 self._replace_dead_workers()
@@ -116,8 +100,7 @@ class Supervisor:
         self._show()
         if self._ledger.state() == FINISHED:
             return
-        error = self._learner.last_error()
-        if error:
+        if error := self._learner.last_error():
             self._fail(f"the learner {error}", self._learner)
         raise RunError(f"stopped at step {self._ledger.step} of {self._ledger.plan.steps}; {self._hint}")
 
@@ -132,14 +115,9 @@ class Supervisor:
             if member.alive:
                 member.kill()
 
-    @property
-    def _hint(self) -> str:
-        return resume_hint(self._directory)
-
     def _fail(self, what: str, member: Member) -> NoReturn:
         """End the run for a member that failed for good."""
-        output = member.last_output()
-        raise RunError("\n".join(filter(None, [what, output, self._hint])))
+        raise RunError("\n".join(filter(None, [what, member.last_output(), self._hint])))
 
     def _start_worker(self, name: str) -> Member:
         self._heartbeats.started(name, self._ledger.counters(name), time.monotonic())
@@ -150,18 +128,16 @@ class Supervisor:
         threads = self._config.learner.threads if trains else self._config.engine.threads
         return self._placement.start(role, name, Resources(threads=thread_count(threads)))
 
-    def _show(self) -> None:
-        """A terminal that is gone, like a pipe that nobody reads, asks for a stop."""
-        try:
-            self._display.update(self._ledger)
-        except OSError:
-            self._display = NullDisplay()
-
-    def _say(self, text: str) -> None:
-        try:
-            self._display.message(text)
-        except OSError:
-            self._display = NullDisplay()
+    def _show(self, message: str = "") -> None:
+        """Print a message, or bring the display up to date."""
+        if not self._unseen:
+            try:
+                if message:
+                    self._display.message(message)
+                else:
+                    self._display.update(self._ledger)
+            except OSError:
+                self._unseen = True
 
     def _check_directory(self) -> None:
         """Files that are open work on without their directory; but nothing would be kept."""
@@ -179,7 +155,7 @@ class Supervisor:
                 self._ledger.set_state(STOPPING)
                 self._fail(f"{ended}; {back}, and it has no restarts left", worker)
             self._restarts_left[name] -= 1
-            self._say(f"{ended}; {back}; it is started again")
+            self._show(f"{ended}; {back}; it is started again")
             self._watchdog.reset(time.monotonic())
             self._workers[name] = self._start_worker(name)
 
@@ -201,7 +177,7 @@ class Supervisor:
             worker.kill()
             what = f"{name} had not reported for {silences[name]:.0f} s and is killed; it {was_doing}"
             self._ledger.record_event("worker silent", what)
-            self._say(what)
+            self._show(what)
             self._heartbeats.reset(time.monotonic())
             return
 
@@ -263,7 +239,7 @@ class Supervisor:
             self._ledger.set_state(STOPPING)
             raise RunError(f"vLLM died, and has no restarts left: {words}\n{self._hint}")
         self._server_restarts_left -= 1
-        self._say("vLLM died; it is started again")
+        self._show("vLLM died; it is started again")
         self._server.restart()
 
 

@@ -76,11 +76,7 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
 
 
 def _step_to_go_on_from(directory: RunDirectory, config: Config, ledger_step: int) -> int:
-    """The newest checkpoint's step; 0 where there is none.
-
-    Raises:
-        ConfigError: the checkpoint is broken, or of another run.
-    """
+    """The newest checkpoint's step, if it is whole and of this run; 0 where there is none."""
     checkpoints = list_checkpoints(directory.checkpoints)
     if not checkpoints:
         return 0
@@ -103,11 +99,7 @@ def _step_to_go_on_from(directory: RunDirectory, config: Config, ledger_step: in
 
 
 def _write_beside(path: Path, text: str) -> Path:
-    """Write what is to become `path`, so that a full disk is met before anything is changed.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
+    """Write what is to become `path`, so that a full disk is met before anything is changed."""
     partial = partial_name(path)
     try:
         partial.write_text(text)
@@ -199,15 +191,11 @@ def _launched(
 def _signals() -> Iterator[list[int]]:
     """Collects SIGINT, SIGTERM and SIGHUP instead of dying of them."""
     received: list[int] = []
-
-    def receive(number: int, frame: object) -> None:
-        received.append(number)
-
     numbers = [signal.SIGINT, signal.SIGTERM]
     # Under nohup a closed terminal means nothing.
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, receive) for number in numbers}
+    previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
     try:
         yield received
     finally:

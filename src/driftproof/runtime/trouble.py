@@ -1,7 +1,5 @@
 """Errors of the disk and of the ledger in a sentence: whichever process meets them first, the user reads the same."""
 
-from __future__ import annotations
-
 import errno
 import sqlite3
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Noticing that a run stands still, or a worker is silent, and telling who waits for whom."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +20,11 @@ class Watchdog:
         self._since = 0.0
 
     def exceeded(self, status: Status, evaluations: int, now: float) -> float | None:
-        """The limit that was exceeded, in seconds, or None; to be asked again and again.
-
-        Until the first step is done and after the last models are loaded and held-out prompts evaluated: that has a
-        limit of its own.
-        """
+        """The limit that was exceeded, in seconds, or None; to be asked again and again."""
         progress = (status.step, status.ready + status.trained, evaluations)
         if progress != self._progress:
             self._progress, self._since = progress, now
+        # Before the first step and after the last models are loaded and held-out prompts evaluated.
         limit = self._start_seconds if status.step in (self._first, self._last) else self._stall_seconds
         return limit if now - self._since > limit else None
 

@@ -5,9 +5,6 @@ them with SIGUSR1, and tells its parent in a sentence what ended it where there 
 the run to stop, and ends; nothing goes on unseen.
 """
 
-from __future__ import annotations
-
-import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -18,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -79,7 +76,7 @@ def _error_told(path: Path, parent: Connection) -> Iterator[None]:
         yield
     except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
         # The log may be on the disk that is full.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             traceback.print_exc()
         sentence = str(error) if isinstance(error, DriftproofError) else write_trouble(error, path)
         if sentence:

@@ -1,7 +1,5 @@
 """The contract between the supervisor and whatever starts, watches and kills the processes of a run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -16,11 +14,8 @@ class Role(StrEnum):
     """The part that a process plays in a run."""
 
     LEARNER = "learner"
-    """Trains until the plan is done or the run is asked to stop."""
     WORKER = "worker"
-    """Writes groups until the run is no longer running."""
     EVALUATOR = "evaluator"
-    """Evaluates newer snapshots while the run goes on."""
     BOTH = "both"
     """Learner and rollout worker in turns: nothing overlaps, every run is repeatable."""
 
@@ -30,7 +25,6 @@ class Resources:
     """A process's share of its machine."""
 
     threads: int
-    """CPU threads for torch, and for whatever it loads."""
 
 
 class Member(Protocol):
