@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Completed
 from driftproof.ledger.ledger import Ledger
-from driftproof.rollout.renewals import Renewals
+from driftproof.rollout.renewals import renewals
 from driftproof.weights.snapshots import Publisher
 from tests.rollout.test_worker import PLAN, worker
 
@@ -109,13 +109,13 @@ def test_a_renewal_that_fails_is_told_to_the_worker(ledger: Ledger) -> None:
     def renew(_: Ledger) -> None:
         raise OSError("the disk is gone")
 
-    def work_on(renewals: Renewals) -> None:
+    def work_on(check: Callable[[], None]) -> None:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
-            renewals.check()
+            check()
 
     with (
-        Renewals(partial(Ledger, ledger.path), renew, every=60) as renewals,
+        renewals(partial(Ledger, ledger.path), renew, every=60) as check,
         pytest.raises(OSError, match="the disk is gone"),
     ):
-        work_on(renewals)
+        work_on(check)

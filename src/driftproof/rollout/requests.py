@@ -1,7 +1,5 @@
 """Requests to an engine: the same dispatch number asks for the same thing, whoever makes the request."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Keeping an engine at the newest snapshot of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +14,7 @@ class WeightFollower:
     def __init__(
         self, engine: Engine, snapshots: Path, *, phase: Callable[[str], object], refused: Callable[[str], object]
     ) -> None:
-        """
-        Args:
-            snapshots: the run's directory of snapshots.
-            phase: is told when a load begins.
-            refused: is told in a sentence which snapshot was skipped, and why.
-        """
+        """`phase` is told when a load begins, `refused` which snapshot was skipped, and why."""
         self.snapshots = snapshots
         self.loaded_step = -1
         """Step of the weights that the engine has; -1 are those it was opened with."""
@@ -52,7 +45,6 @@ class WeightFollower:
             except EngineError as error:
                 if self.loaded_step < 0:
                     raise
-                # There will be newer ones.
                 self._refused_step = snapshot.step
                 self._refused(f"{snapshot.path}: {error}; the engine goes on with step {self.loaded_step}")
             else:

@@ -6,8 +6,6 @@ is recorded; a failed generation is tried again, and a group that fails again an
 An engine that fails one group after the other ends the worker.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter
@@ -23,7 +21,7 @@ from driftproof.faults import ENGINE, fault_point
 from driftproof.ledger.backoff import Backoff
 from driftproof.ledger.leases import Leases
 from driftproof.ledger.records import RUNNING, Counters
-from driftproof.rollout.renewals import Renewals
+from driftproof.rollout.renewals import renewals
 from driftproof.rollout.requests import make_request
 from driftproof.rollout.settings import RolloutSettings
 from driftproof.rollout.weights import WeightFollower
@@ -40,11 +38,7 @@ FAILED_GROUPS = 8
 
 
 class RolloutWorker:
-    """One worker over one engine.
-
-    `work` is one moment of it, for a caller that has other things to do in between; `run` is the whole life. Around
-    either, `renewing` keeps the leases.
-    """
+    """One worker over one engine: `work` is a moment of it, `run` its whole life; around both, `renewing` keeps leases."""
 
     def __init__(
         self,
@@ -69,7 +63,7 @@ class RolloutWorker:
         self.settings = settings
         self.sampling = sampling
         self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in leases.plan.channels
-        self.weights = WeightFollower(engine, snapshots, phase=self._enter, refused=self._snapshot_refused)
+        self.weights = WeightFollower(engine, snapshots, phase=self._enter, refused=self._refused)
         self._tell_phase = phase
         self._phase = ""
         self._under_way = 0
@@ -78,7 +72,7 @@ class RolloutWorker:
         self._given_up: dict[int, Group] = {}
         self._verifying: list[Future[dict[int, Group]]] = []
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="verify")
-        self._renewals: Renewals | None = None
+        self._check_renewals: Callable[[], None] = lambda: None
         self._busy_since: float | None = None
         """When `work` was called that has not returned yet."""
         self._reporting = threading.Lock()
@@ -88,13 +82,9 @@ class RolloutWorker:
         self._renewed = 0
 
     def work(self) -> bool:
-        """One moment of work: take leases, follow the weights, one engine step, commit what is verified.
-
-        Returns whether there was anything to do; the caller waits a little otherwise.
-        """
+        """Take leases, follow the weights, make one engine step, commit what is verified; whether there was any of it."""
         self._busy_since = started = time.monotonic()
-        if self._renewals:
-            self._renewals.check()
+        self._check_renewals()
         requests = self._lease()
         self.weights.follow()
         for request in requests:
@@ -141,9 +131,9 @@ class RolloutWorker:
                 with self._reporting:
                     leases.renew(self.name, self.settings.lease_seconds, self._counters())
 
-        with Renewals(connect, renew, every=self.settings.lease_seconds / 4) as self._renewals:
+        with renewals(connect, renew, every=self.settings.lease_seconds / 4) as self._check_renewals:
             yield
-        self._renewals = None
+        self._check_renewals = lambda: None
 
     def close(self) -> None:
         self._executor.shutdown(cancel_futures=True)
@@ -158,38 +148,30 @@ class RolloutWorker:
             return []
         self._enter("asks the ledger for prompts")
         leases = self.leases.lease(self.name, room, self.settings.lease_seconds)
-        prompts = [self.task.train[lease.prompt_index] for lease in leases]
         return [
             make_request(
                 lease.dispatch,
-                prompt,
+                prompt := self.task.train[lease.prompt_index],
                 self.codec.encode(prompt),
                 samples=self.settings.group_size,
                 sampling=self.sampling,
                 want_logprobs=self.want_logprobs,
             )
-            for lease, prompt in zip(leases, prompts, strict=True)
+            for lease in leases
         ]
 
     def _sort(self, completed: list[Completed]) -> None:
         """Hand what was answered to the verifier, and try again what was not."""
-        answered = []
         for item in completed:
             if item.error:
                 self._try_again(item)
-            else:
-                answered.append(item)
-        if answered:
+        if answered := [item for item in completed if not item.error]:
             self._under_way -= len(answered)
             self._failed_in_a_row = 0
             self._verifying.append(self._executor.submit(self._score, answered))
 
     def _try_again(self, item: Completed) -> None:
-        """Submit a failed request once more, or give its group up.
-
-        Raises:
-            EngineError: too many groups in a row had to be given up; it is the engine that fails, not the prompts.
-        """
+        """Submit a failed request once more, or give its group up; too many in a row are the engine's failure."""
         key = item.request.key
         self._attempts[key] += 1
         self.leases.record_event("generation failed", f"group {key}: {item.error}")
@@ -231,18 +213,12 @@ class RolloutWorker:
         self._tell_phase(phase)
 
     def _count(self, **more: float) -> None:
-        self._totals = replace(
-            self._totals, **{name: getattr(self._totals, name) + value for name, value in more.items()}
-        )
+        totals = {name: getattr(self._totals, name) + value for name, value in more.items()}
+        self._totals = replace(self._totals, **totals)
 
     def _counters(self) -> Counters:
-        return replace(
-            self._totals,
-            phase=self._phase,
-            snapshot=self.weights.loaded_step,
-            renewals=self._renewed,
-            engine=self._engine_counters,
-        )
+        engine, step = self._engine_counters, self.weights.loaded_step
+        return replace(self._totals, phase=self._phase, snapshot=step, renewals=self._renewed, engine=engine)
 
-    def _snapshot_refused(self, problem: str) -> None:
+    def _refused(self, problem: str) -> None:
         self.leases.record_event("snapshot not loaded", f"{self.name}: {problem}")
