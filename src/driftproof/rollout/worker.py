@@ -38,7 +38,7 @@ FAILED_GROUPS = 8
 
 
 class RolloutWorker:
-    """One worker over one engine: `work` is a moment of it, `run` its whole life; around both, `renewing` keeps leases."""
+    """One worker over one engine: `work` is a moment of it, `run` its life; around both, `renewing` keeps leases."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class RolloutWorker:
         self._renewed = 0
 
     def work(self) -> bool:
-        """Take leases, follow the weights, make one engine step, commit what is verified; whether there was any of it."""
+        """Take leases, follow the weights, make an engine step, commit what is verified; whether there was any work."""
         self._busy_since = started = time.monotonic()
         self._check_renewals()
         requests = self._lease()
