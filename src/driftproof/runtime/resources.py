@@ -51,10 +51,14 @@ def requirements(config: Config) -> list[Requirement]:
     model = read_config(config.model.path)
     if config.learner.token_budget == "auto":
         config = _with_budget(config, _fitting_budget(config, model))
-    found = [_requirement("learner", config.learner.device, _learner(config, model))]
+    needs = {"learner": (config.learner.device, _learner(config, model))}
     if config.engine.name == "embedded":
-        found.append(_requirement("each worker", config.engine.device, _worker(config, model)))
-    return found
+        needs["each worker"] = config.engine.device, _worker(config, model)
+    found = [(process, resolve_device(device), parts) for process, (device, parts) in needs.items()]
+    return [
+        Requirement(process=process, device=device, parts=parts, available=memory_of(device))
+        for process, device, parts in found
+    ]
 
 
 def resolve(config: Config) -> Config:
@@ -143,11 +147,6 @@ def _worker(config: Config, model: Any) -> dict[str, int]:
     # A prompt and its longest response are about as long as the learner's row that holds them.
     tokens = config.learner.row_tokens(config.sampling.max_tokens)
     return engine_memory(model, slots=config.engine.slots, tokens=tokens)
-
-
-def _requirement(process: str, device: str, parts: dict[str, int]) -> Requirement:
-    device = resolve_device(device)
-    return Requirement(process=process, device=device, parts=parts, available=memory_of(device))
 
 
 def memory_of(device: str) -> int:

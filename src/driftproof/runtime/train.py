@@ -20,11 +20,11 @@ from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import Plan
 from driftproof.report.display import Display
 from driftproof.run import RunDirectory, fsync, locked, partial_name, step_of
+from driftproof.runtime.placement.child import write_trouble
 from driftproof.runtime.placement.local import LocalPlacement, warm_up
 from driftproof.runtime.preflight import preflight, prepare_directory
 from driftproof.runtime.resources import resolve, resolve_device, thread_count
 from driftproof.runtime.supervisor import Supervisor, directory_gone, resume_hint
-from driftproof.runtime.trouble import write_trouble
 from driftproof.weights.checkpoints import check_checkpoint, list_checkpoints
 from driftproof.weights.snapshots import discard_after
 

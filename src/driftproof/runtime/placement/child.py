@@ -5,6 +5,7 @@ them with SIGUSR1, and tells its parent in a sentence what ended it where there 
 the run to stop, and ends; nothing goes on unseen.
 """
 
+import errno
 import faulthandler
 import multiprocessing
 import os
@@ -26,10 +27,10 @@ from driftproof.run import RunDirectory, hold_run_lock
 from driftproof.runtime.activity import ActivityFile
 from driftproof.runtime.placement.protocol import STOP_SECONDS, Resources, Role
 from driftproof.runtime.processes import play
-from driftproof.runtime.trouble import write_trouble
 
 STACKS = signal.SIGUSR1
 """Makes a process write the stacks of its threads to its log."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def main(role: Role, path: Path, name: str, resources: Resources, parent: Connection) -> None:
@@ -82,3 +83,15 @@ def _error_told(path: Path, parent: Connection) -> Iterator[None]:
         if sentence:
             parent.send_bytes(sentence.encode())
         sys.exit(1)
+
+
+def write_trouble(error: Exception, run: Path) -> str | None:
+    """The sentence for an error of the disk or of the ledger; None for any other."""
+    if isinstance(error, sqlite3.OperationalError):
+        held = "; a process of the run has held it for a minute" if "locked" in str(error) else ""
+        return f"the ledger of {run} cannot be written: {error}{held}"
+    if isinstance(error, sqlite3.DatabaseError):
+        return f"the ledger of {run} is damaged: {error}"
+    if isinstance(error, OSError) and (error.errno in _DISK or type(error) is OSError):
+        return f"{error.filename or run} cannot be written: {error.strerror or error}"
+    return None

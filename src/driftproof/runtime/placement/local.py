@@ -63,80 +63,81 @@ class LocalPlacement:
         return LocalMember(process, log, log_begins, activity, last_words=ours)
 
 
+@dataclass(slots=True, eq=False)
 class LocalMember:
     """One process."""
 
-    def __init__(
-        self, process: BaseProcess, log: Path, log_begins: int, activity: Path, last_words: Connection
-    ) -> None:
-        """
-        Args:
-            log_begins: length of the log before it was started.
-            last_words: the end of the pipe by which it says what ended it.
-        """
-        self.name = process.name
-        self._pid = process.pid or 0
-        self._process = process
-        self._log = log
-        self._log_begins = log_begins
-        self._activity = activity
-        self._last_words = last_words
-        self._sentence = ""
+    process: BaseProcess
+    log: Path
+    log_begins: int
+    """Length of the log before the process was started."""
+    told: Path
+    """The file of its activity."""
+    last_words: Connection
+    """The end of the pipe by which it says what ended it."""
+    _sentence: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.process.name
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
 
     @property
     def where(self) -> str:
-        return f"pid {self._pid}"
+        return f"pid {self.pid}"
 
     @property
     def alive(self) -> bool:
-        return self._process.is_alive()
+        return self.process.is_alive()
 
     @property
     def paused(self) -> bool:
         try:
-            status = Path(f"/proc/{self._pid}/stat").read_text()
+            status = Path(f"/proc/{self.pid}/stat").read_text()
         except OSError:
             return False
         # The name, in parentheses, may hold anything.
         return status.rpartition(")")[2].split()[0] == "T"
 
     def activity(self) -> Activity | None:
-        return Activity.read(self._activity)
+        return Activity.read(self.told)
 
     def wait(self, seconds: float) -> None:
-        self._process.join(seconds)
+        self.process.join(seconds)
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
+        self.process.kill()
+        self.process.join()
 
     def last_error(self) -> str | None:
-        code = self._process.exitcode
-        if code and not self._sentence:
-            with suppress(EOFError):
-                if self._last_words.poll():
-                    self._sentence = f"ended: {self._last_words.recv_bytes().decode(errors='replace')}"
+        code = self.process.exitcode
         if not code:
             return None
+        with suppress(EOFError):
+            if self.last_words.poll():
+                self._sentence = f"ended: {self.last_words.recv_bytes().decode(errors='replace')}"
         return self._sentence or (f"was killed by signal {-code}" if code < 0 else f"ended with code {code}")
 
     def last_output(self) -> str:
-        lines = [] if self._sentence else _written(self._log, self._log_begins).splitlines()
-        return "\n".join([f"the end of {self._log}:", *lines[-LAST_LINES:]]) if lines else ""
+        lines = [] if self._sentence else _written(self.log, self.log_begins).splitlines()
+        return "\n".join([f"the end of {self.log}:", *lines[-LAST_LINES:]]) if lines else ""
 
     def stacks(self) -> str:
-        begun, paused, text = _size(self._log), self.paused, ""
+        begun, paused, text = _size(self.log), self.paused, ""
         try:
-            os.kill(self._pid, STACKS)
+            os.kill(self.pid, STACKS)
             if paused:
-                os.kill(self._pid, signal.SIGCONT)
+                os.kill(self.pid, signal.SIGCONT)
         except ProcessLookupError:
             return ""
         deadline = time.monotonic() + ANSWER_SECONDS
         # The main thread comes last, and ends with the module that was started.
         while "in <module>\n" not in text and time.monotonic() < deadline:
             time.sleep(0.05)
-            text = _written(self._log, begun)
+            text = _written(self.log, begun)
         start = re.search(r"^(Current thread|Thread) 0x", text, re.MULTILINE)
         return text[start.start() :] if start else ""
 

@@ -36,7 +36,6 @@ class Member(Protocol):
     @property
     def where(self) -> str:
         """The place to look for it, for people: its process id, its host."""
-        ...
 
     @property
     def alive(self) -> bool: ...
@@ -44,31 +43,24 @@ class Member(Protocol):
     @property
     def paused(self) -> bool:
         """Whether it was stopped by a signal and waits for one that lets it go on."""
-        ...
 
     def activity(self) -> Activity | None:
         """Its activity as it told it last, also while it hangs; None before it has told any."""
-        ...
 
     def wait(self, seconds: float) -> None:
         """Return when it has ended, or after so many seconds."""
-        ...
 
     def kill(self) -> None:
         """End it now, and return when it has ended."""
-        ...
 
     def last_error(self) -> str | None:
         """How it ended, as a clause ("was killed by signal 9"); None while it lives, and where nothing was wrong."""
-        ...
 
     def last_output(self) -> str:
         """The end of its log, for an error that says too little; "" where it says all."""
-        ...
 
     def stacks(self) -> str:
         """The stacks of its threads, "" if it does not answer within seconds; one that is paused is made to go on."""
-        ...
 
 
 class Placement(Protocol):
@@ -76,4 +68,3 @@ class Placement(Protocol):
 
     def start(self, role: Role, name: str, resources: Resources) -> Member:
         """Start the process `name` of the run in its role."""
-        ...
