@@ -8,7 +8,7 @@ TOML and read again is the same configuration.
 
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -133,17 +133,16 @@ class Config(BaseModel):
 
     def _check_recorded(self) -> None:
         path, share = self.rollouts.path, self.rollouts.recorded_share
+        got = f"got rollouts.path {path} and rollouts.recorded_share {share}"
         if (path is None) != (share is None):
             raise ValueError(
                 "rollouts.path and rollouts.recorded_share belong together: a recorded trace and its share of the "
-                f"groups, like 0.25, or 1 for the trace alone; got rollouts.path {path} and rollouts.recorded_share "
-                f"{share}"
+                f"groups, like 0.25, or 1 for the trace alone; {got}"
             )
         if self.task.name == "recorded" and share != 1:
             raise ValueError(
                 "task.name 'recorded' holds out a part of a recorded trace and trains on the rest, so nothing is "
-                "written live: give rollouts.path, the trace's file, and rollouts.recorded_share 1; "
-                f"got rollouts.path {path} and rollouts.recorded_share {share}"
+                f"written live: give rollouts.path, the trace's file, and rollouts.recorded_share 1; {got}"
             )
         if share == 1 and self.engine.name != "embedded":
             raise ValueError(
@@ -167,11 +166,7 @@ class Config(BaseModel):
 
     @classmethod
     def written_in(cls, directory: Path, overrides: Sequence[str] = ()) -> Self:
-        """The configuration of a run or grid in its directory, with `overrides` on top; as `from_toml`.
-
-        Raises:
-            ConfigError: there is none, or as `load_config`.
-        """
+        """The configuration of a run or grid in its directory, with `overrides` on top; see `from_toml` and `load`."""
         recipe = RunDirectory(path=directory).config
         if not recipe.is_file():
             what = "run" if cls is Config else "grid"
@@ -213,11 +208,7 @@ def _read(recipe: Path) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str, Any]]:
-    """[(section, key, value)] of `--section.key value` arguments; values are read as TOML where they can be.
-
-    Raises:
-        ConfigError: an argument of another form.
-    """
+    """[(section, key, value)] of `--section.key value` arguments; values are read as TOML where they can be."""
     overrides, words = [], iter(arguments)
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
@@ -273,11 +264,8 @@ def _explain(problem: Any, key: str, kind: type[Config]) -> str:
 def _names(key: str, kind: type[Config]) -> list[str]:
     """The valid names beside a wrong one: sections, or the settings of a section."""
     section, dot, _ = key.partition(".")
-    settings = kind.model_fields[section].annotation if dot else None
-    if settings is None:
-        return list(kind.model_fields)
-    assert is_dataclass(settings)
-    return [f"{section}.{field.name}" for field in fields(settings)]
+    settings: Any = kind.model_fields[section].annotation if dot else None
+    return [f"{section}.{field.name}" for field in fields(settings)] if settings else list(kind.model_fields)
 
 
 def _message(problem: Any) -> str:

@@ -51,13 +51,12 @@ def requirements(config: Config) -> list[Requirement]:
     model = read_config(config.model.path)
     if config.learner.token_budget == "auto":
         config = _with_budget(config, _fitting_budget(config, model))
-    needs = {"learner": (config.learner.device, _learner(config, model))}
+    needs = [("learner", resolve_device(config.learner.device), _learner(config, model))]
     if config.engine.name == "embedded":
-        needs["each worker"] = config.engine.device, _worker(config, model)
-    found = [(process, resolve_device(device), parts) for process, (device, parts) in needs.items()]
+        needs.append(("each worker", resolve_device(config.engine.device), _worker(config, model)))
     return [
         Requirement(process=process, device=device, parts=parts, available=memory_of(device))
-        for process, device, parts in found
+        for process, device, parts in needs
     ]
 
 

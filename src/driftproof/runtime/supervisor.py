@@ -130,14 +130,15 @@ class Supervisor:
 
     def _show(self, message: str = "") -> None:
         """Print a message, or bring the display up to date."""
-        if not self._unseen:
-            try:
-                if message:
-                    self._display.message(message)
-                else:
-                    self._display.update(self._ledger)
-            except OSError:
-                self._unseen = True
+        if self._unseen:
+            return
+        try:
+            if message:
+                self._display.message(message)
+            else:
+                self._display.update(self._ledger)
+        except OSError:
+            self._unseen = True
 
     def _check_directory(self) -> None:
         """Files that are open work on without their directory; but nothing would be kept."""
@@ -218,14 +219,7 @@ class Supervisor:
         with ThreadPoolExecutor(len(alive) or 1) as pool:
             stacks = list(pool.map(lambda member: member.stacks(), alive))
         return [
-            Examined(
-                name=member.name,
-                where=member.where,
-                paused=paused,
-                activity=activity,
-                silence=silences.get(member.name),
-                stacks=text,
-            )
+            Examined(member.name, member.where, paused, activity, silences.get(member.name), text)
             for member, (paused, activity), text in zip(alive, seen, stacks, strict=True)
         ]
 

@@ -58,7 +58,7 @@ class Heartbeats:
         self._last = {worker: (counters, now, up) for worker, (counters, _, up) in self._last.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Examined:
     """A process of a run that stands still."""
 
