@@ -6,9 +6,6 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-SILENT_LEASES = 2.0
-"""Leases that a worker may let pass without a report before it is replaced; it reports four times in each."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSettings:
@@ -26,8 +23,3 @@ class RolloutSettings:
     """Recorded trace to train on, in the share below."""
     recorded_share: Annotated[float, Gt(0), Le(1)] | None = None
     """Share of the groups that are recorded; the rest is live. 1 trains on the trace alone."""
-
-    @property
-    def silent_seconds(self) -> float:
-        """Silence after which a worker is killed and replaced."""
-        return SILENT_LEASES * self.lease_seconds

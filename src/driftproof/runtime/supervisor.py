@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.25
 EXIT_SECONDS = 5.0
 """How long a process may take to exit, once it has nothing left to do."""
+SILENT_LEASES = 2.0
+"""Leases that a worker may let pass without a report before it is replaced; it reports four times in each."""
 LEARNER, EVALUATOR = "learner", "evaluator"
 
 
@@ -167,7 +169,8 @@ class Supervisor:
         # One that is paused may hold the ledger, and so be the reason of the others' silence.
         for name in sorted(silences, key=lambda name: name not in paused):
             up = self._heartbeats.is_up(name) or name in paused
-            limit = self._config.rollouts.silent_seconds if up else self._config.runtime.start_seconds
+            silent_seconds = SILENT_LEASES * self._config.rollouts.lease_seconds
+            limit = silent_seconds if up else self._config.runtime.start_seconds
             if silences[name] <= limit:
                 continue
             worker = self._workers[name]
