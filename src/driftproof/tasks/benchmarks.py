@@ -22,7 +22,7 @@ BENCHMARKS = {
     "amc23": "hf:math-ai/amc23:test",
     "minerva": "hf:math-ai/minervamath:test",
 }
-"""Where each is published."""
+"""The places where they are published."""
 
 EXAMPLES = (
     ("What is the area of a rectangle with sides 7 and 12?", "The area is 7 * 12 = 84. The answer is \\boxed{84}."),
