@@ -87,7 +87,6 @@ class RunDirectory:
 
     @property
     def inbox_token(self) -> Path:
-        """The token that the inbox asks for where none is given."""
         return self.path / "inbox.token"
 
     @property

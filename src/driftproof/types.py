@@ -243,7 +243,6 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Response tokens."""
         return sum(len(group.response_tokens) for group in self.groups)
 
 

@@ -29,10 +29,7 @@ COLUMNS = 4
 
 
 def draw_pictures(config: LabConfig, results: Sequence[Result], directory: Path) -> dict[str, str]:
-    """Write `accuracy.png`, `staleness.png` and `imbalance.png`; their file names by what they show.
-
-    Tuning runs are not drawn; {} where there are no others.
-    """
+    """Write the pictures of all runs but tuning ones; their file names by what they show, {} without such runs."""
     drawn = [result for result in results if result.cell.view != "tuning"]
     if not drawn:
         return {}

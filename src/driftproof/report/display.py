@@ -113,12 +113,12 @@ def log_line(view: View) -> str:
 
 def render(view: View, width: int) -> RenderableType:
     """The live display, in `width` columns."""
-    activity = Text(view.activity, "bold cyan")
+    pairs = 2 if width >= WIDE else 1
     events = [
         Text(shorten(printable(f"{count:,} x {kind}: {message}"), max(width, 20)), "yellow", no_wrap=True)
         for kind, (count, message) in view.events.items()
     ]
-    return Group(_progress(view, width), activity, _facts(view, 2 if width >= WIDE else 1), *events)
+    return Group(_progress(view, width), Text(view.activity, "bold cyan"), _facts(view, pairs), *events)
 
 
 def sparkline(values: Sequence[float], columns: int) -> str:
