@@ -1,9 +1,8 @@
 """How good a policy is on a benchmark, through any engine, resumable.
 
 Guarantees: a problem counts once its line is on disk, whole; the same command goes on with those that are missing, and
-a record of other settings is refused, not mixed. A line that was cut off by a crash is written again. Responses whose
-verification failed count as wrong and are counted apart; a problem whose generation failed is not in the figures, is
-counted, and is tried again by the next call.
+a record of other settings is refused, not mixed. Responses whose verification failed count as wrong and are counted
+apart; a problem whose generation failed is counted, but in no figure, and is tried again by the next call.
 """
 
 import inspect

@@ -1,12 +1,14 @@
-"""The inbox over a run: leases, written groups, weights.
+"""The inbox over a run: leases, written groups, weights, and the counters of its workers.
 
 Guarantees: every group of a request gets an outcome; a group that is bad costs the others nothing; a group that is sent
 twice, by whomever, is recorded once; nothing enters the ledger that the learner cannot train on.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -15,9 +17,9 @@ import numpy as np
 from driftproof.engines.protocol import Completed
 from driftproof.errors import CodecError, GroupError, StaleInboxError, VerifierError
 from driftproof.inbox import messages
-from driftproof.inbox.workers import Workers
 from driftproof.ledger.leases import LocalLeases
 from driftproof.ledger.reader import LedgerReader
+from driftproof.ledger.records import Counters
 from driftproof.rollout.requests import make_request
 from driftproof.rollout.settings import RolloutSettings
 from driftproof.run import RunDirectory
@@ -69,7 +71,7 @@ class Inbox:
         with LedgerReader(self.run.ledger) as ledger:
             self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels
         self._verifier = _OpenedOnDemand(self.open_verifier)
-        self._workers = Workers()
+        self._workers = _Workers()
 
     def close(self) -> None:
         self._verifier.close()
@@ -188,8 +190,8 @@ class Inbox:
     def _response(self, where: str, response: messages.ResponseMessage) -> Response:
         tokens = self._tokens(where, response)
         if len(tokens) > (most := self.sampling.max_tokens):
-            field = "text" if response.tokens is None else "tokens"
-            raise _Refused(f"{where}.{field}: {len(tokens)} tokens, the stop token included; max_tokens is {most}")
+            given = "text" if response.tokens is None else "tokens"
+            raise _Refused(f"{where}.{given}: {len(tokens)} tokens, the stop token included; max_tokens is {most}")
         stop_ids = self.sampling.stop_ids
         if response.finish_reason == "stop" and tokens[-1] not in stop_ids:
             raise _Refused(
@@ -262,6 +264,59 @@ class _OpenedOnDemand:
         if self.started is not None:
             self.started.close()
             self.started = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Worker:
+    counters: Counters
+    seen: float
+    """Time of its last request, monotonic seconds."""
+    deadlines: dict[int, float] = field(default_factory=dict)
+    """Deadlines of the leases that it holds, by dispatch, monotonic seconds."""
+
+    def add(self, **amounts: float) -> None:
+        totals = {name: getattr(self.counters, name) + amount for name, amount in amounts.items()}
+        self.counters = replace(self.counters, **totals)
+
+    def advance(self, now: float) -> None:
+        """Count it as busy for as long as it held a lease, and as waiting otherwise."""
+        busy = min(max(max(self.deadlines.values(), default=self.seen) - self.seen, 0.0), now - self.seen)
+        self.add(busy_seconds=busy, waiting_seconds=now - self.seen - busy)
+        self.deadlines = {dispatch: deadline for dispatch, deadline in self.deadlines.items() if deadline > now}
+        self.seen = now
+
+
+class _Workers:
+    """Counters by worker, kept in the ledger; they go on where an earlier inbox of the run stopped."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, _Worker] = {}
+        self._lock = threading.Lock()
+
+    def leased(self, leases: LocalLeases, name: str, dispatches: Iterable[int], seconds: float, logprobs: bool) -> None:
+        """Count a worker's question for prompts, to which it was given these."""
+        with self._reported(leases, name) as worker:
+            deadlines = dict.fromkeys(dispatches, worker.seen + seconds)
+            worker.deadlines |= deadlines
+            worker.add(requests_with_logprobs=len(deadlines) * logprobs)
+
+    def written(self, leases: LocalLeases, name: str, dispatch: int, groups: int, tokens: int) -> None:
+        """Count a group that a worker has sent; `groups` is 1 where it was accepted, else 0."""
+        with self._reported(leases, name) as worker:
+            worker.deadlines.pop(dispatch, None)
+            worker.add(groups=groups, tokens=groups * tokens)
+
+    @contextmanager
+    def _reported(self, leases: LocalLeases, name: str) -> Iterator[_Worker]:
+        """A worker that was heard of now; its counters go to the ledger at the end."""
+        with self._lock:
+            now = time.monotonic()
+            if name not in self._workers:
+                self._workers[name] = _Worker(counters=leases.counters(name), seen=now)
+            worker = self._workers[name]
+            worker.advance(now)
+            yield worker
+            leases.report_worker(name, worker.counters)
 
 
 def ledger_name(worker: str) -> str:

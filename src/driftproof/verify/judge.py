@@ -44,6 +44,5 @@ def _failed(completed: Completed) -> Group:
     logprobs = np.empty(0, np.float32) if request.want_logprobs else None
     response = Response(tokens=np.empty(0, np.int32), finish_reason=FinishReason.FAILED, behavior_logprobs=logprobs)
     verdict = Verdict(reward=None, problem=f"generation failed: {completed.error}")
-    return Group.from_responses(
-        request.prompt.index, request.prompt_tokens, [response] * request.samples, [verdict] * request.samples
-    )
+    responses, verdicts = [response] * request.samples, [verdict] * request.samples
+    return Group.from_responses(request.prompt.index, request.prompt_tokens, responses, verdicts)

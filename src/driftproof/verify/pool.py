@@ -62,11 +62,7 @@ class VerifierPool:
                 self._advance(_Work(items=()))
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict per item, in the order of `items`.
-
-        Raises:
-            VerifierError: the pool is closed, or a replaced process could not import the verifier again.
-        """
+        """One verdict per item, in their order; raises VerifierError if the pool is closed or cannot start anew."""
         if not self._children:
             raise VerifierError(f"verifier {self._name!r} is closed; build a new one")
         work = _Work(items=items)

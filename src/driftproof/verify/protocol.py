@@ -24,13 +24,7 @@ class Verifier(Protocol):
     """Scores responses against the answers of their prompts."""
 
     def score(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict per item, in the order of `items`.
-
-        Raises:
-            VerifierError: the verifier is closed or can no longer be started.
-        """
-        ...
+        """One verdict per item, in their order; raises VerifierError if it is closed or can no longer be started."""
 
     def close(self) -> None:
         """End the verifier's processes; may be called more than once."""
-        ...
