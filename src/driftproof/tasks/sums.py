@@ -1,7 +1,4 @@
-"""Sums to work out: `47+85=` asks for `132`, a running sum for all its totals.
-
-The same seed gives the same prompts everywhere.
-"""
+"""Sums of two numbers, and running sums with all their totals. The same seed gives the same prompts everywhere."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, product
