@@ -6,6 +6,7 @@ is marked by the token V, one past the vocabulary, never hidden; log-probs are c
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -45,12 +46,8 @@ class RowSettings:
     greedy: Tensor | None
     """int64: the greedy rows."""
     all_greedy: bool
-    cut: Tensor | None
-    """int64 [F]: the rows with top_k or top_p."""
-    top_k: Tensor | None
-    """int64 [F, 1], V where off."""
-    top_p: Tensor | None
-    """float32 [F, 1], 2 where off."""
+    cut: tuple[Tensor, Tensor, Tensor] | None
+    """The rows with top_k or top_p, int64 [F]; top_k, int64 [F, 1], V where off; top_p, float32 [F, 1], 2 where off."""
 
     @classmethod
     def of(
@@ -69,17 +66,12 @@ class RowSettings:
         k = np.where(top_k[cut] > 0, top_k[cut], vocabulary)
         # Rounding must neither cut a row that asked for all (top_p 1) nor leave one nothing (top_p below float32).
         p = np.where(top_p[cut] < 1, np.maximum(top_p[cut], np.finfo(np.float32).tiny), np.float32(2))
-
-        def tensor(values: NDArray[np.generic]) -> Tensor:
-            return torch.as_tensor(values, device=device)
-
+        tensor = partial(torch.as_tensor, device=device)
         return cls(
             temperature=tensor(scale[:, None]) if (scale != 1).any() else None,
             greedy=tensor(np.flatnonzero(greedy)) if greedy.any() else None,
             all_greedy=bool(greedy.all()),
-            cut=tensor(cut) if len(cut) else None,
-            top_k=tensor(k[:, None]) if len(cut) else None,
-            top_p=tensor(p[:, None]) if len(cut) else None,
+            cut=(tensor(cut), tensor(k[:, None]), tensor(p[:, None])) if len(cut) else None,
         )
 
 
@@ -110,8 +102,9 @@ def adjust(logits: Tensor, settings: RowSettings) -> Tensor:
     if settings.temperature is not None:
         # From the largest down, so that no temperature, however small, can overflow.
         logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
-    if settings.cut is not None and settings.top_k is not None and settings.top_p is not None:
-        logits = logits.index_copy(0, settings.cut, _cut(logits[settings.cut], settings.top_k, settings.top_p))
+    if settings.cut is not None:
+        rows, top_k, top_p = settings.cut
+        logits = logits.index_copy(0, rows, _cut(logits[rows], top_k, top_p))
     if settings.greedy is not None:
         logits = logits.index_copy(0, settings.greedy, _point_mass(logits[settings.greedy]))
     return logits

@@ -61,7 +61,6 @@ class OpenAIEngine:
         self._sample_text = sample_text
         self._model = model
         self._retokenize = retokenize
-        self._updater = updater
         self._counters: Counter[str] = Counter()
         self._under_way: dict[int, int] = {}
         """Samples of the requests under way, by their keys."""
@@ -96,7 +95,7 @@ class OpenAIEngine:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             logprobs=not self._retokenize and all(facts.logprobs for facts in self.facts),
-            follows_weights=self._updater is not None,
+            follows_weights=self._pool.updater is not None,
         )
 
     @property
@@ -108,7 +107,7 @@ class OpenAIEngine:
     def counters(self) -> dict[str, float]:
         """Counts since the start: `calls`, `retries`, `missing_samples`, `ejected`, `readmitted`, `updates`,
         `errors.KIND` for every kind of error that was met, and those of the updater."""
-        return {**self._counters, **(self._updater.counters if self._updater else {})}
+        return {**self._counters, **(self._pool.updater.counters if self._pool.updater else {})}
 
     @property
     def room(self) -> int:
@@ -148,7 +147,7 @@ class OpenAIEngine:
     def load(self, snapshot: Path) -> None:
         """Bring the weights of a snapshot to every live server, at once; one that does not take them is ejected, and
         gets them before it is used again."""
-        if self._updater is None:
+        if self._pool.updater is None:
             return
         if self._closed:
             raise EngineError(f"{snapshot} cannot be loaded: the engine is closed")
@@ -194,7 +193,7 @@ class OpenAIEngine:
     async def _examine(self, url: str) -> ServerFacts:
         """Facts of a server that can be used; EngineError where it cannot, Unreachable where it does not answer now."""
         facts = await inspect_server(self._http, url, self._model)
-        check_usable(facts, retokenize=self._retokenize, updated=self._updater is not None)
+        check_usable(facts, retokenize=self._retokenize, updated=self._pool.updater is not None)
         if not self._retokenize:
             expected = self._tokenizer.encode_response(self._sample_text)[:-1]
             if not await check_tokenizer(self._http, facts, self._sample_text, expected):

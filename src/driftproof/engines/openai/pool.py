@@ -72,7 +72,6 @@ class Server:
     """The snapshot it has; None is what it was started with."""
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
     last_error: str = ""
-    """Why it was ejected."""
 
 
 class ServerPool:

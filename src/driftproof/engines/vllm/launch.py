@@ -45,10 +45,8 @@ class Server:
             if not self.alive:
                 raise EngineError(f"the server ended with code {self._process.returncode}; {self.last_words()}")
             if time.monotonic() > deadline:
-                raise EngineError(
-                    f"the server does not answer at {self.url}/health within {seconds:g} s (runtime.start_seconds); "
-                    f"{self.last_words()}"
-                )
+                silent = f"the server does not answer at {self.url}/health within {seconds:g} s (runtime.start_seconds)"
+                raise EngineError(f"{silent}; {self.last_words()}")
             if interrupted():
                 return False
             time.sleep(_TICK_SECONDS)
@@ -98,8 +96,8 @@ def launch(
 ) -> Server:
     """Start vLLM with the interpreter of its environment; it is ready when `wait_ready` says so.
 
-    On device `cpu` it computes in float32, without compilation, with so many threads; on `cuda` by its own defaults. Of
-    `arguments`, more of vLLM's own, the last of two wins.
+    On device `cpu` it computes in float32, without compilation, with so many threads; on `cuda` by its own defaults.
+    `arguments` are more of vLLM's own, which win over ours.
     """
     port = free_port()
     return Server(
