@@ -140,14 +140,12 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """Attend from `query` [B, H, Q, D] to `key` [B, KV, L, D] and `value` [B, KV, L, Dv]; returns [B, Q, H, Dv].
 
-    At Q = 1 the H / KV queries that share a key head become the query length of one call, so that keys and values are
-    never repeated; elsewhere transformers' own function runs.
+    At Q = 1 the H / KV queries that share a key head are the query length of one call: no key or value is repeated.
     """
     batch, heads, queries, dim = query.shape
     if queries > 1 or kwargs.get("position_bias") is not None:
-        output: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
+        kwargs["scaling"] = scaling
+        output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output
     grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], dim)
     attended = torch.nn.functional.scaled_dot_product_attention(

@@ -71,8 +71,7 @@ class EmbeddedEngine:
 
     @classmethod
     def from_directory(cls, path: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> Self:
-        """The engine, with `options`, of a Hugging Face model directory; EngineError where it cannot be opened or lacks
-        weights."""
+        """The engine of a model directory, with `options`; EngineError where it cannot be opened or lacks weights."""
         if not (path / "config.json").is_file():
             raise EngineError(f"{path} has no config.json; give a Hugging Face model directory")
         try:

@@ -16,11 +16,8 @@ from driftproof.weights.files import TensorFile, weight_files
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
     """Copy the weights of a Hugging Face model directory into the parameters of `model`, in place.
 
-    Tensors must have the names of the model's `state_dict`; of tied weights one name is enough. Names, shapes and types
-    are checked before the first copy.
-
-    Raises:
-        EngineError: a file or tensor that does not fit. FileNotFoundError: no weights there, or no longer.
+    Tensors must have the names of the model's `state_dict`; of tied weights one name is enough. All is checked before
+    the first copy: EngineError for a file or tensor that does not fit, FileNotFoundError where there are no weights.
     """
     try:
         files = [TensorFile(path) for path in weight_files(directory)]

@@ -70,10 +70,8 @@ class Rows:
         self._settings = None
 
     def write(self, first: int, logits: Tensor) -> NDArray[np.int64]:
-        """Sample and record a token for each of rows [first, active) from `logits` [active - first, V].
-
-        Returns the indices of the rows whose response ends with it.
-        """
+        """Sample and record a token for each of rows [first, active) from `logits` [active - first, V]; returns the
+        indices of the rows whose response ends with it."""
         rows = self._rows[first : self.active]
         written = rows["written"]
         settings = self._settings if first == 0 else None
@@ -117,10 +115,8 @@ class Rows:
         return job
 
     def remove(self, ended: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """Close the gaps: the last active rows move into the places of the ended ones.
-
-        Returns the rows to copy within the cache: sources, targets, and how many positions.
-        """
+        """Close the gaps: the last active rows move into the places of the ended ones. Returns the rows to copy within
+        the cache: sources, targets, and how many positions."""
         remaining = self.active - len(ended)
         survives = np.ones(self.active, dtype=np.bool_)
         survives[ended] = False

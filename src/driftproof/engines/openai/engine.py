@@ -130,10 +130,8 @@ class OpenAIEngine:
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._answer(request)))
 
     def collect(self) -> list[Completed]:
-        """Requests completed since the last call; waits a moment where something is under way.
-
-        Raises whatever unexpected ended the work of the other thread: an error in the updater, or in this engine.
-        """
+        """Requests completed since the last call, or within a moment; raises whatever unexpected ended the work of the
+        other thread: an error in the updater, or in this engine."""
         completed: list[Completed] = []
         with suppress(queue.Empty):
             while self._under_way:

@@ -77,8 +77,7 @@ class Server:
 class ServerPool:
     """The servers of an engine, each with `slots` responses under way at most; `open` admits them.
 
-    `examine` finds out what a server can do (EngineError: it cannot be used; Unreachable: not now), and `spawn` starts
-    a task in the event loop.
+    `examine` finds out what a server can do (EngineError: too little; Unreachable: not now); `spawn` starts a task.
     """
 
     def __init__(

@@ -189,25 +189,28 @@ def _response(
 
 
 def _tokens(value: Any, finish: FinishReason, call: Call, vocabulary: int) -> list[int]:
-    tokens = _list("token_ids", value)
+    if not isinstance(value, list):
+        raise ReplyError(f"token_ids: {_short(value)} where a list belongs")
     # `type`, not `isinstance`: true and false are no token ids.
-    wrong = [token for token in tokens if type(token) is not int or not 0 <= token < vocabulary]
+    wrong = [token for token in value if type(token) is not int or not 0 <= token < vocabulary]
     if wrong:
         raise ReplyError(f"token_ids: {_short(wrong[0])} is not in the vocabulary of {vocabulary}")
-    if not 0 < len(tokens) <= call.max_tokens:
-        raise ReplyError(f"token_ids: {len(tokens)} tokens where 1 to {call.max_tokens} were asked for")
+    if not 0 < len(value) <= call.max_tokens:
+        raise ReplyError(f"token_ids: {len(value)} tokens where 1 to {call.max_tokens} were asked for")
     stops = call.request.sampling.stop_ids
-    if finish is FinishReason.STOP and stops and tokens[-1] not in stops:
+    if finish is FinishReason.STOP and stops and value[-1] not in stops:
         raise ReplyError(
-            f"token_ids: finish_reason is 'stop', but the last token, {tokens[-1]}, is none of the stop tokens {stops}"
+            f"token_ids: finish_reason is 'stop', but the last token, {value[-1]}, is none of the stop tokens {stops}"
         )
-    return tokens
+    return value
 
 
 def _logprobs(value: Any, length: int) -> list[float]:
     if not isinstance(value, dict):
         raise ReplyError(f"logprobs: {_short(value)} where an object with token_logprobs belongs")
-    logprobs = _list("logprobs.token_logprobs", value.get("token_logprobs"))
+    logprobs = value.get("token_logprobs")
+    if not isinstance(logprobs, list):
+        raise ReplyError(f"logprobs.token_logprobs: {_short(logprobs)} where a list belongs")
     if len(logprobs) != length:
         raise ReplyError(f"logprobs.token_logprobs: {len(logprobs)} log-probs for {length} tokens")
     for logprob in logprobs:
@@ -234,12 +237,6 @@ def _retokenized(value: Any, finish: FinishReason, call: Call, encode: Callable[
     if not tokens:
         raise ReplyError("text: empty, though the length limit ended it")
     return Response(tokens=np.array(tokens, dtype=np.int32), finish_reason=finish, retokenized=True)
-
-
-def _list(field: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ReplyError(f"{field}: {_short(value)} where a list belongs")
-    return value
 
 
 def _short(value: Any) -> str:

@@ -43,10 +43,8 @@ LENGTH = 24
 
 
 class Canary:
-    """Compares prompt log-probs of fixed token sequences with those that transformers computes here, in float32.
-
-    It keeps a second copy of the model in memory and reads every snapshot once.
-    """
+    """Compares prompt log-probs of fixed token sequences with those that transformers computes here, in float32, by a
+    second copy of the model, which reads every snapshot once."""
 
     def __init__(self, model: Path, *, tolerance: float = 1e-3) -> None:
         """`tolerance`: largest difference of a token's log-prob, in nats; 1e-3 suits a server in float32."""
@@ -88,8 +86,7 @@ class Canary:
 
 
 class VllmUpdater:
-    """Updates one server a call, each request of it within `timeout_seconds`; the server must see the snapshot under
-    the same path.
+    """Updates one server a call, each request within `timeout_seconds`; it must see the snapshot under the same path.
 
     `counters`: updates done, the seconds they took, and the largest difference that the canary let pass, in nats.
     """
