@@ -230,12 +230,11 @@ def _value(text: str) -> Any:
 
 def _without_removed(tree: dict[str, Any]) -> dict[str, Any]:
     """A tree without the settings that are no more."""
-    return {
-        section: {key: value for key, value in table.items() if f"{section}.{key}" not in REMOVED}
-        if isinstance(table, dict)
-        else table
-        for section, table in tree.items()
-    }
+    for removed in REMOVED:
+        section, _, key = removed.partition(".")
+        if isinstance(table := tree.get(section), dict):
+            table.pop(key, None)
+    return tree
 
 
 def _explanations(error: ValidationError, kind: type[Config]) -> Iterator[str]:

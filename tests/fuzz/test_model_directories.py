@@ -16,7 +16,7 @@ from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.embedded.load import load_weights
 from driftproof.errors import ConfigError, EngineError, ModelError
 from driftproof.learner.policy import Policy
-from driftproof.runtime.memory import read_config
+from driftproof.runtime.resources import read_config
 from driftproof.tasks.codec import Codec
 from driftproof.tiny.model import make_tiny_model
 from driftproof.weights.models import inspect_model, load_tokenizer

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from driftproof.errors import ModelError
-from driftproof.runtime.memory import engine_memory, learner_memory, read_config
+from driftproof.runtime.resources import engine_memory, learner_memory, read_config
 
 ROWS, TOKENS = 8, 96
 

@@ -12,9 +12,16 @@ from driftproof.cli.main import main
 from driftproof.config import Config, load_config
 from driftproof.errors import ConfigError
 from driftproof.runtime import resources
-from driftproof.runtime.memory import engine_memory, learner_memory, read_config
 from driftproof.runtime.preflight import check_space
-from driftproof.runtime.resources import memory_of, requirements, resolve, share_cores
+from driftproof.runtime.resources import (
+    engine_memory,
+    learner_memory,
+    memory_of,
+    read_config,
+    requirements,
+    resolve,
+    share_cores,
+)
 from tests.runtime.runs import write_recipe
 
 ROOT = Path(__file__).parents[2]

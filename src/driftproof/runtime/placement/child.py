@@ -15,8 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -37,8 +36,16 @@ def main(role: Role, path: Path, name: str, resources: Resources, parent: Connec
     """The whole life of a process; `parent` is the end of a pipe for the sentence that says what ended it."""
     directory = RunDirectory(path=path)
     _look_after_ourselves(directory, name)
-    with _error_told(path, parent):
+    try:
         play(role, directory, name, resources, ActivityFile(directory.activity(name)))
+    except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
+        # The log may be on the disk that is full.
+        with suppress(OSError):
+            traceback.print_exc()
+        sentence = str(error) if isinstance(error, DriftproofError) else write_trouble(error, path)
+        if sentence:
+            parent.send_bytes(sentence.encode())
+        sys.exit(1)
 
 
 def _look_after_ourselves(directory: RunDirectory, name: str) -> None:
@@ -69,20 +76,6 @@ def _watch_parent(directory: RunDirectory) -> None:
     finally:
         # Whatever the main thread waits for: nobody is left to notice.
         os._exit(1)
-
-
-@contextmanager
-def _error_told(path: Path, parent: Connection) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
-        # The log may be on the disk that is full.
-        with suppress(OSError):
-            traceback.print_exc()
-        sentence = str(error) if isinstance(error, DriftproofError) else write_trouble(error, path)
-        if sentence:
-            parent.send_bytes(sentence.encode())
-        sys.exit(1)
 
 
 def write_trouble(error: Exception, run: Path) -> str | None:
