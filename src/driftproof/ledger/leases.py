@@ -13,22 +13,16 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from driftproof.errors import GroupError
-from driftproof.ledger.codec import content_checksum, figures_of, row_checksum, to_row
+from driftproof.ledger.codec import content_checksum, figures_of, to_row
 from driftproof.ledger.reader import LedgerWriter
 from driftproof.ledger.records import RUNNING, Counters, Lease, Plan
 from driftproof.ledger.schema import ROW
-from driftproof.ledger.store import channel_problem
+from driftproof.ledger.store import changed, channel_problem
 from driftproof.types import Group
 
 FIGURES = ROW[ROW.index("responses") :]
-COMMIT = (
-    f"UPDATE groups SET state = 'ready', {', '.join(f'{column} = ?' for column in FIGURES)}, checksum = ? "
-    "WHERE dispatch = ?"
-)
-LEASED = (
-    "SELECT dispatch, dispatched_step, weights_step FROM groups "
-    "WHERE state = 'leased' AND worker = ? AND dispatch BETWEEN ? AND ?"
-)
+READY = changed(state="'ready'", **{column: f":{column}" for column in ("prompt_index", *FIGURES)})
+LEASED = "SELECT dispatch FROM groups WHERE state = 'leased' AND worker = ? AND dispatch BETWEEN ? AND ?"
 
 
 class Leases(Protocol):
@@ -119,28 +113,20 @@ class LocalLeases(LedgerWriter):
         """Record written groups by dispatch number, and replace the worker's counters; how many were accepted.
 
         A group whose lease has passed to another worker, or that is committed already, is not accepted and counted as
-        an event.
-
-        Raises:
-            GroupError: a group is not of the prompt it was leased for, or does not carry exactly the planned channels.
+        an event; one of another prompt, or without exactly the planned channels, is a GroupError.
         """
-        written = {}
+        rows, contents = {}, {}
         for dispatch, group in groups.items():
             self._check(dispatch, group)
-            content = to_row(group)
-            written[dispatch] = content, (*figures_of(group), content_checksum(content))
+            content = contents[dispatch] = (dispatch, *to_row(group))
+            figures = dict(zip(FIGURES, (*figures_of(group), content_checksum(content[1:])), strict=True))
+            rows[dispatch] = {"dispatch": dispatch, "prompt_index": group.prompt_index, **figures}
         with self._store.transaction(fault="commit"):
             bounds = min(groups, default=0), max(groups, default=-1)
-            accepted = [lease for lease in self._store.rows(LEASED, worker, *bounds) if lease[0] in groups]
-            self._store.database.executemany(
-                COMMIT,
-                (
-                    (*figures, row_checksum(n, groups[n].prompt_index, "ready", worker, *since, None, *figures), n)
-                    for n, *since in accepted
-                    for figures in (written[n][1],)
-                ),
-            )
-            self._store.write_contents((n, *written[n][0]) for n, *_ in accepted)
+            accepted = [n for (n,) in self._store.rows(LEASED, worker, *bounds) if n in groups]
+            update = f"UPDATE groups SET {READY} WHERE dispatch = :dispatch"
+            self._store.database.executemany(update, [rows[n] for n in accepted])
+            self._store.write_contents([contents[n] for n in accepted])
             if late := len(groups) - len(accepted):
                 self._store.add_event("late commit", f"{late} groups of {worker}, whose leases had expired")
             if counters is not None:

@@ -14,10 +14,6 @@ class Ledger(LocalLeases, Steps):
 
     @classmethod
     def create(cls, path: Path, plan: Plan) -> Self:
-        """Make a new ledger.
-
-        Raises:
-            LedgerError: there is one already, or the plan cannot be carried out.
-        """
+        """Make a new ledger; a LedgerError where there is one already, or the plan cannot be carried out."""
         create_store(path, plan)
         return cls(path)

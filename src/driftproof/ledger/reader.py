@@ -43,11 +43,7 @@ class LedgerReader:
     _read_only = True
 
     def __init__(self, path: Path) -> None:
-        """Open an existing ledger.
-
-        Raises:
-            LedgerError: no ledger there, a damaged one, or one of a newer format.
-        """
+        """Open an existing ledger; a LedgerError where there is none, a damaged one, or one of a newer format."""
         self._store = open_store(path, read_only=self._read_only)
 
     def close(self) -> None:
@@ -69,7 +65,7 @@ class LedgerReader:
 
     def state(self) -> str:
         """running, stopping or finished."""
-        return self._store.meta("state")
+        return self._store.header("state")["state"]
 
     @property
     def step(self) -> int:
@@ -93,10 +89,10 @@ class LedgerReader:
     def status(self) -> Status:
         """Counts of now; its cost does not grow with the number of trained groups."""
         with self._store.transaction("DEFERRED"):
-            dispatched, leased, ready = self._dispatched(), self._count("leased"), self._count("ready")
-            trained = dispatched - leased - ready
-            counts = {"dispatched": dispatched, "leased": leased, "ready": ready, "trained": trained}
-            return Status(state=self.state(), step=self.step, **counts)
+            dispatched, count = self._dispatched(), "SELECT count(*) FROM groups WHERE state = '{}'"
+            leased, ready = (self._store.number(count.format(state)) for state in ("leased", "ready"))
+            counts = {"dispatched": dispatched, "leased": leased, "ready": ready}
+            return Status(state=self.state(), step=self.step, **counts, trained=dispatched - leased - ready)
 
     def steps(self, after: int = 0) -> list[dict[str, Any]]:
         """The metrics of the steps after `after`, in order; each has its `step`."""
@@ -172,19 +168,11 @@ class LedgerReader:
         return self._store.number(question, *values) < FEW
 
     def record(self, dispatch: int) -> Record | None:
-        """A group with what it holds; None where it is not committed, or pruned.
-
-        Raises:
-            LedgerError: it is no longer what was committed.
-        """
+        """A group with what it holds; None where it is not committed, or pruned. Raises a LedgerError as `records`."""
         return next(self._records("groups.dispatch = ?", dispatch), None)
 
     def records(self) -> Iterator[Record]:
-        """All committed groups, in the order of dispatch; those that are pruned are left out.
-
-        Raises:
-            LedgerError: a group is no longer what was committed.
-        """
+        """All committed groups but the pruned, by dispatch; a LedgerError where one is no longer what was committed."""
         return self._records("TRUE")
 
     def _records(self, which: str, *values: object) -> Iterator[Record]:
@@ -215,9 +203,6 @@ class LedgerReader:
 
     def _dispatched(self) -> int:
         return self._store.number("SELECT coalesce(max(dispatch), -1) + 1 FROM groups")
-
-    def _count(self, state: str) -> int:
-        return self._store.number(f"SELECT count(*) FROM groups WHERE state = '{state}'")
 
 
 class LedgerWriter(LedgerReader):

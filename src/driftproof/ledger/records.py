@@ -2,17 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from driftproof.types import Channel, Group
 
 RUNNING, STOPPING, FINISHED = STATES = ("running", "stopping", "finished")
-"""States of a run."""
 LIMIT = 10**8
 """Numbers of a plan are below it, but for its seed: a permutation of all prompts fits into memory."""
-
-GroupState = Literal["leased", "ready", "trained"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +65,8 @@ class Plan:
         plan = cls(**values | {"channels": frozenset(map(Channel, values["channels"]))})
         numbers = [plan.prompts, plan.groups_per_step, plan.max_staleness, plan.steps, plan.publish_every]
         possible = all(type(number) is int and number < LIMIT for number in (*numbers, plan.recorded_prompts))
-        if not possible or type(plan.seed) is not int or plan.seed < 0:
-            raise ValueError(f"a number is impossible in {plan}")
-        if not isinstance(plan.model, str):
-            raise ValueError(f"the model's fingerprint is {plan.model}")
+        if not possible or type(plan.seed) is not int or plan.seed < 0 or not isinstance(plan.model, str):
+            raise ValueError(f"a value is impossible in {plan}")
         if problem := plan.problem():
             raise ValueError(problem)
         return plan
@@ -94,7 +89,7 @@ class Counters:
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
     tokens: int = 0
-    """Response tokens of the groups it wrote."""
+    """Response tokens."""
     groups: int = 0
     requests_with_logprobs: int = 0
     snapshot: int = -1
@@ -102,11 +97,9 @@ class Counters:
     renewals: int = 0
     """Reports beside the work, so that a worker that is busy for long is heard of."""
     engine: Mapping[str, float] = field(default_factory=dict)
-    """Counters of its engine."""
 
     def to_json(self) -> str:
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps(values | {"engine": dict(self.engine)})
+        return json.dumps(asdict(replace(self, engine=dict(self.engine))))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -116,8 +109,7 @@ class Counters:
             raise ValueError("counters are no object")
         # Until format 3 the engine's stood among the worker's.
         engine = {name.removeprefix("engine/"): value for name, value in values.items() if name.startswith("engine/")}
-        known = {name: values[name] for name in (member.name for member in fields(cls)) if name in values}
-        return cls(**{"engine": engine, **known})
+        return cls(**{"engine": engine, **{name: values[name] for name in cls.__slots__ if name in values}})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +117,8 @@ class Status:
     """The run at one moment."""
 
     state: str
-    """running, stopping or finished."""
+    """One of `STATES`."""
     step: int
-    """Optimizer steps done."""
     dispatched: int
     leased: int
     ready: int
@@ -140,7 +131,7 @@ class Summary:
 
     dispatch: int
     prompt_index: int
-    state: GroupState
+    state: Literal["leased", "ready", "trained"]
     worker: str
     """The one that holds the lease, or that committed the group."""
     dispatched_step: int
@@ -148,32 +139,26 @@ class Summary:
     """Step of the weights that were newest at dispatch; None where it was not recorded (before format 3)."""
     trained_step: int | None
     responses: int | None
-    """G; None, like the figures below, until the group is committed."""
+    """G; None, like the figures below (see `schema.TABLES`), until the group is committed."""
     tokens: int | None
-    """Response tokens."""
     mean_reward: float | None
     """Mean over the responses that have a reward; None where none has."""
     reward_spread: float | None
-    """Standard deviation over the same."""
     truncated: int | None
-    """Responses that used up their token budget."""
     failed: int | None
-    """Responses that the engine could not write."""
     unrewarded: int | None
-    """Responses without a reward."""
 
     @property
     def age(self) -> int | None:
-        """Learner updates between dispatch and training; None before it is trained.
-
-        Below 0 in one case: the group was dispatched in a step that a resume undid, and is trained earlier now.
-        """
-        return _age(self.trained_step, self.dispatched_step)
+        """Learner updates between dispatch and training, None before; below 0 if a resume undid its dispatch's step."""
+        return None if self.trained_step is None else self.trained_step - 1 - self.dispatched_step
 
     @property
     def weights_age(self) -> int | None:
         """Learner updates between the weights that were newest at dispatch and training."""
-        return _age(self.trained_step, self.weights_step)
+        if self.trained_step is None or self.weights_step is None:
+            return None
+        return self.trained_step - 1 - self.weights_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +166,3 @@ class Record(Summary):
     """A committed group with what the ledger knows of it."""
 
     group: Group
-
-
-def _age(trained_step: int | None, since: int | None) -> int | None:
-    return None if trained_step is None or since is None else trained_step - 1 - since

@@ -5,7 +5,7 @@ makes ready again what its step had taken.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,13 @@ from driftproof.errors import LedgerError
 from driftproof.ledger.codec import row_checksum
 from driftproof.ledger.reader import GROUPS, LedgerWriter
 from driftproof.ledger.records import RUNNING, STATES
-from driftproof.ledger.schema import ROW, STATE, TRAINED_STEP
 from driftproof.ledger.store import changed, damage_told
 from driftproof.types import Batch
 
 PRUNED_AT_ONCE = 64
 """Steps whose groups are pruned in one transaction, so that nobody waits long for the next."""
 READY = changed(state="'ready'", trained_step="NULL")
+TRAINED = changed(state="'trained'", trained_step=":step")
 
 
 class Steps(LedgerWriter):
@@ -43,13 +43,9 @@ class Steps(LedgerWriter):
     """
 
     def take(self, count: int) -> Batch | None:
-        """The `count` oldest ready groups, marked as trained by the next step; None while too few are ready.
+        """The `count` oldest ready groups, marked as trained by the next step; None, and only reads, while too few are.
 
-        As long as too few are ready it only reads.
-
-        Raises:
-            LedgerError: a batch was taken for that step already, and `finish_step` has not been called; or a group is
-                no longer what was committed.
+        Raises a LedgerError where that step has its batch already, or a group is no longer what was committed.
         """
         step = self.step + 1
         if self._store.number("SELECT count(*) FROM groups WHERE state = 'trained' AND trained_step = ?", step):
@@ -61,17 +57,11 @@ class Steps(LedgerWriter):
             rows = list(self._store.rows(f"{GROUPS} WHERE state = 'ready' ORDER BY dispatch LIMIT ?", count))
             found = [self._fields(row) for row in rows]
             groups = tuple(map(self._group, rows))
-            self._store.database.executemany(
-                "UPDATE groups SET state = 'trained', trained_step = ?, checksum = ? WHERE dispatch = ?",
-                [(step, _trained(row, step), row[0]) for row in rows],
-            )
+            question = f"UPDATE groups SET {TRAINED} WHERE dispatch = :dispatch"
+            self._store.database.executemany(question, [{"step": step, "dispatch": row[0]} for row in rows])
+        ages = tuple(step - 1 - group["dispatched_step"] for group in found)
         weights_steps = [group["weights_step"] for group in found if group["weights_step"] is not None]
-        return Batch(
-            step=step,
-            groups=groups,
-            ages=tuple(step - 1 - group["dispatched_step"] for group in found),
-            weights_ages=tuple(step - 1 - of_group for of_group in weights_steps),
-        )
+        return Batch(step=step, groups=groups, ages=ages, weights_ages=tuple(step - 1 - k for k in weights_steps))
 
     def finish_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record that `step` has updated the weights: admission moves on."""
@@ -95,10 +85,8 @@ class Steps(LedgerWriter):
     def rewind(self, step: int) -> int:
         """Go back to the state after `step`: what was trained later becomes ready, leases return to the pool.
 
-        Returns how many groups became ready again. Later steps and evaluations are forgotten.
-
-        Raises:
-            LedgerError: the ledger has not come to `step` yet, or groups that would be needed again are pruned.
+        Returns how many groups became ready again. Later steps and evaluations are forgotten. Raises a LedgerError
+        where the ledger has not come to `step` yet, or groups that would be needed again are pruned.
         """
         if not 0 <= step <= self.step:
             raise LedgerError(f"cannot go back to step {step}: {self.path} is at step {self.step}")
@@ -128,10 +116,7 @@ class Steps(LedgerWriter):
         """Forget what the groups trained up to `step` hold (tokens, log-probs, rewards); of how many.
 
         Their rows stay: all counts, ages and figures are as before. `maintenance.prune.prunable_step` says which step
-        is safe.
-
-        Raises:
-            LedgerError: `step` is beyond the newest checkpoint.
+        is safe; one beyond the newest checkpoint is a LedgerError.
         """
         durable = self._store.meta_number("durable_step")
         if step > durable:
@@ -155,11 +140,7 @@ class Steps(LedgerWriter):
             self._store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def extend(self, steps: int, publish_every: int | None = None) -> None:
-        """Set the number of steps of the whole run anew, and, if given, the interval of publishing.
-
-        Raises:
-            LedgerError: more steps are done or dispatched already.
-        """
+        """Set the run's number of steps, and the interval of publishing; a LedgerError below what is dispatched."""
         needed = max(self.step, -(-self._dispatched() // self.plan.groups_per_step))
         if steps < needed:
             raise LedgerError(f"run.steps is {steps}, but groups for {needed} steps are dispatched already")
@@ -181,10 +162,3 @@ class Steps(LedgerWriter):
             raise ValueError(f"unknown state {state!r}")
         with self._store.transaction():
             self._store.set_meta(state=state)
-
-
-def _trained(row: Sequence[Any], step: int) -> int:
-    """The checksum of a ready group's row once it is trained."""
-    columns = list(row[: len(ROW)])
-    columns[STATE], columns[TRAINED_STEP] = "trained", step
-    return row_checksum(*columns)
