@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
-from driftproof.evaluation.intervals import bootstrap, wilson
+from driftproof.evaluation.score import bootstrap, wilson
 from driftproof.lab.grid import View
 from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig

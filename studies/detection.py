@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from driftproof.evaluation.intervals import wilson
+from driftproof.evaluation.score import wilson
 from driftproof.lab.runner import Result
 from driftproof.lab.summary import accuracies, collapsed_at
 from driftproof.metrics import names

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.evaluation.intervals import bootstrap, wilson
+from driftproof.evaluation.score import bootstrap, wilson
 
 
 @pytest.mark.parametrize(

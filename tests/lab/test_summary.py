@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from driftproof.evaluation.intervals import bootstrap, wilson
+from driftproof.evaluation.score import bootstrap, wilson
 from driftproof.lab.grid import Cell, grid_cells
 from driftproof.lab.summary import accuracies, collapsed_at, missing_cells, summarize
 from tests.lab.grids import make_config, make_result, make_results

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from driftproof.tiny.muon import orthogonal
+from driftproof.tiny.supervised import orthogonal
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 24), (2, 24, 8), (1, 16, 16)])

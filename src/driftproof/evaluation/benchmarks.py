@@ -77,11 +77,7 @@ def run_benchmark(
 
 
 def benchmark_task(name: str, data: Path | None, fields: Mapping[str, Any]) -> Task:
-    """A task to be scored on, of the files in `data/name` where `data` is given.
-
-    Raises:
-        TaskError: unknown task, or its data cannot be read. ConfigError: it has no held-out problems.
-    """
+    """A task to be scored on, of the files in `data/name` where `data` is given."""
     files: dict[str, Any] = {}
     if data is not None:
         files = {"path": data / name / "test.jsonl"}
@@ -97,9 +93,6 @@ def benchmark_task(name: str, data: Path | None, fields: Mapping[str, Any]) -> T
 def writer_of(engine: Engine, model: Path, *, retokenize: bool) -> dict[str, Any]:
     """The writer of the responses, as a record names it: the weights of a model directory, or the name and dialect of
     served ones. An address is no part of it, so that a record can be gone on with elsewhere.
-
-    Raises:
-        EngineError: the servers do not serve one model.
     """
     from driftproof.engines.openai.engine import OpenAIEngine
 
@@ -118,11 +111,7 @@ def writer_of(engine: Engine, model: Path, *, retokenize: bool) -> dict[str, Any
 
 
 def read_record(record: Path, settings: Mapping[str, Any]) -> list[Problem]:
-    """The problems of a record; it is begun where it is missing, and what a crash cut off is taken away.
-
-    Raises:
-        ConfigError: it is a record of other settings, or no record.
-    """
+    """The problems of a record; it is begun where it is missing, and what a crash cut off is taken away."""
     header = json.dumps(dict(settings), sort_keys=True)
     if not record.is_file():
         record.parent.mkdir(parents=True, exist_ok=True)

@@ -60,12 +60,9 @@ def evaluate(
 def answer(
     engine: Engine, prompts: Mapping[int, Prompt], codec: Codec, sampling: Sampling, samples: int
 ) -> Iterator[Completed]:
-    """Have an idle engine answer each prompt `samples` times; the answers as they come.
+    """Have an idle engine answer each prompt, by its position in the task, `samples` times; the answers as they come.
 
-    `prompts` are by their positions in the task, which are the keys of the requests.
-
-    Raises:
-        EngineError: a prompt can never be answered, or the engine can answer none any more.
+    Raises EngineError where a prompt can never be answered, or the engine can answer none any more.
     """
     for position, prompt in prompts.items():
         seeded = replace(sampling, seed=sampling.seed + position)

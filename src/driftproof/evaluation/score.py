@@ -1,4 +1,4 @@
-"""The figures of a benchmark: mean@k and unbiased pass@k, with bootstrap intervals over its problems."""
+"""The figures of a benchmark, mean@k and unbiased pass@k, and intervals for few problems or few runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Self
 
+import numpy as np
+
 from driftproof.errors import ConfigError
-from driftproof.evaluation.intervals import bootstrap
+
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +70,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def score(name: str, problems: Sequence[Problem], failed: int = 0, failure: str = "") -> Score:
-    """The figures of a benchmark; a response is right where its reward is at least 1. pass@k for powers of 2.
-
-    Raises:
-        ConfigError: no problems.
-    """
+    """The figures of a benchmark; a response is right where its reward is at least 1. pass@k for powers of 2."""
     if not problems:
         raise ConfigError(f"benchmark {name!r}: no problem was answered")
     samples = len(problems[0].rewards)
@@ -87,3 +86,23 @@ def score(name: str, problems: Sequence[Problem], failed: int = 0, failure: str 
         mean=Estimate.of([fmean(problem.rewards) for problem in problems]),
         passed={k: Estimate.of([pass_at_k(samples, count, k) for count in right]) for k in ks},
     )
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a share (Wilson 1927); (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    share, spread = successes / trials, z * z / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95% percentile interval of the mean over runs (Efron 1979); with one value, that value twice."""
+    if not len(values):
+        raise ValueError("a bootstrap needs at least one value")
+    given = np.asarray(values, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(len(given), size=(RESAMPLES, len(given)))
+    low, high = np.quantile(given[drawn].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)

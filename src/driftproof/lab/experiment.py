@@ -33,7 +33,6 @@ from driftproof.verify.judge import judge
 State = dict[str, Tensor]
 Row = dict[str, float]
 Accuracy = Callable[[Learner], float]
-"""A measure of how good a learner's policy is now."""
 
 SIGNALS = (
     names.REWARD,
@@ -109,8 +108,9 @@ def _train(
     history = {0: _copy(learner)}
     since: list[dict[str, Any]] = []
     signals: dict[str, list[float | None]] = {name: [] for name in SIGNALS}
-    for step in range(1, steps + 1):
-        sources = staleness.sources(step, groups_per_step)
+    planned = [staleness.sources(step, groups_per_step) for step in range(1, steps + 1)]
+    oldest = max(done - min(sources) for done, sources in enumerate(planned))
+    for step, sources in enumerate(planned, start=1):
         first = (step - 1) * groups_per_step
         groups: dict[int, Group] = {}
         for source in sorted(set(sources)):
@@ -125,7 +125,7 @@ def _train(
         for name, series in signals.items():
             series.append(since[-1].get(name))
         history[step] = _copy(learner)
-        for old in [update for update in history if update < step - staleness.oldest]:
+        for old in [update for update in history if update < step - oldest]:
             del history[old]
         if step % config.lab.evaluate_every == 0 or step == steps:
             rows.append({**mean_metrics(since), "step": step, "accuracy": accuracy(learner)})

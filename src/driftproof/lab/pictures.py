@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from driftproof.lab.grid import View
 from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
-from driftproof.lab.summary import Summary, accuracies, collapsed_at, summarize
+from driftproof.lab.summary import accuracies, collapsed_at, summarize
 from driftproof.lab.tables import VIEWS, age_name, views_of
 from driftproof.metrics import names
 from driftproof.report.figure import COLORS, GREY, has_data, new_figure, style_panel
@@ -93,7 +92,12 @@ def draw_staleness(config: LabConfig, results: Sequence[Result], path: Path) -> 
             # Side by side, for intervals on top of each other cannot be read.
             offset = (place - (len(looks) - 1) / 2) * 0.5 / len(looks)
             if alike := sorted((s for s in chosen if s.label == label), key=lambda s: s.staleness):
-                _intervals(axes, [ages.index(s.staleness) + offset for s in alike], alike, look)
+                final = np.array([s.final for s in alike])
+                low, high = np.array([s.final_interval for s in alike]).T
+                # A quantile may differ from the mean of equal values by rounding.
+                errors = np.maximum([final - low, high - final], 0)
+                x = [ages.index(s.staleness) + offset for s in alike]
+                axes.errorbar(x, final, yerr=errors, linewidth=1.6, markersize=7, capsize=3, **look)
         axes.set_xticks(range(len(ages)), [age_name(config, age) for age in ages])
         axes.set_xlim(-0.5, len(ages) - 0.5)
         axes.set_ylim(bottom=0)
@@ -102,10 +106,8 @@ def draw_staleness(config: LabConfig, results: Sequence[Result], path: Path) -> 
 
 def _panels(config: LabConfig, results: Sequence[Result], path: Path, title: str, caption: str, panel: Panel) -> None:
     """A picture with a panel for every view and age that has runs; a view begins a row."""
-    views: dict[View, set[int]] = {}
-    for result in results:
-        views.setdefault(result.cell.view, set()).add(result.cell.staleness)
-    ages = {view: sorted(found) for view, found in views.items()}
+    panels = dict.fromkeys((result.cell.view, result.cell.staleness) for result in results)
+    ages = {view: sorted(age for of, age in panels if of == view) for view, _ in panels}
     columns = min(max(len(found) for found in ages.values()), COLUMNS)
     rows = [(view, found[i : i + columns]) for view, found in ages.items() for i in range(0, len(found), columns)]
     looks = _looks(config)
@@ -184,14 +186,6 @@ def _mark_collapse(axes: Any, step: int | None, steps: Sequence[int], values: Se
     if not np.isfinite(value):
         value, look["transform"] = 0.02, axes.get_xaxis_transform()
     axes.plot([step], [value], **look)
-
-
-def _intervals(axes: Any, x: Sequence[float], summaries: Sequence[Summary], look: Mapping[str, Any]) -> None:
-    final = np.array([summary.final for summary in summaries])
-    low, high = np.array([summary.final_interval for summary in summaries]).T
-    # A quantile may differ from the mean of equal values by rounding.
-    errors = np.maximum([final - low, high - final], 0)
-    axes.errorbar(x, final, yerr=errors, linewidth=1.6, markersize=7, capsize=3, **look)
 
 
 def _save(figure: Any, looks: Looks, present: set[str], path: Path) -> None:

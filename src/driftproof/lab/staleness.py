@@ -1,8 +1,7 @@
 """Rules for which weights write the data of a step: age as something one sets, not something that happens.
 
 A step trains `groups` groups. `sources(step, groups)` says for each of them after which update the weights that write
-it were taken (0: the base policy); its age is the updates between that and the step, `step - 1 - source`. `oldest` is
-the largest age that occurs.
+it were taken (0: the base policy); its age is the updates between that and the step, `step - 1 - source`.
 """
 
 from dataclasses import dataclass
@@ -19,10 +18,6 @@ class ExactLag:
 
     lag: int
 
-    @property
-    def oldest(self) -> int:
-        return self.lag
-
     def sources(self, step: int, groups: int) -> list[int]:
         return [max(step - 1 - self.lag, 0)] * groups
 
@@ -32,10 +27,6 @@ class Periodic:
     """New weights reach the sampler every `every` updates: ages 0 to every - 1 in turn (the ASymPO paper's set-up)."""
 
     every: int
-
-    @property
-    def oldest(self) -> int:
-        return self.every - 1
 
     def sources(self, step: int, groups: int) -> list[int]:
         return [(step - 1) // self.every * self.every] * groups
@@ -47,10 +38,6 @@ class Replay:
 
     ages: tuple[tuple[int, ...], ...]
     """Ages of the groups of each step of that run, in updates; at least one step of at least one group."""
-
-    @property
-    def oldest(self) -> int:
-        return max(max(ages) for ages in self.ages)
 
     def sources(self, step: int, groups: int) -> list[int]:
         ages = self.ages[(step - 1) % len(self.ages)]

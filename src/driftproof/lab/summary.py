@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from driftproof.evaluation.intervals import bootstrap, wilson
+from driftproof.evaluation.score import bootstrap, wilson
 from driftproof.lab.grid import Cell, View, planned_cells
 from driftproof.lab.runner import Result, tuned_rates
 from driftproof.lab.settings import LabConfig

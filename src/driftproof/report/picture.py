@@ -126,9 +126,8 @@ def _imbalance(axes: Any, run: _Run) -> None:
 def _age(axes: Any, run: _Run) -> None:
     _panel(axes, "Age of the data (steps)", run)
     largest = merge(run.series(names.AGE_MAX), POINTS, largest=True)
-    axes.plot(
-        run.x, largest, color=ORANGE, linewidth=1, linestyle="--", marker=_marker(largest), markersize=5, label="max"
-    )
+    look = {"color": ORANGE, "linewidth": 1, "linestyle": "--", "marker": _marker(largest), "markersize": 5}
+    axes.plot(run.x, largest, label="max", **look)
     _smooth(axes, run, run.series(names.AGE_MEAN), BLUE, "mean")
     _reference(axes, run.max_staleness, f"max_staleness: {run.max_staleness}")
     _finish(axes, loc="lower right")
@@ -201,13 +200,7 @@ def _marks(axes: Any, run: _Run, marker: str, color: str, name: str, before: flo
     if not known:
         return
     figures = " → ".join("-" if value is None else f"{value:.3f}" for _, value in points)
-    look: dict[str, Any] = {
-        "marker": marker,
-        "markersize": 8,
-        "markeredgewidth": 1.8,
-        "markeredgecolor": color,
-        "linestyle": "",
-    }
+    look = {"marker": marker, "markersize": 8, "markeredgewidth": 1.8, "markeredgecolor": color}
     look |= {"markerfacecolor": color if marker == "o" else "white", "linestyle": "", "clip_on": False, "zorder": 5}
     axes.plot(*zip(*known, strict=True), label=f"{name}: {figures}", **look)
 

@@ -92,9 +92,8 @@ def groups_table(
 
     Groups without a reward are neither good nor bad: they come last. Pruned groups are left out.
     """
-    table = plain_table(
-        "dispatch", "prompt", "trained\nin step", "age", "mean\nreward", "prompt, best and worst response"
-    )
+    numbered = ("dispatch", "prompt", "trained\nin step", "age", "mean\nreward")
+    table = plain_table(*numbered, "prompt, best and worst response")
     table.columns[-1].justify = "left"
     table.leading = 1
     for record in islice(_records(ledger, by), limit):
@@ -103,7 +102,7 @@ def groups_table(
         texts = _texts(record, decode, characters)
         table.add_row(str(record.dispatch), str(record.group.prompt_index), *numbers, mean, texts)
     if not table.row_count:
-        table.add_row(*[""] * 5, "no groups")
+        table.add_row(*[""] * len(numbered), "no groups")
     return table
 
 
@@ -160,8 +159,5 @@ def _imbalance(nll: Mapping[str, float]) -> float | None:
 
 def plain_table(first: str, *others: str, justify: JustifyMethod = "right") -> Table:
     """An empty table without vertical lines; `justify` is for all columns but the first."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column(first, justify="left")
-    for name in others:
-        table.add_column(name, justify=justify)
-    return table
+    columns = [Column(first), *(Column(name, justify=justify) for name in others)]
+    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
