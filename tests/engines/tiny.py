@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 
+from driftproof.engines.embedded.cache import SlotCache
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Completed
 from driftproof.types import Prompt, Request, Response, Sampling
@@ -76,3 +77,8 @@ def drain(engine: EmbeddedEngine) -> list[Completed]:
 
 def tokens_of(responses: Sequence[Response]) -> list[list[int]]:
     return [response.tokens.tolist() for response in responses]
+
+
+def nbytes(cache: SlotCache) -> int:
+    """Bytes held by keys and values."""
+    return sum(states.nbytes for states in cache._states)

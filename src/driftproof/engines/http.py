@@ -22,16 +22,14 @@ _CONNECT_SECONDS = 10.0
 
 
 class CallError(EngineError):
-    """A call that gave nothing."""
+    """A call that gave nothing: counted as `kind`; `final`: asking again cannot help; the server wants to be left alone
+    for `retry_after` seconds."""
 
     def __init__(self, message: str, *, kind: str, final: bool = False, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.kind = kind
-        """Name to count it under."""
         self.final = final
-        """Asking again cannot help."""
         self.retry_after = retry_after
-        """Seconds for which the server wants to be left alone."""
 
 
 class Unreachable(CallError):

@@ -59,8 +59,7 @@ class Engine(Protocol):
     def load(self, snapshot: Path) -> None:
         """Take the weights of a snapshot directory; responses under way continue with them.
 
-        Raises:
-            EngineError: not a snapshot of this engine's model. FileNotFoundError: no snapshot there, or no longer.
+        EngineError: not a snapshot of this engine's model. FileNotFoundError: no snapshot there, or no longer.
         """
 
     def close(self) -> None: ...

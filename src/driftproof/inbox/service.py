@@ -6,7 +6,7 @@ twice, by whomever, is recorded once; nothing enters the ledger that the learner
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -81,18 +81,15 @@ class Inbox:
             return messages.RunStatus(**asdict(ledger.status()), steps=ledger.plan.steps)
 
     def lease(self, worker: str, count: int) -> messages.Prompts:
-        """Up to `count` groups for a worker to write; none when no group is admitted.
-
-        Raises:
-            StaleInboxError: the run was resumed with other settings.
-        """
+        """Up to `count` groups for a worker to write; none when no group is admitted."""
         self._check_settings()
         name, seconds = ledger_name(worker), self.settings.lease_seconds
         with LocalLeases(self.run.ledger) as ledger:
             state = ledger.state()
             leases = ledger.lease(name, min(count, messages.MAX_PROMPTS), seconds)
-            dispatches = [lease.dispatch for lease in leases]
-            self._workers.leased(ledger, name, dispatches, seconds, self.want_logprobs)
+            with self._workers.reported(ledger, name) as reported:
+                reported.deadlines |= {lease.dispatch: reported.seen + seconds for lease in leases}
+                reported.add(requests_with_logprobs=len(leases) * self.want_logprobs)
         snapshot = latest(self.run.snapshots)
         return messages.Prompts(
             state=cast(messages.State, state),
@@ -105,9 +102,7 @@ class Inbox:
     def accept(self, groups: Sequence[messages.GroupMessage | messages.Refusal]) -> list[messages.Outcome]:
         """Check, verify and record written groups; their outcomes, in their order.
 
-        Raises:
-            StaleInboxError: the run was resumed with other settings.
-            VerifierError: the verifier cannot be started; nothing is recorded then.
+        VerifierError where the verifier cannot be started; nothing is recorded then.
         """
         self._check_settings()
         with LocalLeases(self.run.ledger) as ledger:
@@ -145,6 +140,7 @@ class Inbox:
         return None
 
     def _check_settings(self) -> None:
+        """Raise StaleInboxError where the run was resumed with other settings."""
         if not self.up_to_date():
             raise StaleInboxError(
                 "the run was resumed with other settings, or its config.toml cannot be read; start its inbox again"
@@ -237,7 +233,9 @@ class Inbox:
             accepted = ledger.commit(name, {dispatch: group})
         except GroupError as error:
             return messages.Outcome(dispatch=dispatch, outcome="refused", problems=[str(error)])
-        self._workers.written(ledger, name, dispatch, accepted, len(group.response_tokens))
+        with self._workers.reported(ledger, name) as worker:
+            worker.deadlines.pop(dispatch, None)
+            worker.add(groups=accepted, tokens=accepted * len(group.response_tokens))
         if accepted:
             for problem in filter(None, group.problems):
                 ledger.record_event("verification failed", f"prompt {group.prompt_index}: {problem}")
@@ -293,21 +291,8 @@ class _Workers:
         self._workers: dict[str, _Worker] = {}
         self._lock = threading.Lock()
 
-    def leased(self, leases: LocalLeases, name: str, dispatches: Iterable[int], seconds: float, logprobs: bool) -> None:
-        """Count a worker's question for prompts, to which it was given these."""
-        with self._reported(leases, name) as worker:
-            deadlines = dict.fromkeys(dispatches, worker.seen + seconds)
-            worker.deadlines |= deadlines
-            worker.add(requests_with_logprobs=len(deadlines) * logprobs)
-
-    def written(self, leases: LocalLeases, name: str, dispatch: int, groups: int, tokens: int) -> None:
-        """Count a group that a worker has sent; `groups` is 1 where it was accepted, else 0."""
-        with self._reported(leases, name) as worker:
-            worker.deadlines.pop(dispatch, None)
-            worker.add(groups=groups, tokens=groups * tokens)
-
     @contextmanager
-    def _reported(self, leases: LocalLeases, name: str) -> Iterator[_Worker]:
+    def reported(self, leases: LocalLeases, name: str) -> Iterator[_Worker]:
         """A worker that was heard of now; its counters go to the ledger at the end."""
         with self._lock:
             now = time.monotonic()

@@ -40,9 +40,6 @@ def benchmark(
 
     `path` is a local file of JSON lines or Parquet, or another dataset; by default it comes from Hugging Face. `shots`
     of the 4 worked examples stand before each problem, which takes the place of `{problem}` in `template`.
-
-    Raises:
-        TaskError: a file or dataset that cannot be read, a bad row, `shots` out of range, a template without a place.
     """
     read = _reader(("problem", "question"), ("answer", "solution"), shots, template, system)
     return Task(name=name, train=(), heldout=numbered(read(path or BENCHMARKS[name])), verifier="math")
@@ -64,9 +61,6 @@ def math(
 
     `problem_field` and `answer_field` name the columns; a dot reaches into a column, as in `reward_model.ground_truth`.
     An answer that holds a `\boxed{}` is a worked solution. `heldout` is a count, drawn by `seed`, or another source.
-
-    Raises:
-        TaskError: as `benchmark`, and a `heldout` that leaves nothing to train on.
     """
     read = _reader((problem_field,), (answer_field,), shots, template, system)
     return task_of_file("math", read, path, heldout, seed, verifier)

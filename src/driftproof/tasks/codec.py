@@ -35,11 +35,8 @@ class Codec:
         self._remembered = 0
 
     def encode(self, prompt: Prompt) -> Tokens:
-        """Token ids of a prompt, int32 [P], not to be written to; through the chat template where there is one.
-
-        Raises:
-            CodecError: the tokenizer has no tokens for it.
-        """
+        """Token ids of a prompt, int32 [P], not to be written to; through the chat template where there is one;
+        CodecError where the tokenizer has no tokens for it."""
         key = (prompt.system, prompt.text)
         with self._lock:
             known = self._prompts.get(key)
@@ -62,11 +59,8 @@ class Codec:
         return str(text).removeprefix(self._tokenizer.bos_token or "")
 
     def encode_response(self, text: str) -> list[int]:
-        """Token ids of a response that is known as text, with the end-of-sequence token behind them.
-
-        Raises:
-            CodecError: the tokenizer has no tokens for it.
-        """
+        """Token ids of a response that is known as text, the end-of-sequence token behind them; CodecError where
+        the tokenizer has none for it."""
         with self._lock, _readable(text):
             return [*self._tokenizer.encode(text, add_special_tokens=False), self.eos_id]
 

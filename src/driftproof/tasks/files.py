@@ -21,9 +21,6 @@ def jsonl(
 
     `heldout` is a count of rows, drawn by `seed`, or another file that holds them; `verifier` is a name that
     `driftproof.verify.build` knows.
-
-    Raises:
-        TaskError: a file that cannot be read, a bad row, or a `heldout` that leaves nothing to train on.
     """
     example = f'{{"{prompt_field}": "47+85=", "{answer_field}": "132"}}'
 
@@ -39,9 +36,6 @@ def gsm8k(path: str | Path, *, heldout: int | str | Path = 256, seed: int = 0, s
 
     The gold answer is that number without commas, the verifier "math". `path` may be the published train.jsonl;
     `heldout` is a count of problems, drawn by `seed`, or another file, such as the published test.jsonl.
-
-    Raises:
-        TaskError: a file that cannot be read, a bad row, or a `heldout` that leaves nothing to train on.
     """
     example = '{"question": "...", "answer": "... #### 72"}'
 

@@ -71,11 +71,8 @@ def generator(seed: int) -> np.random.Generator:
 def hold_out(
     prompts: Sequence[Prompt], count: int, random: np.random.Generator, source: str
 ) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
-    """Training and held-out prompts, shuffled and numbered; the latter are `count` of them.
-
-    Raises:
-        TaskError: `count` is negative or leaves nothing to train on; it names `source`.
-    """
+    """Training and held-out prompts, shuffled and numbered, the latter `count`; TaskError, naming `source`, where that
+    leaves nothing to train on."""
     if not 0 <= count < len(prompts):
         raise TaskError(
             f"{source}: heldout is {count} of {len(prompts)} prompts; "

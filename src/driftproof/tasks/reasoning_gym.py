@@ -30,10 +30,6 @@ def reasoning_gym(
 
     `options` are the dataset's own, like `{"min_animals": 2}`; `seed` makes the puzzles and the split. The rewards are
     those of the dataset's scorer, which may give part of the credit.
-
-    Raises:
-        TaskError: reasoning-gym is missing, an unknown dataset or option, a count out of range, or a dataset whose
-            puzzles depend on Python's hash seed while that is left to chance.
     """
     try:
         from reasoning_gym import create_dataset
@@ -66,11 +62,7 @@ def reasoning_gym(
     ]
     train, held = hold_out(prompts, heldout, random, f"reasoning_gym {dataset}")
     return Task(
-        name="reasoning_gym",
-        train=train,
-        heldout=held,
-        verifier="driftproof.verify.reasoning_gym:score",
-        gold=_gold,
+        name="reasoning_gym", train=train, heldout=held, verifier="driftproof.verify.reasoning_gym:score", gold=_gold
     )
 
 

@@ -47,9 +47,6 @@ def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, 
 
     `heldout_fraction` of the groups is held out, drawn by `seed`, with the same share of mixed groups as in the file.
     The verifier scores fresh responses; the recorded ones keep their rewards.
-
-    Raises:
-        TaskError: a file that cannot be read, a bad row, a fraction outside [0, 1), or nothing left to train on.
     """
     groups = read_recorded(path)
     count = math.ceil(heldout_fraction * len(groups)) if 0 <= heldout_fraction < 1 else -1
@@ -75,11 +72,7 @@ def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, 
 
 
 def with_recorded(task: Task, path: str | Path) -> Task:
-    """A task, and behind its training prompts those of all the groups of a file.
-
-    Raises:
-        TaskError: as `read_recorded`, or a recorded prompt is one that the task holds out.
-    """
+    """A task, and behind its training prompts those of a file's groups; TaskError where the task holds one out."""
     first = len(task.train)
     groups = _numbered(read_recorded(path), first)
     heldout = {prompt.text.strip() for prompt in task.heldout}
@@ -100,11 +93,7 @@ def read_recorded(path: str | Path) -> list[RecordedGroup]:
     """All groups of a file, their prompts numbered from 0 in the order in which they first appear.
 
     A row of ours is a group; rows of the other styles with equal prompts are one group together. Fields that are not of
-    the style are ignored.
-
-    Raises:
-        TaskError: a file that cannot be read, a bad row, a row of another style than the first one's, or one prompt
-            with two answers.
+    the style are ignored; TaskError for a row of another style than the first one's, or one prompt with two answers.
     """
     style: _Style | None = None
     groups: dict[object, tuple[Prompt, list[_Response]]] = {}

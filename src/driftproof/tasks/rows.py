@@ -68,11 +68,8 @@ class Row:
 
 
 def read_rows(path: str | Path, example: str) -> Iterator[Row]:
-    """The rows of a JSON lines file in UTF-8 (blank lines at its end only), a `.parquet` file or a dataset `hf:...`.
-
-    Raises:
-        TaskError: it cannot be read, has no rows, a line is not a JSON object, or the library to read it is missing.
-    """
+    """The rows of a JSON lines file in UTF-8 (blank lines at its end only), a `.parquet` file or a dataset `hf:...`;
+    TaskError where it cannot be read, has no rows, or a line is not a JSON object."""
     if str(path).startswith("hf:"):
         return _tabular(str(path), _load_dataset(str(path)), example)
     if Path(path).suffix == ".parquet":

@@ -17,13 +17,10 @@ _MOST_DIGITS = 18
 
 
 def arithmetic(*, digits: int = 2, heldout: int = 512, seed: int = 0) -> Task:
-    """Sums of two numbers of at most `digits` digits, not padded.
+    """Sums of two numbers of at most `digits` digits (1 to 18), not padded.
 
     With 1 or 2 digits the prompts are all 10^(2 digits) pairs, with more 50,000 different pairs drawn by `seed`.
     `heldout` of them are never trained on. The verifier is "exact".
-
-    Raises:
-        TaskError: `digits` is not between 1 and 18, `seed` is negative, or `heldout` leaves nothing to train on.
     """
     fields = f"with digits={digits}"
     return _task("arithmetic", fields, range(2, 3), digits, heldout, seed, lambda terms: str(sum(terms)))
@@ -32,16 +29,12 @@ def arithmetic(*, digits: int = 2, heldout: int = 512, seed: int = 0) -> Task:
 def running_sums(
     *, least_terms: int = 2, most_terms: int = 6, digits: int = 1, heldout: int = 512, seed: int = 0
 ) -> Task:
-    """Totals after each of `least_terms` to `most_terms` numbers of at most `digits` digits, not padded.
+    """Totals after each of `least_terms` to `most_terms` numbers (2 to 100) of at most `digits` digits (1 to 18).
 
     `3+9+4+7=` asks for `3 12 16 23`: the responses are as unequal in length as the prompts.
 
     Each number of terms has the same share of 50,000 different prompts, drawn by `seed`, or all prompts there are
     where those are fewer. `heldout` prompts are never trained on. The verifier is "exact".
-
-    Raises:
-        TaskError: not 2 <= `least_terms` <= `most_terms` <= 100, `digits` is not between 1 and 18, `seed` is negative,
-            or `heldout` leaves nothing to train on.
     """
     if not 2 <= least_terms <= most_terms <= _MOST_TERMS:
         raise TaskError(

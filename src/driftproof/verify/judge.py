@@ -17,9 +17,7 @@ from driftproof.verify.protocol import Item, Verifier
 def judge(codec: Codec, verifier: Verifier, completed: Sequence[Completed]) -> list[Group]:
     """One group per completed request, in their order; the verifier scores what has no reward yet, all at once.
 
-    Raises:
-        VerifierError: the verifier is closed or can no longer be started.
-        GroupError: responses of one request do not belong together.
+    VerifierError where it can no longer be started, GroupError where responses of one request do not belong together.
     """
     items = [
         Item(response=codec.decode(response.tokens), answer=one.request.prompt.answer, prompt=one.request.prompt.text)

@@ -40,10 +40,8 @@ _NOTATION = (
 def math(text: str, answer: str) -> float:
     r"""1.0 where the final answer of `text` is mathematically equal to `answer`, else 0.0.
 
-    What counts is the last `\boxed{}`, without one the last `####`, without that the last expression.
-
-    Raises:
-        ValueError: `answer`, the gold one, cannot be read as mathematics.
+    What counts is the last `\boxed{}`, without one the last `####`, without that the last expression. ValueError
+    where `answer`, the gold one, cannot be read as mathematics.
     """
     if (found := last_boxed(text)) is not None:
         return _equal(found, answer)

@@ -20,8 +20,7 @@ except ImportError as error:
 def score(text: str, answer: str) -> float:
     """The dataset's own score of the text in the last `<answer>` tags, or of the whole text where there are none.
 
-    Raises:
-        ValueError: the dataset made another entry than the task's, as another version of it may.
+    ValueError where the dataset made another entry than the task's, as another version of it may.
     """
     wanted = json.loads(answer)
     dataset = _dataset(wanted["dataset"], json.dumps(wanted["options"]))

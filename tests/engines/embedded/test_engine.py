@@ -21,7 +21,7 @@ from driftproof.engines.protocol import Capabilities, generate
 from driftproof.errors import EngineError
 from driftproof.types import FinishReason
 
-from ..tiny import CONFIGS, VOCABULARY, ask, drain, random_prompts, tiny_model, tokens_of
+from ..tiny import CONFIGS, VOCABULARY, ask, drain, nbytes, random_prompts, tiny_model, tokens_of
 
 LENGTHS = [1, 2, 17, 5, 9, 3, 30, 1, 12, 8]
 
@@ -414,11 +414,11 @@ def test_requests_are_admitted_first_in_first_out():
 def test_the_cache_grows_with_need_only():
     engine = EmbeddedEngine(tiny_model(), slots=4)
     generate(engine, [ask(0, [1], max_tokens=4)])
-    small = engine._decoder.cache.nbytes
+    small = nbytes(engine._decoder.cache)
     generate(engine, [ask(0, [1], max_tokens=60)])
-    assert engine._decoder.cache.nbytes == 2 * small
+    assert nbytes(engine._decoder.cache) == 2 * small
     generate(engine, [ask(i, [1], max_tokens=60) for i in range(9)])
-    assert engine._decoder.cache.nbytes == 2 * small
+    assert nbytes(engine._decoder.cache) == 2 * small
 
 
 def test_open_a_directory(tmp_path: Path):

@@ -62,11 +62,6 @@ class SlotCache(Cache):  # type: ignore[misc]
             states[torch.as_tensor(target, device=states.device), :, :length] = states[rows, :, :length]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes held by keys and values."""
-        return sum(states.nbytes for states in self._states)
-
-    @property
     def _states(self) -> list[Tensor]:
         """Keys and values of all layers that the model writes."""
         return [states for layer in self.layers if layer.is_initialized for states in (layer.keys, layer.values)]

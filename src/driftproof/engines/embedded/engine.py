@@ -49,13 +49,9 @@ class EmbeddedEngine:
     ) -> None:
         """Take over `model`: its attention function is replaced by an equivalent one and it is put into eval mode.
 
-        EngineError for a bad number, or a model whose attention or cache this engine cannot reproduce.
-
-        Args:
-            slots: responses written at once.
-            max_length: tokens of prompt and response together; default the model's `max_position_embeddings`.
-            device: where to move the model; default where it is.
-            prefill_tokens: prompt tokens read in one forward pass; bounds the memory of long prompts.
+        EngineError for a bad number, or a model whose attention or cache this engine cannot reproduce. `max_length`
+        counts prompt and response together, by default the model's `max_position_embeddings`; `prefill_tokens`, read
+        in one forward pass, bound the memory of long prompts.
         """
         if slots < 1 or prefill_tokens < 1:
             raise EngineError(f"slots is {slots} and prefill_tokens {prefill_tokens}; both must be at least 1")
@@ -106,7 +102,10 @@ class EmbeddedEngine:
             with torch.inference_mode():
                 self._admit()
                 if self._rows.active:
-                    self._decode()
+                    rows = self._rows.records
+                    logits = self._decoder.next_logits(rows["next"], rows["length"])
+                    rows["length"] += 1
+                    self._accept(0, logits)
             self.busy_seconds += time.perf_counter() - started
         return self._schedule.take_completed()
 
@@ -157,13 +156,6 @@ class EmbeddedEngine:
         elsewhere = first + source != targets
         cache.copy_rows(first + source[elsewhere], targets[elsewhere], len(prompts[0]))
         self._accept(first, logits[torch.as_tensor(source, device=logits.device)])
-
-    def _decode(self) -> None:
-        """Decode one token for every active row."""
-        rows = self._rows.records
-        logits = self._decoder.next_logits(rows["next"], rows["length"])
-        rows["length"] += 1
-        self._accept(0, logits)
 
     def _accept(self, first: int, logits: Tensor) -> None:
         """Sample a token for each of rows [first, active) from `logits` [active - first, V], and retire what ends."""

@@ -46,14 +46,9 @@ class OpenAIEngine:
         """Ask every server what it can do. One that does not answer is ejected, as long as another does; EngineError
         where none answers, or one cannot be used.
 
-        Args:
-            urls: like `http://127.0.0.1:8000`, one per server; behind a load balancer no restart could be noticed.
-            vocabulary: the learner's; token ids lie below it.
-            tokenizer: the learner's; the servers must agree with it on `sample_text`, a prompt of the task.
-            model: one of the names that the servers know; default the first of each.
-            slots: responses under way at one server.
-            retokenize: send and take text, and make tokens of it with `tokenizer`.
-            api_key_variable: name of the environment variable that holds the API key; empty is none.
+        Every server has a URL of its own: behind a load balancer no restart could be noticed. `vocabulary` and
+        `tokenizer` are the learner's; the servers must agree with it on `sample_text`, a prompt of the task. With
+        `retokenize` text is sent and taken, and tokens are made of it by `tokenizer`. The rest is as in `[engine]`.
         """
         if not urls:
             raise EngineError("the engine openai needs the address of a server: --engine.url http://127.0.0.1:8000")

@@ -28,7 +28,6 @@ class Updater(Protocol):
 
     async def update(self, server_url: str, snapshot: Path) -> None:
         """Return when the server answers with the weights of `snapshot`; EngineError or OSError where it does not."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

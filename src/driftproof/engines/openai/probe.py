@@ -51,8 +51,7 @@ class ServerFacts:
 def probe(url: str, *, model: str = "", api_key_variable: str = "") -> ServerFacts:
     """Ask the server at `url` what it can do; `model` is one of the names it serves, or its first.
 
-    Raises:
-        Unreachable: not now. EngineError: no completion server, not that model, or a key it does not take.
+    Unreachable: not now. EngineError: no completion server, not that model, or a key it does not take.
     """
 
     async def ask() -> ServerFacts:

@@ -120,12 +120,7 @@ def build_body(dialect: Dialect, call: Call, model: str) -> dict[str, Any]:
 
 
 def read_reply(
-    dialect: Dialect,
-    content: bytes,
-    call: Call,
-    *,
-    vocabulary: int,
-    encode: Callable[[str], list[int]] | None = None,
+    dialect: Dialect, content: bytes, call: Call, *, vocabulary: int, encode: Callable[[str], list[int]] | None = None
 ) -> Reply:
     """Parse and check the reply to a call; token ids lie below `vocabulary`. ReplyError: nothing of it can be used.
 

@@ -100,11 +100,8 @@ class VllmUpdater:
         self._timeout_seconds = timeout_seconds
 
     async def update(self, server_url: str, snapshot: Path) -> None:
-        """Bring the weights of `snapshot` to the server.
-
-        Raises:
-            EngineError: the server does not have them. FileNotFoundError: no snapshot there, or no longer.
-        """
+        """Bring the weights of `snapshot` to the server; EngineError where it does not have them, FileNotFoundError
+        where there is no snapshot, or no longer."""
         started = time.monotonic()
         path = snapshot.resolve()
         if not path.is_dir():
@@ -174,7 +171,7 @@ async def _ask(client: httpx2.AsyncClient, url: str, sequences: list[list[int]])
     body = {"prompt": sequences, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
     answer = await send(client, "POST", f"{url}/v1/completions", body, seconds=_CANARY_SECONDS)
     if answer.status != 200:
-        raise EngineError(f"{url}/v1/completions: status {answer.status}: {answer.text.strip()[:500]}")
+        raise EngineError(f"{url}/v1/completions: status {answer.status}: {answer.text.strip()[:_MESSAGE]}")
     try:
         choices = sorted(json.loads(answer.content)["choices"], key=lambda choice: choice["index"])
         places = [
