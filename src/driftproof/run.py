@@ -175,7 +175,7 @@ def locked(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[N
     except OSError as error:
         raise UnavailableError(f"run directory {run} cannot be written: {error.strerror}") from error
     try:
-        if not _taken(descriptor):
+        if not taken(descriptor):
             raise UnavailableError(f"{run} is in use by another driftproof; wait for it, or stop it first")
         _wait_for_orphans(run, say)
         yield
@@ -191,7 +191,7 @@ def hold_run_lock(run: Path) -> None:
 def _wait_for_orphans(run: Path, say: Callable[[str], None]) -> None:
     deadline, told = time.monotonic() + ORPHAN_SECONDS, False
     with (run / PROCESSES_LOCK).open("w") as shared:
-        while not _taken(shared.fileno()):
+        while not taken(shared.fileno()):
             if not told:
                 say(f"waiting for processes of an earlier driftproof, which still work on {run}, to end")
                 told = True
@@ -203,7 +203,8 @@ def _wait_for_orphans(run: Path, say: Callable[[str], None]) -> None:
             time.sleep(0.05)
 
 
-def _taken(descriptor: int) -> bool:
+def taken(descriptor: int) -> bool:
+    """Whether the lock of an open file, which is ours alone then, could be taken."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -85,13 +85,7 @@ class RecordedEngine:
         for position, (text, reward) in enumerate(zip(group.texts, group.rewards, strict=True)):
             finished = position not in group.unfinished
             # A response that was cut off did not end, so it has no end-of-sequence token.
-            tokens = self._encode(text) if finished else self._encode(text)[:-1]
-            responses.append(
-                Response(
-                    tokens=np.array(tokens, dtype=np.int32),
-                    finish_reason=FinishReason.STOP if finished else FinishReason.LENGTH,
-                    reward=reward,
-                    retokenized=True,
-                )
-            )
+            tokens = np.array(self._encode(text) if finished else self._encode(text)[:-1], dtype=np.int32)
+            reason = FinishReason.STOP if finished else FinishReason.LENGTH
+            responses.append(Response(tokens=tokens, finish_reason=reason, reward=reward, retokenized=True))
         return tuple(responses)

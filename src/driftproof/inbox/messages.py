@@ -20,10 +20,9 @@ MAX_GROUPS = 64
 """Groups in one request."""
 SHOWN_PROBLEMS = 8
 """Problems that one refusal names; the rest is counted."""
-INT32 = 2**31
 
 Count = Annotated[int, Field(ge=0)]
-TokenId = Annotated[int, Field(ge=0, lt=INT32)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Logprob = Annotated[float, Field(ge=-1e9, le=0, allow_inf_nan=False, description="nats")]
 Reward = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 WorkerName = Annotated[

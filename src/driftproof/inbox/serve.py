@@ -1,6 +1,5 @@
 """The process of an inbox: one per run, on the loopback unless told otherwise, with a token, until it is stopped."""
 
-import fcntl
 import ipaddress
 import json
 import os
@@ -17,7 +16,7 @@ import uvicorn
 from driftproof.errors import ConfigError
 from driftproof.inbox.app import make_app
 from driftproof.inbox.service import Inbox
-from driftproof.run import RunDirectory, written_whole
+from driftproof.run import RunDirectory, taken, written_whole
 
 SHORTEST_TOKEN = 16
 """Characters."""
@@ -41,8 +40,7 @@ def serve(
     environment variable `token_environment`, or, where that is empty, in a file of the run, which is made when it is
     not there. `say` gets the lines for the user; they never hold the token.
 
-    Raises:
-        ConfigError: the run has an inbox already, the address cannot be bound, or the token is of no use.
+    ConfigError where the run has an inbox already, the address cannot be bound, or the token is of no use.
     """
     directory = RunDirectory(path=run)
     with closing(inbox), _lock(directory), _listen(host, port) as listening:
@@ -64,13 +62,11 @@ def serve(
 def _lock(run: RunDirectory) -> IO[str]:
     """The run's lock file, held as long as it is open."""
     file = run.inbox_lock.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not taken(file.fileno()):
         file.close()
         raise ConfigError(
             f"{run.path} has an inbox already (its address: {run.inbox}); one serves any number of workers"
-        ) from None
+        )
     return file
 
 

@@ -168,10 +168,8 @@ class Inbox:
         problems = []
         if group.dispatch >= dispatched:
             problems.append(f"{where}.dispatch: {group.dispatch} was never leased; so far {dispatched} groups were")
-        if len(group.responses) != self.settings.group_size:
-            problems.append(
-                f"{where}.responses: {len(group.responses)} responses; a group has {self.settings.group_size}"
-            )
+        if len(group.responses) != (wanted := self.settings.group_size):
+            problems.append(f"{where}.responses: {len(group.responses)} responses; a group has {wanted}")
         responses = []
         for position, response in enumerate(group.responses):
             try:

@@ -37,9 +37,8 @@ __all__ = ["TASKS", "RecordedGroup", "Task", "TaskError", "build", "read_recorde
 def build(name: str, **fields: Any) -> Task:
     """The task called `name`, made with `fields` as its arguments.
 
-    Raises:
-        TaskError: unknown name or field, listing the valid ones; a missing field; a value of the wrong type or out of
-            range; data that cannot be read.
+    TaskError for an unknown name or field, listing the valid ones; a missing field; a value of the wrong type or out of
+    range; data that cannot be read.
     """
     from pydantic import ValidationError, validate_call
 

@@ -32,9 +32,7 @@ def build(name: str, *, processes: int = 1, timeout_seconds: float = 5.0) -> Ver
     "package.module:function", ready to score.
 
     "exact" runs in this process; the others in a pool of `processes` processes, `timeout_seconds` for each answer.
-
-    Raises:
-        VerifierError: unknown name, listing the valid ones; a verifier that cannot be imported; a value out of range.
+    VerifierError for an unknown name, listing the valid ones, a verifier that cannot be imported, a value out of range.
     """
     if name == "exact":
         return ExactVerifier()

@@ -60,9 +60,8 @@ def _end_with_parent(lifeline: int) -> None:
 def _take_standard_streams() -> tuple[Any, Any]:
     """Keep the channel to the parent, and give foreign code an empty input and standard error to print to."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     return requests, replies
 

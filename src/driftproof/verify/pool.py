@@ -6,8 +6,6 @@ process is replaced. Starting a process does not count against the time limit. T
 process, however that ends. Nothing is pickled: items and verdicts travel as JSON.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -35,13 +33,97 @@ _MOST_QUEUED = 4
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
+class _Work:
+    """The items of one call of `score`."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+        self.waiting = deque(range(len(items)))
+        self.verdicts: dict[int, Verdict] = {}
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Child:
+    """One process and what is known about it. Messages to it never block: it may be hanging and not reading."""
+
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    lifeline: int
+    """Our end of a pipe that carries nothing; the process ends when it closes."""
+    since: float = field(default_factory=time.monotonic)
+    """When it was started or began the item it works on, monotonic seconds."""
+    ready: bool = False
+    """Whether it has imported the verifier."""
+    queue: deque[int] = field(default_factory=deque)
+    """Positions of the items it holds; it works on the first."""
+    unsent: bytearray = field(default_factory=bytearray)
+    received: bytes = b""
+
+    @classmethod
+    def start(cls, name: str) -> Self:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        # Each has a pipe of its own, for a pipe's end signals one process only.
+        their_lifeline, lifeline = os.pipe()
+        # What this process can import, the child can; -P keeps the working directory from shadowing any of it.
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "driftproof.verify.child", name, str(their_lifeline)],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                pass_fds=(their_lifeline,),
+                env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
+                # A session of its own, so that whatever the verifier has started is killed with it.
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            os.close(their_lifeline)
+        return cls(process=process, channel=ours, lifeline=lifeline)
+
+    def deadline(self, timeout_seconds: float) -> float:
+        """When it must have reported again, monotonic seconds; infinite while idle."""
+        if not self.ready:
+            return self.since + _START_SECONDS
+        return self.since + timeout_seconds if self.queue else math.inf
+
+    def give(self, position: int, item: Item) -> None:
+        if not self.queue:
+            self.since = time.monotonic()
+        self.queue.append(position)
+        self.unsent += json.dumps([item.response, item.answer, item.prompt]).encode() + b"\n"
+
+    def send(self) -> None:
+        """Send what the channel takes now. A dead process shows when it is read from, not here."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            while self.unsent:
+                del self.unsent[: self.channel.send(self.unsent)]
+
+    def receive(self) -> tuple[list[dict[str, Any]], bool]:
+        """The messages that have arrived, and whether the process still holds its end."""
+        data = b""
+        with contextlib.suppress(ConnectionResetError):
+            data = self.channel.recv(1 << 16)
+        *lines, self.received = (self.received + data).split(b"\n")
+        return [json.loads(line) for line in lines], bool(data)
+
+    def kill(self) -> str:
+        """Kill the process and all it has started; returns how it ended ("exited with code 3")."""
+        # Before wait: until then its id cannot be given to another process.
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # already dead, as macOS says it
+            os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        self.channel.close()
+        os.close(self.lifeline)
+        return f"exited with code {code}" if code >= 0 else f"was ended by signal {-code} ({signal.strsignal(-code)})"
+
+
 class VerifierPool:
     """`processes` processes that each run the function `verify_name`, "package.module:function", one item at a time.
 
     An item may take `timeout_seconds` of wall time. `score` must not be called by two threads at once.
-
-    Raises:
-        VerifierError: an argument out of range, or a verifier that cannot be imported.
+    VerifierError for an argument out of range, or a verifier that cannot be imported.
     """
 
     def __init__(self, verify_name: str, *, processes: int, timeout_seconds: float) -> None:
@@ -171,89 +253,3 @@ class VerifierPool:
     def _fail(self, work: _Work, position: int, cause: str, problem: str) -> None:
         self.failures[cause] += 1
         work.verdicts[position] = Verdict(reward=None, problem=problem)
-
-
-class _Work:
-    """The items of one call of `score`."""
-
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items = items
-        self.waiting = deque(range(len(items)))
-        self.verdicts: dict[int, Verdict] = {}
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Child:
-    """One process and what is known about it. Messages to it never block: it may be hanging and not reading."""
-
-    process: subprocess.Popen[bytes]
-    channel: socket.socket
-    lifeline: int
-    """Our end of a pipe that carries nothing; the process ends when it closes."""
-    since: float = field(default_factory=time.monotonic)
-    """When it was started or began the item it works on, monotonic seconds."""
-    ready: bool = False
-    """Whether it has imported the verifier."""
-    queue: deque[int] = field(default_factory=deque)
-    """Positions of the items it holds; it works on the first."""
-    unsent: bytearray = field(default_factory=bytearray)
-    received: bytes = b""
-
-    @classmethod
-    def start(cls, name: str) -> _Child:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        # Each has a pipe of its own, for a pipe's end signals one process only.
-        their_lifeline, lifeline = os.pipe()
-        # What this process can import, the child can; -P keeps the working directory from shadowing any of it.
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "driftproof.verify.child", name, str(their_lifeline)],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                pass_fds=(their_lifeline,),
-                env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
-                # A session of its own, so that whatever the verifier has started is killed with it.
-                start_new_session=True,
-            )
-        finally:
-            theirs.close()
-            os.close(their_lifeline)
-        return cls(process=process, channel=ours, lifeline=lifeline)
-
-    def deadline(self, timeout_seconds: float) -> float:
-        """When it must have reported again, monotonic seconds; infinite while idle."""
-        if not self.ready:
-            return self.since + _START_SECONDS
-        return self.since + timeout_seconds if self.queue else math.inf
-
-    def give(self, position: int, item: Item) -> None:
-        if not self.queue:
-            self.since = time.monotonic()
-        self.queue.append(position)
-        self.unsent += json.dumps([item.response, item.answer, item.prompt]).encode() + b"\n"
-
-    def send(self) -> None:
-        """Send what the channel takes now. A dead process shows when it is read from, not here."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            while self.unsent:
-                del self.unsent[: self.channel.send(self.unsent)]
-
-    def receive(self) -> tuple[list[dict[str, Any]], bool]:
-        """The messages that have arrived, and whether the process still holds its end."""
-        data = b""
-        with contextlib.suppress(ConnectionResetError):
-            data = self.channel.recv(1 << 16)
-        *lines, self.received = (self.received + data).split(b"\n")
-        return [json.loads(line) for line in lines], bool(data)
-
-    def kill(self) -> str:
-        """Kill the process and all it has started; returns how it ended ("exited with code 3")."""
-        # Before wait: until then its id cannot be given to another process.
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # already dead, as macOS says it
-            os.killpg(self.process.pid, signal.SIGKILL)
-        code = self.process.wait()
-        self.channel.close()
-        os.close(self.lifeline)
-        return f"exited with code {code}" if code >= 0 else f"was ended by signal {-code} ({signal.strsignal(-code)})"

@@ -1,7 +1,4 @@
-"""The queue: requests wait first in, first out, and their samples are admitted into the slots that are free.
-
-Guarantees: every request comes out exactly once.
-"""
+"""The queue: requests wait first in, first out, for slots for their samples, and each comes out exactly once."""
 
 from collections import deque
 from dataclasses import dataclass, field

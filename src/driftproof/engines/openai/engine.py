@@ -84,8 +84,6 @@ class OpenAIEngine:
             self.close()
             raise
 
-    # The protocol, called from the worker's thread.
-
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(

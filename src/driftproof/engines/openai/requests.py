@@ -61,7 +61,7 @@ class Requests:
         policy, counters = self.pool.policy, self.pool.counters
         responses: list[Response] = []
         calls = failures = 0
-        while len(responses) < count:
+        while True:
             missing = count - len(responses)
             server = await self.pool.reserve(missing)
             try:
@@ -80,13 +80,12 @@ class Requests:
                 calls += 1
                 self.pool.release(server, missing)
             if len(responses) == count:
-                break
+                return responses
             if final or failures >= policy.attempts:
                 raise EngineError(f"after {failures} failed attempts, the last at {server.url}: {problem}")
             counters["retries"] += 1
             if failures:
                 await asyncio.sleep(policy.pause(failures))
-        return responses
 
     async def _call(self, server: Server, request: Request, samples: int, *, offset: int) -> Reply:
         """Make one call, and check the reply."""

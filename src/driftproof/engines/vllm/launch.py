@@ -100,12 +100,8 @@ def launch(
     `arguments` are more of vLLM's own, which win over ours.
     """
     port = free_port()
-    return Server(
-        [str(python), *vllm_arguments(model, port=port, device=device, slots=slots), *arguments],
-        port=port,
-        log=log,
-        environment=vllm_environment(device, threads),
-    )
+    command = [str(python), *vllm_arguments(model, port=port, device=device, slots=slots), *arguments]
+    return Server(command, port=port, log=log, environment=vllm_environment(device, threads))
 
 
 def vllm_arguments(model: Path, *, port: int, device: str, slots: int) -> list[str]:
