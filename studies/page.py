@@ -25,19 +25,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from driftproof.errors import ConfigError, DriftproofError
-from driftproof.lab.grid import View
+from driftproof.lab.grid import View, age_name
 from driftproof.lab.pictures import draw_accuracy, draw_imbalance, draw_staleness
-from driftproof.lab.runner import Result, read_results
-from driftproof.lab.settings import LabConfig
-from driftproof.lab.summary import missing_cells, summarize
-from driftproof.lab.tables import (
-    age_name,
+from driftproof.lab.report import (
     escaped,
     markdown_table,
     missing_lines,
     result_rows,
     setting_text,
 )
+from driftproof.lab.runner import Result, read_results
+from driftproof.lab.settings import LabConfig
+from driftproof.lab.summary import missing_cells, summarize
 from studies.claims import Finding, Study, difference, judge
 from studies.detection import CANDIDATES, detect, detection_rows
 

@@ -177,8 +177,7 @@ class Config(BaseModel):
     def load(cls, recipe: Path | None, overrides: Sequence[str] = ()) -> Self:
         """A recipe (None: the defaults) with overrides `--section.key value` (or `--section.key=value`) on top.
 
-        Raises:
-            ConfigError: unreadable recipe, unknown key, wrong type, or values that contradict each other.
+        Raises ConfigError for an unreadable recipe, an unknown key, a wrong type, values that contradict each other.
         """
         return cls._checked(_read(recipe) if recipe else {}, overrides)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from driftproof.lab.grid import planned_cells
+from driftproof.lab.grid import age_name, planned_cells
+from driftproof.lab.report import markdown, missing_lines, result_table, result_text
 from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
-from driftproof.lab.summary import missing_cells, summarize
-from driftproof.lab.tables import age_name, markdown, missing_lines, result_table, result_text, views_of
+from driftproof.lab.summary import missing_cells, summarize, views_of
 from tests.lab.grids import make_config, make_result, make_results
 
 

@@ -64,10 +64,9 @@ def _report(known: Namespace) -> None:
 
 
 def _show(console: Console, config: LabConfig, directory: Path) -> None:
-    from driftproof.lab.report import write_report
+    from driftproof.lab.report import missing_lines, result_table, write_report
     from driftproof.lab.runner import read_results
-    from driftproof.lab.summary import missing_cells, summarize
-    from driftproof.lab.tables import missing_lines, result_table, views_of
+    from driftproof.lab.summary import missing_cells, summarize, views_of
 
     results = read_results(config, directory)
     files = write_report(config, results, directory)

@@ -13,6 +13,12 @@ from driftproof.learner.settings import AdvantagesSettings
 from driftproof.metrics.collapse import number_or_zero
 
 View = Literal["tuning", "given", "tuned", "matched"]
+VIEWS: Mapping[View, str] = {
+    "tuning": "Sweep of the learning rates at staleness 0",
+    "given": "Every objective at its given learning rate",
+    "tuned": "Every objective at the best learning rate of its own sweep",
+    "matched": "Every gradient scaled to the same norm",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +41,15 @@ class Cell:
         """Name that is unique in its grid and fit for a file."""
         label = self.label.replace("%", "%25").replace("/", "%2F")
         return f"{self.view}-{label}-age{self.staleness}-lr{self.lr!r}-seed{self.seed}"
+
+
+def age_name(config: LabConfig, staleness: int) -> str:
+    """The name of an age: "age 16", or its equivalent under another schedule."""
+    if config.lab.schedule == "replay":
+        return "replayed ages"
+    if config.lab.schedule == "periodic" and staleness:
+        return f"published every {staleness}"
+    return f"age {staleness}"
 
 
 def tuning_cells(config: LabConfig) -> list[Cell]:

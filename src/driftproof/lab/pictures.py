@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
+from driftproof.lab.grid import VIEWS, age_name
 from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
-from driftproof.lab.summary import accuracies, collapsed_at, summarize
-from driftproof.lab.tables import VIEWS, age_name, views_of
+from driftproof.lab.summary import accuracies, collapsed_at, summarize, views_of
 from driftproof.metrics import names
 from driftproof.report.figure import COLORS, GREY, has_data, new_figure, style_panel
 
@@ -57,7 +59,6 @@ def draw_accuracy(config: LabConfig, results: Sequence[Result], path: Path) -> N
 
 def draw_imbalance(config: LabConfig, results: Sequence[Result], path: Path) -> None:
     """Scale imbalance over steps, a panel per age, on a logarithmic axis, with the collapse of every run marked."""
-    from matplotlib.ticker import LogFormatter
 
     def panel(axes: Any, looks: Looks, runs: Sequence[Result]) -> None:
         axes.set_yscale("log")
@@ -189,8 +190,6 @@ def _mark_collapse(axes: Any, step: int | None, steps: Sequence[int], values: Se
 
 
 def _save(figure: Any, looks: Looks, present: set[str], path: Path) -> None:
-    from matplotlib.lines import Line2D
-
     labels = [label for label in looks if label in present]
     handles = [Line2D([], [], linewidth=1.8, markersize=7, **looks[label]) for label in labels]
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7), frameon=False)

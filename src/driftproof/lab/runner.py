@@ -73,7 +73,13 @@ def run_grid(config: LabConfig, directory: Path, progress: Callable[[int, int], 
     read_results(config, directory)
     try:
         (directory / "runs").mkdir(parents=True, exist_ok=True)
-        _check_base(config, directory / "base.json")
+        base, of_base = directory / "base.json", json.dumps({"base": fingerprint_weights(config.model.path)})
+        if base.is_file() and base.read_text() != of_base:
+            raise ConfigError(
+                f"{directory} has results of another base policy than the one that {config.model.path} holds now; "
+                "choose another --lab.directory"
+            )
+        base.write_text(of_base)
         (directory / "config.toml").write_text(config.to_toml())
     except OSError as error:
         raise ConfigError(f"{directory} cannot be written: {error.strerror}") from error
@@ -110,17 +116,6 @@ def tuned_rates(config: LabConfig, results: Sequence[Result]) -> dict[str, float
     cells = tuning_cells(config)
     whole = all(cell.key in finals for cell in cells)
     return best_rates(cells, [finals[cell.key] for cell in cells]) if whole else {}
-
-
-def _check_base(config: LabConfig, record: Path) -> None:
-    """Refuse to go on with another base policy at the same path."""
-    base = json.dumps({"base": fingerprint_weights(config.model.path)})
-    if record.is_file() and record.read_text() != base:
-        raise ConfigError(
-            f"{record.parent} has results of another base policy than the one that {config.model.path} holds now; "
-            "choose another --lab.directory"
-        )
-    record.write_text(base)
 
 
 def _run_cells(

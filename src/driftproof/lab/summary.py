@@ -70,6 +70,11 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
     return [_summary(runs) for runs in alike.values()]
 
 
+def views_of(summaries: Sequence[Summary]) -> list[View]:
+    """The views there are, in their order."""
+    return list(dict.fromkeys(summary.view for summary in summaries))
+
+
 def missing_cells(config: LabConfig, results: Sequence[Result]) -> list[Cell]:
     """The runs of a grid without a result. While tuning runs are missing, those of the view "tuned" have rate 0."""
     done = {result.cell.key for result in results}

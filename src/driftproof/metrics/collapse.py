@@ -4,8 +4,7 @@ A limit watches one metric, averaged over its last steps. docs/results.md says o
 warned, and how often for nothing; those that did best are `SIGNS_OF_COLLAPSE`.
 
 A run has collapsed at step s if from s on its accuracy, averaged over the evaluations of the last 20 steps, is under
-half of the best such average that it had before, and under the base policy's. A run that dips and comes back has not
-collapsed; nor has one that stayed near the base policy.
+half of the best such average that it had before, and under the base policy's.
 """
 
 import math

@@ -45,12 +45,10 @@ def read_figures(figures: Mapping[str, Tensor]) -> dict[str, float]:
 def health_figures(
     batch: Responses, token_gradients_N: Tensor | None = None, *, temperature: float = 1.0
 ) -> dict[str, Tensor]:
-    """The health metrics of the responses of a step, as scalars on their device; not finite where there is no data.
+    """The health metrics of a step's whole responses, as scalars on their device; not finite where there is no data.
 
-    Args:
-        batch: whole responses, of the whole step; `entropy_N` and `behavior_logprobs_N` are used where they are there.
-        token_gradients_N: [N], the derivative of the step's loss by each token's log-prob.
-        temperature: that of the log-probs, which are those of softmax(logits / temperature).
+    `token_gradients_N` [N] is the derivative of the step's loss by each token's log-prob; the log-probs are those of
+    softmax(logits / temperature).
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; the gradient by the logits needs a positive one")

@@ -42,7 +42,6 @@ class TinyModelReport:
     """Sampled accuracy at which training was to stop."""
     seed: int
     trained: bool
-    """False: random weights."""
     parameters: int
     """Tied embeddings counted once."""
     steps: int
@@ -80,9 +79,8 @@ def make_tiny_model(
         if name not in get_args(kind):
             raise ConfigError(f"{what} is {name!r}; valid are: {', '.join(get_args(kind))}")
     if not 0 < accuracy < RIGHT:
-        raise ConfigError(
-            f"accuracy is {accuracy}; it must be above 0 and below {RIGHT}, the share of demonstrations that are right"
-        )
+        valid = f"above 0 and below {RIGHT}, the share of demonstrations that are right"
+        raise ConfigError(f"accuracy is {accuracy}; it must be {valid}")
     settings: dict[str, Any] = {
         "architecture": architecture,
         "tokenizer": tokenizer,
