@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.harness import write_results
-from driftproof.lab.runner import Result
+from driftproof.lab.experiment import Result
 from driftproof.lab.summary import accuracies, collapsed_at
 from studies.claims import Study, judge
 from studies.page import read_studies

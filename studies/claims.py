@@ -15,8 +15,8 @@ from statistics import fmean, median
 from typing import Literal
 
 from driftproof.evaluation.score import bootstrap, wilson
+from driftproof.lab.experiment import Result
 from driftproof.lab.grid import View
-from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import accuracies, collapsed_at, summarize
 from driftproof.metrics import names

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from driftproof.evaluation.score import wilson
-from driftproof.lab.runner import Result
+from driftproof.lab.experiment import Result
 from driftproof.lab.summary import accuracies, collapsed_at
 from driftproof.metrics import names
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, CollapseDetector, Limit

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from driftproof.errors import ConfigError, DriftproofError
+from driftproof.lab.experiment import Result
 from driftproof.lab.grid import View, age_name
 from driftproof.lab.pictures import draw_accuracy, draw_imbalance, draw_staleness
 from driftproof.lab.report import (
@@ -34,7 +35,7 @@ from driftproof.lab.report import (
     result_rows,
     setting_text,
 )
-from driftproof.lab.runner import Result, read_results
+from driftproof.lab.runner import read_results
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import missing_cells, summarize
 from studies.claims import Finding, Study, difference, judge

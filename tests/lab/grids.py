@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from driftproof.lab.experiment import Result
 from driftproof.lab.grid import Cell, planned_cells
-from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
 
 

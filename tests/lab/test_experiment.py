@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from driftproof.lab import experiment
-from driftproof.lab.experiment import SIGNALS, RunHistory, exact_accuracy
+from driftproof.lab.experiment import SIGNALS, Result, exact_accuracy
 from driftproof.lab.grid import Cell
 from driftproof.lab.settings import LabConfig, LabObjective
 from driftproof.runtime.build import make_learner, make_task
@@ -30,7 +30,7 @@ def make_config(model: Path, **lab: Any) -> LabConfig:
     )
 
 
-def run(config: LabConfig, staleness: int, objective: str = "asympo", seed: int = 0, **fields: float) -> RunHistory:
+def run(config: LabConfig, staleness: int, objective: str = "asympo", seed: int = 0, **fields: float) -> Result:
     chosen = LabObjective(name=objective, **fields)
     cell = Cell(view="given", objective=chosen, staleness=staleness, lr=1e-3, seed=seed)
     return experiment.run(config, cell)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from driftproof.lab.experiment import Result
 from driftproof.lab.grid import planned_cells
 from driftproof.lab.pictures import draw_imbalance, draw_pictures
-from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
 from tests.lab.grids import make_config, make_result, make_results
 

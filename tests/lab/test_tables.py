@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
+from driftproof.lab.experiment import Result
 from driftproof.lab.grid import age_name, planned_cells
 from driftproof.lab.report import markdown, missing_lines, result_table, result_text
-from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import missing_cells, summarize, views_of
 from tests.lab.grids import make_config, make_result, make_results

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from driftproof.lab.experiment import Result
 from driftproof.lab.grid import Cell, planned_cells
-from driftproof.lab.runner import Result
 from studies.claims import CLAIMS, Check, Finding, Study, difference, judge
 from tests.lab.grids import make_config
 

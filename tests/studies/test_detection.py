@@ -1,6 +1,5 @@
-from driftproof.lab.experiment import SIGNALS
+from driftproof.lab.experiment import SIGNALS, Result
 from driftproof.lab.grid import Cell
-from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabObjective
 from driftproof.metrics.collapse import SIGNS_OF_COLLAPSE, Limit
 from studies.detection import CANDIDATES, detect, first_alarm

@@ -5,7 +5,8 @@ mode, bit for bit where the engine has a slot for every response of a step; the 
 again, bit for bit, on one machine.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,7 @@ from driftproof.verify.judge import judge
 
 State = dict[str, Tensor]
 Row = dict[str, float]
+Signals = dict[str, list[float | None]]
 Accuracy = Callable[[Learner], float]
 
 SIGNALS = (
@@ -47,14 +49,21 @@ SIGNALS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RunHistory:
-    """A run of the lab, step by step."""
+class Result:
+    """A finished run, step by step."""
 
+    cell: Cell
+    seconds: float
     rows: Sequence[Row]
     """An evaluation at step 0, every so many steps, and at the last: `step`, `accuracy`, and the means of the learner's
     metrics since the row before."""
-    signals: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    signals: Signals = field(default_factory=dict)
     """Each of `SIGNALS` at every step; None where a step does not have it."""
+
+    @property
+    def final(self) -> float:
+        """Accuracy after the last step."""
+        return self.rows[-1]["accuracy"]
 
 
 class Sampler:
@@ -86,8 +95,9 @@ class Sampler:
         )
 
 
-def run(config: LabConfig, cell: Cell) -> RunHistory:
+def run(config: LabConfig, cell: Cell) -> Result:
     """One run of a grid, with an evaluation at step 0, every `lab.evaluate_every` steps, and at the last."""
+    started = time.monotonic()
     of_cell = cell_config(config, cell)
     learner = make_learner(of_cell)
     sampler = Sampler(of_cell, Channel.BEHAVIOR_LOGPROBS in learner.objective.needs)
@@ -97,17 +107,18 @@ def run(config: LabConfig, cell: Cell) -> RunHistory:
             accuracy = exact_accuracy(prompts, sampler.codec)
         else:
             accuracy = sampled_accuracy(prompts, sampler, config.evaluation.samples)
-        return _train(config, learner, sampler, make_staleness(config, cell.staleness), accuracy)
+        rows, signals = _train(config, learner, sampler, make_staleness(config, cell.staleness), accuracy)
+    return Result(cell=cell, seconds=time.monotonic() - started, rows=rows, signals=signals)
 
 
 def _train(
     config: LabConfig, learner: Learner, sampler: Sampler, staleness: Staleness, accuracy: Accuracy
-) -> RunHistory:
+) -> tuple[list[Row], Signals]:
     steps, groups_per_step = config.run.steps, config.learner.groups_per_step
     rows: list[Row] = [{"step": 0, "accuracy": accuracy(learner)}]
     history = {0: _copy(learner)}
     since: list[dict[str, Any]] = []
-    signals: dict[str, list[float | None]] = {name: [] for name in SIGNALS}
+    signals: Signals = {name: [] for name in SIGNALS}
     planned = [staleness.sources(step, groups_per_step) for step in range(1, steps + 1)]
     oldest = max(done - min(sources) for done, sources in enumerate(planned))
     for step, sources in enumerate(planned, start=1):
@@ -116,11 +127,8 @@ def _train(
         for source in sorted(set(sources)):
             chosen = [first + place for place, of_group in enumerate(sources) if of_group == source]
             groups |= dict(zip(chosen, sampler.write(chosen, history[source]), strict=True))
-        batch = Batch(
-            step=step,
-            groups=tuple(groups[dispatch] for dispatch in sorted(groups)),
-            ages=tuple(step - 1 - source for source in sources),
-        )
+        ages = tuple(step - 1 - source for source in sources)
+        batch = Batch(step=step, groups=tuple(groups[dispatch] for dispatch in sorted(groups)), ages=ages)
         since.append(learner.train(batch))
         for name, series in signals.items():
             series.append(since[-1].get(name))
@@ -130,7 +138,7 @@ def _train(
         if step % config.lab.evaluate_every == 0 or step == steps:
             rows.append({**mean_metrics(since), "step": step, "accuracy": accuracy(learner)})
             since = []
-    return RunHistory(rows=rows, signals=signals)
+    return rows, signals
 
 
 def exact_accuracy(prompts: Sequence[Prompt], codec: Codec) -> Accuracy:

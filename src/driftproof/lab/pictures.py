@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
+from driftproof.lab.experiment import Result
 from driftproof.lab.grid import VIEWS, age_name
-from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import accuracies, collapsed_at, summarize, views_of
 from driftproof.metrics import names

@@ -14,9 +14,9 @@ from rich.console import Group
 from rich.text import Text
 
 from driftproof.errors import ConfigError
+from driftproof.lab.experiment import Result
 from driftproof.lab.grid import VIEWS, Cell, View, age_name, planned_cells
 from driftproof.lab.pictures import draw_pictures
-from driftproof.lab.runner import Result
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import Summary, collapsed_at, missing_cells, summarize, views_of
 from driftproof.report.tables import plain_table

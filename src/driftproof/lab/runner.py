@@ -11,17 +11,15 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from driftproof.engines.settings import EngineSettings
 from driftproof.errors import ConfigError, RunError
-from driftproof.lab.experiment import RunHistory, run
+from driftproof.lab.experiment import Result, run
 from driftproof.lab.grid import Cell, best_rates, cell_config, grid_cells, planned_cells, tuning_cells
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.staleness import make_staleness
@@ -46,19 +44,6 @@ NOT_DETERMINING: dict[str, bool | set[str]] = {
     "learner": UPKEEP,
 }
 """Settings that a run of the lab does not have, or whose numbers do not depend on them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Result(RunHistory):
-    """A finished run."""
-
-    cell: Cell
-    seconds: float
-
-    @property
-    def final(self) -> float:
-        """Accuracy after the last step."""
-        return self.rows[-1]["accuracy"]
 
 
 def run_grid(config: LabConfig, directory: Path, progress: Callable[[int, int], object]) -> list[Result]:
@@ -155,24 +140,23 @@ def _enter() -> None:
     """Leave Ctrl-C to the grid's own process, and end when that is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_libraries()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def run_cell(recipe: str, cell: Cell, directory: Path) -> None:
     """Run one cell on one thread and write its result."""
     limit_threads(1)
     config = LabConfig.from_toml(recipe)
-    started = time.monotonic()
-    history = run(config, cell)
-    content: dict[str, Any] = {"settings": settings_hash(config, cell), "seconds": time.monotonic() - started}
-    content |= {"rows": history.rows, "signals": history.signals}
+    result = run(config, cell)
+    content = {"settings": settings_hash(config, cell), "seconds": result.seconds}
+    content |= {"rows": result.rows, "signals": result.signals}
     with written_whole(_result_file(directory, cell)) as partial:
         partial.write_text(json.dumps(content))
 

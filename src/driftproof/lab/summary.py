@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from driftproof.evaluation.score import bootstrap, wilson
+from driftproof.lab.experiment import Result
 from driftproof.lab.grid import Cell, View, planned_cells
-from driftproof.lab.runner import Result, tuned_rates
+from driftproof.lab.runner import tuned_rates
 from driftproof.lab.settings import LabConfig
 from driftproof.metrics.collapse import collapse_step, number_or_zero
 

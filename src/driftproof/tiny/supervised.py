@@ -58,7 +58,7 @@ def train_until(
     target: float, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, progress: Progress | None
 ) -> int:
     """Train on noisy demonstrations until the sampled accuracy is `target`; return the number of steps."""
-    demonstrations, measured = demonstrate(tokenizer, task.train), demonstrate(tokenizer, task.heldout)
+    demonstrations = demonstrate(tokenizer, task.train)
     digits, noise = torch.tensor(tokenizer.convert_tokens_to_ids(list(DIGITS))), noise_of(task.train)
     optimizers = optimizers_of(model)
     schedules = [LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS)) for optimizer in optimizers]
@@ -75,7 +75,7 @@ def train_until(
             optimizer.zero_grad()
             schedule.step()
         if step % STEPS_PER_MEASUREMENT == 0:
-            accuracy = _score(model, measured).probability.mean().item()
+            accuracy = score_answers(model, tokenizer, task.heldout).probability.mean().item()
             if progress:
                 progress(step, accuracy)
             if accuracy >= target:
@@ -93,10 +93,7 @@ def score_answers(
 
     Another spelling of the same answer is not counted. The model's mode (train or eval) is left as it is.
     """
-    return _score(model, demonstrate(tokenizer, prompts))
-
-
-def _score(model: PreTrainedModel, demonstrations: Demonstrations) -> AnswerScores:
+    demonstrations = demonstrate(tokenizer, prompts)
     targets, answer = demonstrations.tokens[:, 1:], demonstrations.answer[:, 1:]
     with torch.inference_mode():
         logits = model(input_ids=demonstrations.tokens[:, :-1], use_cache=False).logits.float()
