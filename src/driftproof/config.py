@@ -253,17 +253,13 @@ def _explain(problem: Any, key: str, kind: type[Config]) -> str:
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if key in REMOVED:
             return f"setting {key!r} is no more: {REMOVED[key]}; leave it out"
-        return unknown_name("setting", key, _names(key, kind))
+        section, dot, _ = key.partition(".")
+        settings: Any = kind.model_fields[section].annotation if dot else None
+        valid = [f"{section}.{field.name}" for field in fields(settings)] if settings else list(kind.model_fields)
+        return unknown_name("setting", key, valid)
     if problem["type"] == "missing":
         return f"setting {key!r} is missing; give it in the recipe or as --{key} VALUE"
     return f"{key} = {problem['input']!r}: {_message(problem)}" if key else _message(problem)
-
-
-def _names(key: str, kind: type[Config]) -> list[str]:
-    """The valid names beside a wrong one: sections, or the settings of a section."""
-    section, dot, _ = key.partition(".")
-    settings: Any = kind.model_fields[section].annotation if dot else None
-    return [f"{section}.{field.name}" for field in fields(settings)] if settings else list(kind.model_fields)
 
 
 def _message(problem: Any) -> str:

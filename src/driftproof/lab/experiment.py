@@ -143,7 +143,11 @@ def _train(
 
 def exact_accuracy(prompts: Sequence[Prompt], codec: Codec) -> Accuracy:
     """Mean probability, over prompts, of sampling exactly the answer and the end of the response, without noise."""
-    groups = [_answer(prompt, codec) for prompt in prompts]
+    groups = []
+    for prompt in prompts:
+        tokens = np.array(codec.encode_response(prompt.answer), dtype=np.int32)
+        answer = Response(tokens=tokens, finish_reason=FinishReason.STOP)
+        groups.append(Group.from_responses(prompt.index, codec.encode(prompt), [answer], [Verdict(reward=1.0)]))
     lengths_R = torch.tensor([len(group.response_tokens) for group in groups])
     response_N = torch.arange(len(lengths_R)).repeat_interleave(lengths_R)
 
@@ -163,12 +167,6 @@ def sampled_accuracy(prompts: Sequence[Prompt], sampler: Sampler, samples: int) 
         return evaluate(sampler.engine, prompts, sampler.codec, sampler.verifier, sampler.sampling, samples).sampled
 
     return accuracy
-
-
-def _answer(prompt: Prompt, codec: Codec) -> Group:
-    tokens = np.array(codec.encode_response(prompt.answer), dtype=np.int32)
-    answer = Response(tokens=tokens, finish_reason=FinishReason.STOP)
-    return Group.from_responses(prompt.index, codec.encode(prompt), [answer], [Verdict(reward=1.0)])
 
 
 def _copy(learner: Learner) -> State:

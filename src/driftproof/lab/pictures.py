@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from driftproof.lab.experiment import Result
 from driftproof.lab.grid import VIEWS, age_name
 from driftproof.lab.settings import LabConfig
-from driftproof.lab.summary import accuracies, collapsed_at, summarize, views_of
+from driftproof.lab.summary import accuracies, collapsed_at, grouped, summarize, views_of
 from driftproof.metrics import names
 from driftproof.report.figure import COLORS, GREY, has_data, new_figure, style_panel
 
@@ -34,14 +34,14 @@ def draw_pictures(config: LabConfig, results: Sequence[Result], directory: Path)
     drawn = [result for result in results if result.cell.view != "tuning"]
     if not drawn:
         return {}
-    draw_accuracy(config, drawn, directory / "accuracy.png")
-    draw_staleness(config, drawn, directory / "staleness.png")
-    draw_imbalance(config, drawn, directory / "imbalance.png")
-    return {
-        "Accuracy over steps": "accuracy.png",
-        "Final accuracy against staleness": "staleness.png",
-        "Scale imbalance over steps": "imbalance.png",
+    pictures = {
+        "Accuracy over steps": ("accuracy.png", draw_accuracy),
+        "Final accuracy against staleness": ("staleness.png", draw_staleness),
+        "Scale imbalance over steps": ("imbalance.png", draw_imbalance),
     }
+    for name, draw in pictures.values():
+        draw(config, drawn, directory / name)
+    return {what: name for what, (name, _) in pictures.items()}
 
 
 def draw_accuracy(config: LabConfig, results: Sequence[Result], path: Path) -> None:
@@ -49,7 +49,7 @@ def draw_accuracy(config: LabConfig, results: Sequence[Result], path: Path) -> N
 
     def panel(axes: Any, looks: Looks, runs: Sequence[Result]) -> None:
         axes.axhline(np.mean([accuracies(run)[0] for run in runs]), color=GREY, linewidth=1.2, linestyle=":")
-        for label, alike in _by_label(runs).items():
+        for label, alike in grouped(runs, lambda cell: cell.label).items():
             _band(axes, _steps(alike), np.array([accuracies(run) for run in alike]), np.nanmean, looks, label)
         axes.set_ylim(bottom=0)
 
@@ -65,11 +65,11 @@ def draw_imbalance(config: LabConfig, results: Sequence[Result], path: Path) -> 
         axes.yaxis.set_major_formatter(LogFormatter())
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
         axes.axhline(1, color=GREY, linewidth=1.2, linestyle=":")
-        for label, alike in _by_label(runs).items():
+        for label, alike in grouped(runs, lambda cell: cell.label).items():
             steps = _steps(alike)
             values = np.array([[row.get(names.SCALE_IMBALANCE, np.nan) for row in run.rows] for run in alike])
             values = np.where(np.isfinite(values) & (values > 0), values, np.nan)
-            _band(axes, steps, values, _geometric_mean, looks, label)
+            _band(axes, steps, values, lambda v, axis: np.exp(np.nanmean(np.log(v), axis=axis)), looks, label)
             for run, of_run in zip(alike, values, strict=True):
                 _mark_collapse(axes, collapsed_at(run), steps, of_run, looks[label]["color"])
 
@@ -107,7 +107,7 @@ def draw_staleness(config: LabConfig, results: Sequence[Result], path: Path) -> 
 
 def _panels(config: LabConfig, results: Sequence[Result], path: Path, title: str, caption: str, panel: Panel) -> None:
     """A picture with a panel for every view and age that has runs; a view begins a row."""
-    panels = dict.fromkeys((result.cell.view, result.cell.staleness) for result in results)
+    panels = grouped(results, lambda cell: (cell.view, cell.staleness))
     ages = {view: sorted(age for of, age in panels if of == view) for view, _ in panels}
     columns = min(max(len(found) for found in ages.values()), COLUMNS)
     rows = [(view, found[i : i + columns]) for view, found in ages.items() for i in range(0, len(found), columns)]
@@ -118,7 +118,7 @@ def _panels(config: LabConfig, results: Sequence[Result], path: Path, title: str
         for axes, age in zip(row, found, strict=False):
             name = age_name(config, age)
             style_panel(axes, name if len(ages) == 1 else f"{view}, {name}")
-            panel(axes, looks, [r for r in results if r.cell.view == view and r.cell.staleness == age])
+            panel(axes, looks, panels[view, age])
             if not has_data(axes, points=2):
                 axes.text(0.5, 0.6, "not recorded", transform=axes.transAxes, ha="center", color=GREY)
             axes.set_xlabel("step")
@@ -148,20 +148,9 @@ def _looks(config: LabConfig) -> Looks:
     }
 
 
-def _by_label(results: Sequence[Result]) -> dict[str, list[Result]]:
-    found: dict[str, list[Result]] = {}
-    for result in results:
-        found.setdefault(result.cell.label, []).append(result)
-    return found
-
-
 def _steps(runs: Sequence[Result]) -> list[int]:
     """The steps of the evaluations, the same of every run of a grid."""
     return [int(row["step"]) for row in runs[0].rows]
-
-
-def _geometric_mean(values: Series, axis: int) -> Series:
-    return np.asarray(np.exp(np.nanmean(np.log(values), axis=axis)))
 
 
 def _band(axes: Any, steps: Sequence[int], values: Series, mean: Any, looks: Looks, label: str) -> None:

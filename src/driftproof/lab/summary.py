@@ -3,9 +3,10 @@
 Guarantees: pure functions of results; a part of a grid is summarized as far as it goes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import TypeVar
 
 from driftproof.evaluation.score import bootstrap, wilson
 from driftproof.lab.experiment import Result
@@ -13,6 +14,8 @@ from driftproof.lab.grid import Cell, View, planned_cells
 from driftproof.lab.runner import tuned_rates
 from driftproof.lab.settings import LabConfig
 from driftproof.metrics.collapse import collapse_step, number_or_zero
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +67,16 @@ def collapsed_at(result: Result) -> int | None:
 
 def summarize(results: Sequence[Result]) -> list[Summary]:
     """One summary per view, objective, age and learning rate, in the order of the results."""
-    alike: dict[tuple[View, str, int, float], list[Result]] = {}
-    for result in results:
-        cell = result.cell
-        alike.setdefault((cell.view, cell.label, cell.staleness, cell.lr), []).append(result)
+    alike = grouped(results, lambda cell: (cell.view, cell.label, cell.staleness, cell.lr))
     return [_summary(runs) for runs in alike.values()]
+
+
+def grouped(results: Sequence[Result], by: Callable[[Cell], Key]) -> dict[Key, list[Result]]:
+    """The results by something about their cells."""
+    found: dict[Key, list[Result]] = {}
+    for result in results:
+        found.setdefault(by(result.cell), []).append(result)
+    return found
 
 
 def views_of(summaries: Sequence[Summary]) -> list[View]:

@@ -22,10 +22,7 @@ WINDOW = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """A bound beyond which a metric gets alarming.
-
-    `Limit(metric="health/gradient_imbalance", side="above", value=1.0)`: negatives pull harder than positives.
-    """
+    """A bound beyond which a metric gets alarming."""
 
     metric: str
     side: Literal["above", "below"]
