@@ -175,10 +175,7 @@ class Config(BaseModel):
 
     @classmethod
     def load(cls, recipe: Path | None, overrides: Sequence[str] = ()) -> Self:
-        """A recipe (None: the defaults) with overrides `--section.key value` (or `--section.key=value`) on top.
-
-        Raises ConfigError for an unreadable recipe, an unknown key, a wrong type, values that contradict each other.
-        """
+        """A recipe (None: the defaults) with overrides `--section.key value` (or `--section.key=value`) on top."""
         return cls._checked(_read(recipe) if recipe else {}, overrides)
 
     @classmethod

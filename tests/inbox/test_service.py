@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED, STOPPING
-from driftproof.report.view import View
+from driftproof.report.display import View
 from driftproof.rollout.requests import make_request
 from driftproof.runtime.build import open_inbox
 from driftproof.tasks.codec import Codec

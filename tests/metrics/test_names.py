@@ -12,7 +12,7 @@ SRC = Path(driftproof.__file__).parent
 ALL = [row for rows in ROWS.values() for row in rows]
 CONSTANTS = {name: value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
 PLACES = {
-    "display": ["report/view.py", "report/overlap.py"],
+    "display": ["report/display.py", "report/overlap.py"],
     "picture": ["report/picture.py", "report/overlap.py"],
     "summary": ["report/summary.py", "report/overlap.py"],
     "alarm": ["metrics/collapse.py"],

@@ -12,8 +12,7 @@ from rich.console import Console
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import STOPPING
 from driftproof.report import display
-from driftproof.report.display import LiveDisplay, LogLines, log_line, open_display, render, sparkline
-from driftproof.report.view import View
+from driftproof.report.display import LiveDisplay, LogLines, View, log_line, open_display, render, sparkline
 
 from .conftest import MakeLedger
 from .ledgers import grow, step_metrics

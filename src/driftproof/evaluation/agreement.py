@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from driftproof.tasks.protocol import RecordedGroup
 from driftproof.verify import Item, Verifier
 
-_MOST_CHARACTERS = 200
-"""Characters shown of the end of a response."""
+MOST_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,7 @@ def agreement(groups: Sequence[RecordedGroup], verifier: Verifier) -> Agreement:
             reward=verdict.reward,
             label=label,
             answer=item.answer,
-            text=item.response[-_MOST_CHARACTERS:],
+            text=item.response[-MOST_CHARACTERS:],
             problem=verdict.problem,
         )
         for (line, position, item, label), verdict in zip(labelled, verdicts, strict=True)

@@ -60,10 +60,7 @@ def evaluate(
 def answer(
     engine: Engine, prompts: Mapping[int, Prompt], codec: Codec, sampling: Sampling, samples: int
 ) -> Iterator[Completed]:
-    """Have an idle engine answer each prompt, by its position in the task, `samples` times; the answers as they come.
-
-    Raises EngineError where a prompt can never be answered, or the engine can answer none any more.
-    """
+    """Have an idle engine answer each prompt (by its position, its key) `samples` times; the answers as they come."""
     for position, prompt in prompts.items():
         seeded = replace(sampling, seed=sampling.seed + position)
         tokens = codec.encode(prompt)

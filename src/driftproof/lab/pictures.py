@@ -25,8 +25,7 @@ Panel = Callable[[Any, Looks, Sequence[Result]], None]
 
 MARKERS = "osD^vPX"
 STYLES = ("-", "--", ":")
-COLUMNS = 4
-"""Most panels beside each other."""
+MOST_COLUMNS = 4
 
 
 def draw_pictures(config: LabConfig, results: Sequence[Result], directory: Path) -> dict[str, str]:
@@ -109,7 +108,7 @@ def _panels(config: LabConfig, results: Sequence[Result], path: Path, title: str
     """A picture with a panel for every view and age that has runs; a view begins a row."""
     panels = grouped(results, lambda cell: (cell.view, cell.staleness))
     ages = {view: sorted(age for of, age in panels if of == view) for view, _ in panels}
-    columns = min(max(len(found) for found in ages.values()), COLUMNS)
+    columns = min(max(len(found) for found in ages.values()), MOST_COLUMNS)
     rows = [(view, found[i : i + columns]) for view, found in ages.items() for i in range(0, len(found), columns)]
     looks = _looks(config)
     figure = _figure(1.3 + 3.1 * len(rows), title, caption)

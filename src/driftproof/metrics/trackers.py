@@ -9,19 +9,11 @@ from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from driftproof.errors import ConfigError
 from driftproof.metrics.settings import TrackingSettings
 from driftproof.run import RunDirectory, written_whole
-
-
-class Tracker(Protocol):
-    """A place that gets every step's metrics, besides the ledger."""
-
-    def log(self, step: int, metrics: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -71,6 +63,9 @@ class WandbLike:
 
     def close(self) -> None:
         self._module.finish()
+
+
+Tracker = JsonLines | TensorBoard | WandbLike
 
 
 def check_trackers(settings: TrackingSettings) -> None:
