@@ -6,7 +6,7 @@ Guarantees: what `read_group` returns is what was committed, bit for bit, where 
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,34 +40,28 @@ def to_row(group: Group) -> tuple[Any, ...]:
     )
 
 
-def _fields(prompt_index: int, row: Sequence[Any]) -> dict[str, Any]:
-    """All fields of the group in a row's `CONTENT` columns."""
-    prompt, tokens, lengths, rewards, reasons, problems, logprobs, retokenized, mask, sequence_of, facts = row
-    response_tokens = np.frombuffer(tokens, np.int32)
-    return {
-        "prompt_index": prompt_index,
-        "prompt_tokens": np.frombuffer(prompt, np.int32),
-        "response_tokens": response_tokens,
-        "response_lengths": np.frombuffer(lengths, np.int32),
-        "rewards": np.frombuffer(rewards, np.float64),
-        "finish_reasons": _reasons(reasons),
-        "problems": tuple(json.loads(problems)) if problems else (),
-        "behavior_logprobs": None if logprobs is None else np.frombuffer(logprobs, np.float32),
-        "retokenized": bool(retokenized),
-        "trained": None if mask is None else _unpacked(mask, len(response_tokens)),
-        "sequence_of": None if sequence_of is None else np.frombuffer(sequence_of, np.int32),
-        "facts": None if facts is None else json.loads(facts),
-    }
-
-
 def read_group(prompt_index: int, row: Sequence[Any], expected: int | None) -> Group:
     """The group of a row's `CONTENT` columns, whose checksum is `expected` (None: it has none); else a DamageError."""
     if expected is not None and content_checksum(row) != expected:
         raise DamageError("its checksum does not agree")
+    # A checksum that agrees says that the group was checked when it was made.
+    make: Callable[..., Group] = Group if expected is None else Group.unchecked
     try:
-        fields = _fields(prompt_index, row)
-        # A checksum that agrees says that the group was checked when it was made.
-        return Group(**fields) if expected is None else Group.unchecked(**fields)
+        prompt, tokens, lengths, rewards, reasons, problems, logprobs, retokenized, mask, sequence_of, facts = row
+        return make(
+            prompt_index=prompt_index,
+            prompt_tokens=np.frombuffer(prompt, np.int32),
+            response_tokens=np.frombuffer(tokens, np.int32),
+            response_lengths=np.frombuffer(lengths, np.int32),
+            rewards=np.frombuffer(rewards, np.float64),
+            finish_reasons=_reasons(reasons),
+            problems=tuple(json.loads(problems)) if problems else (),
+            behavior_logprobs=None if logprobs is None else np.frombuffer(logprobs, np.float32),
+            retokenized=bool(retokenized),
+            trained=None if mask is None else _unpacked(mask, len(tokens) // 4),
+            sequence_of=None if sequence_of is None else np.frombuffer(sequence_of, np.int32),
+            facts=None if facts is None else json.loads(facts),
+        )
     except (ValueError, TypeError, AttributeError) as error:
         raise DamageError(f"it is no group: {error}") from error
 

@@ -42,8 +42,7 @@ class Leases(Protocol):
     def commit(self, worker: str, groups: Mapping[int, Group], counters: Counters) -> int:
         """Record written groups by dispatch number, and replace the worker's counters; how many were accepted."""
 
-    def record_event(self, kind: str, message: str) -> None:
-        """Count and keep a tolerated failure or another thing to show."""
+    def record_event(self, kind: str, message: str) -> None: ...
 
 
 class LocalLeases(LedgerWriter):
@@ -93,21 +92,16 @@ class LocalLeases(LedgerWriter):
 
     def renew(self, worker: str, seconds: float, counters: Counters) -> None:
         """Move the deadline of a worker's leases; one that was released is no longer its own."""
+        update = "UPDATE groups SET deadline = ? WHERE state = 'leased' AND worker = ? AND deadline >= 0"
         with self._store.transaction():
-            self._store.execute(
-                "UPDATE groups SET deadline = ? WHERE state = 'leased' AND worker = ? AND deadline >= 0",
-                *(time.monotonic() + seconds, worker),
-            )
+            self._store.execute(update, time.monotonic() + seconds, worker)
             self._store.set_counters(worker, counters)
 
     def release(self, worker: str | None = None) -> int:
         """Return the leases of a dead worker (None: of all workers) to the pool; how many there were."""
+        leased = "state = 'leased' AND deadline >= 0 AND worker = coalesce(?, worker)"
         with self._store.transaction():
-            return self._store.execute(
-                "UPDATE groups SET deadline = -1 WHERE state = 'leased' AND deadline >= 0 "
-                "AND worker = coalesce(?, worker)",
-                worker,
-            ).rowcount
+            return self._store.execute(f"UPDATE groups SET deadline = -1 WHERE {leased}", worker).rowcount
 
     def commit(self, worker: str, groups: Mapping[int, Group], counters: Counters | None = None) -> int:
         """Record written groups by dispatch number, and replace the worker's counters; how many were accepted.
@@ -142,9 +136,8 @@ class LocalLeases(LedgerWriter):
         """Whether a lease could be given; reads little, and locks nobody out."""
         state, step, published_step = self._moment()
         expired = "SELECT EXISTS (SELECT 1 FROM groups WHERE state = 'leased' AND deadline < ?)"
-        return state == RUNNING and (
-            self._dispatched() < self.plan.admitted(step, published_step) or bool(self._store.number(expired, now))
-        )
+        fresh = self._dispatched() < self.plan.admitted(step, published_step)
+        return state == RUNNING and (fresh or bool(self._store.number(expired, now)))
 
     def _moment(self) -> tuple[str, int, int]:
         """The run's state, the learner's step and the step of the newest snapshot."""
@@ -152,9 +145,7 @@ class LocalLeases(LedgerWriter):
         return header["state"], int(header["step"]), int(header["published_step"])
 
     def _check(self, dispatch: int, group: Group) -> None:
-        if group.prompt_index != self.prompt_of(dispatch):
-            raise GroupError(
-                f"dispatch {dispatch} is prompt {self.prompt_of(dispatch)}, the group is of prompt {group.prompt_index}"
-            )
+        if group.prompt_index != (prompt := self.prompt_of(dispatch)):
+            raise GroupError(f"dispatch {dispatch} is prompt {prompt}, the group is of prompt {group.prompt_index}")
         if problem := channel_problem(self.plan, group):
             raise GroupError(f"prompt {group.prompt_index}: {problem}")

@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 
 from driftproof import __version__
-from driftproof.ledger.codec import figures, row_checksum
-from driftproof.ledger.schema import FORMAT_VERSION, TABLES
+from driftproof.ledger.codec import OLD_CONTENT, figures, row_checksum
+from driftproof.ledger.schema import CONTENT, FORMAT_VERSION, TABLES
 
-OLD_CONTENT = (
-    "prompt_tokens, response_tokens, response_lengths, rewards, finish_reasons, problems, behavior_logprobs, "
-    "retokenized"
-)
+OLD_COLUMNS = ", ".join(CONTENT[:OLD_CONTENT])
 # SQLite gives `message` from the row of the greatest id.
 COUNT_EVENTS = (
     "INSERT INTO event_kinds SELECT kind, count, message FROM "
@@ -77,9 +74,8 @@ def _from_2(database: sqlite3.Connection) -> None:
 
 
 def _copy_meta(database: sqlite3.Connection) -> None:
-    meta = dict(database.execute("SELECT key, value FROM old_meta"))
-    for key in ("plan_checksum", "checked_from"):
-        meta.pop(key, None)
+    gone = "'plan_checksum', 'checked_from'"
+    meta = dict(database.execute(f"SELECT key, value FROM old_meta WHERE key NOT IN ({gone})"))
     meta |= {"format_version": "3", "driftproof": __version__, "published_step": meta.get("step", "0")}
     meta.setdefault("durable_step", "0")
     # How far admission had gone was not known in format 1.
@@ -90,17 +86,13 @@ def _copy_meta(database: sqlite3.Connection) -> None:
 
 def _copy_groups(database: sqlite3.Connection) -> None:
     fixed = "dispatch, prompt_index, state, worker, dispatched_step, trained_step, deadline, checksum"
-    rows = database.execute(
-        f"SELECT {fixed}, response_tokens, rewards, finish_reasons FROM old_groups ORDER BY dispatch"
-    )
+    question = f"SELECT {fixed}, response_tokens, rewards, finish_reasons FROM old_groups ORDER BY dispatch"
     insert = f"INSERT INTO groups VALUES ({', '.join('?' * 17)})"
-    for dispatch, prompt, state, worker, since, trained_step, deadline, crc, *content in rows:
+    for dispatch, prompt, state, worker, since, trained_step, deadline, crc, *content in database.execute(question):
         row = (dispatch, prompt, state, worker, since, None, trained_step, *_figures(*content), crc)
         database.execute(insert, (*row, row_checksum(*row), deadline))
-    database.execute(
-        f"INSERT INTO contents (dispatch, {OLD_CONTENT}) SELECT dispatch, {OLD_CONTENT} FROM old_groups "
-        "WHERE prompt_tokens IS NOT NULL"
-    )
+    written = f"SELECT dispatch, {OLD_COLUMNS} FROM old_groups WHERE prompt_tokens IS NOT NULL"
+    database.execute(f"INSERT INTO contents (dispatch, {OLD_COLUMNS}) {written}")
 
 
 def _figures(tokens: Any, rewards: Any, reasons: Any) -> tuple[Any, ...]:

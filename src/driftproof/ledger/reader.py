@@ -142,28 +142,28 @@ class LedgerReader:
         `after` is the last dispatch number of the page before. Never touches what the groups hold.
         """
         column, direction, known, index = ORDERS[by]
-        # Condition, its values and the index that has the groups of it in the order of dispatch.
-        limits: list[tuple[str, tuple[object, ...], str]] = []
+        # An index that has them in the order of dispatch, the condition and its values.
+        limits: list[tuple[Any, ...]] = []
         if worker is not None:
-            limits.append(("responses IS NOT NULL AND worker = ?", (worker,), "groups_worker"))
+            limits.append(("groups_worker", "responses IS NOT NULL AND worker = ?", worker))
         if flag is not None:
-            limits.append((f"{flag} > 0", (), f"groups_{flag}"))
+            limits.append((f"groups_{flag}", f"{flag} > 0"))
         if step is not None:
-            limits.append(("state = 'trained' AND trained_step = ?", (step,), "groups_trained"))
-        few = [of_limit[2] for of_limit in limits if self._are_few(*of_limit)]
-        index = few[-1] if few else limits[-1][2] if limits and column == "dispatch" else index
-        limits.append((known, (), ""))
+            limits.append(("groups_trained", "state = 'trained' AND trained_step = ?", step))
+        few = [each[0] for each in limits if self._are_few(*each)]
+        index = few[-1] if few else limits[-1][0] if limits and column == "dispatch" else index
+        limits.append(("", known))
         if after is not None:
             beyond = "<" if direction == "DESC" else ">"
             place = f"(SELECT {column}, dispatch FROM groups WHERE dispatch = ?)"
-            limits.append((f"({column}, dispatch) {beyond} {place}", (after,), ""))
-        where = " AND ".join(condition for condition, *_ in limits)
-        values = [value for _, given, _ in limits for value in given]
+            limits.append(("", f"({column}, dispatch) {beyond} {place}", after))
+        where = " AND ".join(condition for _, condition, *_ in limits)
+        values = [value for _, _, *given in limits for value in given]
         indexed = f"INDEXED BY {index}" if index else ""
         order = f"{column} {direction}, dispatch {direction}"
         return list(self._summaries(f"{indexed} WHERE {where} ORDER BY {order} LIMIT ?", *values, limit))
 
-    def _are_few(self, condition: str, values: Sequence[object], index: str) -> bool:
+    def _are_few(self, index: str, condition: str, *values: object) -> bool:
         question = f"SELECT count(*) FROM (SELECT 1 FROM groups INDEXED BY {index} WHERE {condition} LIMIT {FEW})"
         return self._store.number(question, *values) < FEW
 

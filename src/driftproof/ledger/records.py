@@ -17,7 +17,6 @@ class Plan:
     """A run's aims and bounds; written when the ledger is made."""
 
     seed: int
-    """Seed of the prompt permutations."""
     prompts: int
     """Prompts in the task's training split that are answered live."""
     groups_per_step: int

@@ -121,15 +121,12 @@ class Steps(LedgerWriter):
         durable = self._store.meta_number("durable_step")
         if step > durable:
             raise LedgerError(f"cannot prune up to step {step}: the newest checkpoint of {self.path} is of {durable}")
-        pruned = 0
+        pruned, between = 0, "state = 'trained' AND trained_step > ? AND trained_step <= ?"
+        forget = f"DELETE FROM contents WHERE dispatch IN (SELECT dispatch FROM groups WHERE {between})"
         for low in range(self.pruned_step, step, PRUNED_AT_ONCE):
             high = min(low + PRUNED_AT_ONCE, step)
             with self._store.transaction():
-                pruned += self._store.execute(
-                    "DELETE FROM contents WHERE dispatch IN (SELECT dispatch FROM groups "
-                    "WHERE state = 'trained' AND trained_step > ? AND trained_step <= ?)",
-                    *(low, high),
-                ).rowcount
+                pruned += self._store.execute(forget, low, high).rowcount
                 self._store.set_meta(pruned_step=high)
         return pruned
 

@@ -27,6 +27,9 @@ UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 """Errors of a damaged page; where SQLite's message quotes what it found there, the message is no text."""
 BUSY_SECONDS = 60.0
 """How long a process waits for another's transaction."""
+CREATE = "mode=rwc"
+READ, WRITE = ("SELECT * FROM sqlite_master LIMIT 1",), ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL")
+"""Statements that a connection to read, and one to write, begins with."""
 
 
 class Store:
@@ -87,11 +90,8 @@ class Store:
             raise self.damage(f"its {missing[0]} is missing")
         return found
 
-    def meta(self, key: str) -> str:
-        return self.header(key)[key]
-
     def meta_number(self, key: str) -> int:
-        value = self.meta(key)
+        value = self.header(key)[key]
         if not value.isdecimal():
             raise self.damage(f"its {key} is {value}")
         return int(value)
@@ -102,10 +102,8 @@ class Store:
 
     def write_groups(self, rows: Iterable[Sequence[Any]], deadline: float = -1.0) -> None:
         """Put whole rows of `groups`, of the columns `ROW`, in place of those of the same dispatch numbers."""
-        self.database.executemany(
-            f"INSERT OR REPLACE INTO groups ({', '.join(ROW)}, checksum, deadline) VALUES ({'?, ' * len(ROW)}?, ?)",
-            ((*row, row_checksum(*row), deadline) for row in rows),
-        )
+        insert = f"INSERT OR REPLACE INTO groups ({', '.join(ROW)}, checksum, deadline) VALUES ({'?, ' * len(ROW)}?, ?)"
+        self.database.executemany(insert, ((*row, row_checksum(*row), deadline) for row in rows))
 
     def write_contents(self, rows: Iterable[Sequence[Any]]) -> None:
         """Put whole rows of `contents`, a dispatch number and the columns `CONTENT`, in place."""
@@ -118,34 +116,29 @@ class Store:
 
     def add_event(self, kind: str, message: str) -> None:
         """Count and keep an event, inside a transaction."""
-        self.execute(
-            "INSERT INTO events (time, step, kind, message) VALUES (?, ?, ?, ?)",
-            *(time.time(), self.meta_number("step"), kind, message),
-        )
-        self.execute(
-            "INSERT INTO event_kinds VALUES (?, 1, ?) "
-            "ON CONFLICT (kind) DO UPDATE SET count = count + 1, message = excluded.message",
-            *(kind, message),
-        )
+        now = time.time(), self.meta_number("step")
+        self.execute("INSERT INTO events (time, step, kind, message) VALUES (?, ?, ?, ?)", *now, kind, message)
+        again = "ON CONFLICT (kind) DO UPDATE SET count = count + 1, message = excluded.message"
+        self.execute(f"INSERT INTO event_kinds VALUES (?, 1, ?) {again}", kind, message)
 
     def damage(self, what: str) -> LedgerError:
-        return LedgerError(damaged(self.path, what))
+        return damaged(self.path, what)
 
 
 def open_store(path: Path, *, read_only: bool = False, untouched: bool = False) -> Store:
     """Open an existing ledger; one of an older format is brought to today's, in a private copy where it is only read.
 
-    Reading works on storage that cannot be written, too. SQLite makes a log beside a ledger that has none, unless it is
-    to be `untouched`: then changes that begin meanwhile are not seen.
+    SQLite makes a log beside one that has none, but if `untouched`: then changes that begin meanwhile are not seen.
     """
     if not path.is_file():
         raise LedgerError(f"{path} does not exist; the directory is not a run")
-    database = _connect_read_only(path, untouched) if read_only else _connect(path)
+    database = _connect(path, _reading(path, untouched) if read_only else [CREATE])
     try:
         with damage_told(path):
             if (version := _format(path, database)) < FORMAT_VERSION:
                 if read_only:
-                    copy = _prepared(sqlite3.connect("", isolation_level=None))
+                    copy = sqlite3.connect("", isolation_level=None)
+                    copy.create_function("row_checksum", -1, row_checksum, deterministic=True)
                     database.backup(copy)
                     database.close()
                     database = copy
@@ -169,7 +162,7 @@ def create_store(path: Path, plan: Plan) -> None:
     meta = {"format_version": FORMAT_VERSION, "driftproof": __version__, "plan": plan.to_json(), "state": RUNNING}
     meta |= dict.fromkeys(("step", "durable_step", "published_step", "pruned_step", "furthest_step"), 0)
     rows = [(key, str(value), row_checksum(key, str(value))) for key, value in meta.items()]
-    with closing(_connect(partial)) as database:
+    with closing(_connect(partial, [CREATE])) as database:
         database.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
         database.executemany("INSERT INTO meta VALUES (?, ?, ?)", rows)
         database.execute("COMMIT")
@@ -199,7 +192,7 @@ def read_plan(path: Path, meta: Mapping[str, str]) -> Plan:
     text = meta.get("plan", "")
     # In format 2 the plan alone had a checksum.
     if meta.get("plan_checksum", str(zlib.crc32(text.encode()))) != str(zlib.crc32(text.encode())):
-        raise LedgerError(damaged(path, "the plan's checksum does not agree"))
+        raise damaged(path, "the plan's checksum does not agree")
     try:
         if unknown := sorted(json.loads(text).keys() - Plan.__dataclass_fields__.keys()):
             made = meta.get("driftproof", "a newer one")
@@ -209,7 +202,7 @@ def read_plan(path: Path, meta: Mapping[str, str]) -> Plan:
             )
         return Plan.from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LedgerError(damaged(path, f"the plan cannot be read: {error}")) from error
+        raise damaged(path, f"the plan cannot be read: {error}") from error
 
 
 def check_format(path: Path, meta: Mapping[str, str]) -> int:
@@ -223,13 +216,13 @@ def check_format(path: Path, meta: Mapping[str, str]) -> int:
             f"{path} has ledger format {version}, made by driftproof {made}; this is driftproof {__version__}, which "
             f"reads formats 1 to {FORMAT_VERSION}: install driftproof {made} or later (pip install -U driftproof)"
         )
-    raise LedgerError(damaged(path, f"its format is {version or 'missing'}"))
+    raise damaged(path, f"its format is {version or 'missing'}")
 
 
-def damaged(path: Path, what: str) -> str:
-    """The message for a ledger that does not hold what was written, and what to do about it."""
+def damaged(path: Path, what: str) -> LedgerError:
+    """The error of a ledger that does not hold what was written, and what to do about it."""
     run = path.absolute().parent
-    return (
+    return LedgerError(
         f"{path} is damaged ({what}); see what is wrong: driftproof ledger check {run}; "
         f"save what can be saved: driftproof ledger repair {run}"
     )
@@ -243,50 +236,38 @@ def damage_told(path: Path) -> Iterator[None]:
     except UNREADABLE as error:
         if isinstance(error, sqlite3.ProgrammingError) or _code(error) & 0xFF != sqlite3.SQLITE_CORRUPT:
             raise
-        raise LedgerError(damaged(path, str(error))) from error
+        raise damaged(path, str(error)) from error
 
 
-def _prepared(database: sqlite3.Connection) -> sqlite3.Connection:
-    database.create_function("row_checksum", -1, row_checksum, deterministic=True)
-    return database
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that writes; `path` need not hold a ledger yet."""
-    try:
-        database = _prepared(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None))
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.OperationalError as error:
-        raise LedgerError(f"cannot open {path}: {error}; is the directory writable, and is there space?") from error
-    except sqlite3.DatabaseError as error:
-        raise _no_ledger(path, error) from error
-    return database
-
-
-def _connect_read_only(path: Path, untouched: bool) -> sqlite3.Connection:
-    """A read-only connection; where SQLite cannot make the files that it reads a log with, one that needs none."""
-    log = path.with_name(f"{path.name}-wal")
-    modes = ["mode=ro", "mode=ro&immutable=1"]
-    if log.exists() and log.stat().st_size:
-        modes = modes[:1]
-    elif untouched and not log.exists():
-        modes = modes[1:]
+def _connect(path: Path, modes: Sequence[str]) -> sqlite3.Connection:
+    """A connection in the first of these modes that SQLite can open."""
     problem: Exception | None = None
     for mode in modes:
-        uri = f"{path.absolute().as_uri()}?{mode}"
         try:
-            database = _prepared(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None))
-            database.execute("SELECT * FROM sqlite_master LIMIT 1").fetchall()
+            uri = f"{path.absolute().as_uri()}?{mode}"
+            database = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+            database.create_function("row_checksum", -1, row_checksum, deterministic=True)
+            for statement in WRITE if mode == CREATE else READ:
+                database.execute(statement).fetchall()
             return database
         except sqlite3.OperationalError as error:
             problem = problem or error
         except sqlite3.DatabaseError as error:
             raise _no_ledger(path, error) from error
+    if CREATE in modes:
+        raise LedgerError(f"cannot open {path}: {problem}; is the directory writable, and is there space?") from problem
     raise LedgerError(
-        f"cannot read {path}: {problem}; where its directory cannot be written and {log.name} lies beside it, copy the "
-        "directory to a place that can be written"
+        f"cannot read {path}: {problem}; where its directory cannot be written and {path.name}-wal lies beside it, "
+        "copy the directory to a place that can be written"
     )
+
+
+def _reading(path: Path, untouched: bool) -> list[str]:
+    """Modes to read in; an immutable file is read without a log, and without the files that reading one takes."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        return ["mode=ro"]
+    return ["mode=ro&immutable=1"] if untouched and not log.exists() else ["mode=ro", "mode=ro&immutable=1"]
 
 
 def _code(error: Exception) -> int:
@@ -296,7 +277,7 @@ def _code(error: Exception) -> int:
 
 def _no_ledger(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
     if _code(error) not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-        return LedgerError(damaged(path, str(error)))
+        return damaged(path, str(error))
     run = path.absolute().parent
     return LedgerError(
         f"{path} is not a driftproof ledger ({error}); if it was one, start again from the run's newest checkpoint: "
@@ -322,4 +303,4 @@ def _migrate(path: Path, database: sqlite3.Connection, version: int) -> None:
         problem = f"has ledger format {version} and cannot be brought to {FORMAT_VERSION}: {error}"
         raise LedgerError(f"{path} {problem}; is there space on the disk?") from error
     except sqlite3.IntegrityError as error:
-        raise LedgerError(damaged(path, str(error))) from error
+        raise damaged(path, str(error)) from error

@@ -34,9 +34,7 @@ class Integrity:
     """Findings on a run."""
 
     groups: int
-    """Groups dispatched."""
     steps: int
-    """Steps done."""
     findings: tuple[str, ...]
     """A sentence on each thing that is wrong."""
 
@@ -59,11 +57,7 @@ class Header:
 
 
 def check_run(run: Path) -> Integrity:
-    """Verify a run that is being trained or is not: its ledger, checkpoints and snapshots.
-
-    Raises:
-        UnavailableError: the directory is not a run.
-    """
+    """Verify ledger, checkpoints and snapshots of a run, at work or not; an UnavailableError where it is none."""
     directory = RunDirectory(path=run)
     if not directory.ledger.is_file():
         raise UnavailableError(f"{run} is not a run: it has no {directory.ledger.name}")
@@ -94,10 +88,9 @@ def _check(path: Path) -> Integrity:
             header = Header(store.plan, store.header())
             dispatched = store.number(DISPATCHED)
             return Integrity(groups=dispatched, steps=header.step, findings=tuple(_findings(store, header, dispatched)))
-    except LedgerError as error:
-        return Integrity(groups=0, steps=0, findings=(str(error),))
-    except UNREADABLE as error:
-        return Integrity(groups=0, steps=0, findings=(f"{path} cannot be read: {error}",))
+    except (LedgerError, *UNREADABLE) as error:
+        finding = str(error) if isinstance(error, LedgerError) else f"{path} cannot be read: {error}"
+        return Integrity(groups=0, steps=0, findings=(finding,))
 
 
 def _findings(store: Store, header: Header, dispatched: int) -> Iterator[str]:
@@ -230,11 +223,9 @@ def content_problem(header: Header, row: Sequence[Any], values: Sequence[Any]) -
 def object_problem(what: str, row: Sequence[Any]) -> str:
     """A sentence on a row whose last columns are a JSON object and the checksum of all before; empty where it is."""
     *values, checksum = row
-    try:
+    with suppress(ValueError, TypeError, IndexError, RecursionError):
         if isinstance(json.loads(values[-1]), dict):
             return "" if row_checksum(*values) == checksum else UNSEALED
-    except (ValueError, TypeError, IndexError, RecursionError):
-        pass
     return f"its {what} cannot be read"
 
 

@@ -26,9 +26,7 @@ def prune(ledger: Steps, checkpoints: Path, keep_steps: int) -> int:
 def prune_run(run: Path, keep_steps: int) -> str:
     """Prune a run that nobody is working on, and give the space back to the file system; the outcome for people.
 
-    Raises:
-        UnavailableError: not a run, or one that is being worked on.
-        LedgerError: the ledger is damaged, or there is no space to write it anew.
+    Raises a LedgerError where the ledger is damaged, or there is no space to write it anew.
     """
     directory = RunDirectory(path=run)
     with locked(run), Steps(directory.ledger) as ledger:

@@ -41,7 +41,6 @@ class Repair:
     kept: Path
     """The damaged ledger."""
     step: int
-    """Steps done, in the repaired one."""
     step_before: int
     saved: int
     """Groups whose content is there."""
@@ -65,11 +64,7 @@ def repair_run(run: Path, output: Path | None = None, plan_anew: Callable[[], Pl
     """Write what can be saved into a new ledger, and put it in place of the damaged one (or at `output`).
 
     Returns None where nothing is wrong, and then does nothing. `plan_anew` makes the plan from the run's recipe, where
-    the ledger's cannot be read.
-
-    Raises:
-        UnavailableError: not a run, or one that is being worked on.
-        LedgerError: `output` exists, the ledger is of a newer format, there is no plan, or no space.
+    the ledger's cannot be read. Raises a LedgerError where `output` exists, there is no plan, or no space.
     """
     if output is not None and output.exists():
         raise LedgerError(f"{output} exists already; name a new file")
@@ -101,9 +96,9 @@ def repair_run(run: Path, output: Path | None = None, plan_anew: Callable[[], Pl
 def _write_anew(path: Path, kept: Path, new: Path, base: int, plan_anew: Callable[[], Plan] | None) -> Repair:
     copy = new.with_name("damaged.sqlite")
     shutil.copyfile(path, copy)
-    for log in (_beside(path, "-wal"), _beside(kept, "-wal")):
-        if log.exists() and not _beside(copy, "-wal").exists():
-            shutil.copyfile(log, _beside(copy, "-wal"))
+    logs = (each.with_name(f"{each.name}-wal") for each in (path, kept))
+    if log := next(filter(Path.exists, logs), None):
+        shutil.copyfile(log, copy.with_name(f"{copy.name}-wal"))
     with closing(sqlite3.connect(copy, isolation_level=None)) as old:
         header = _header(path, old, plan_anew)
         header.step = min(header.step, header.plan.steps)
@@ -226,11 +221,7 @@ def _exchange(path: Path, kept: Path, new: Path) -> None:
     if not kept.exists():
         kept.hardlink_to(path)
     for suffix in ("-wal", "-shm"):
-        if (log := _beside(path, suffix)).exists():
-            log.rename(_beside(kept, suffix))
+        if (log := path.with_name(path.name + suffix)).exists():
+            log.rename(kept.with_name(kept.name + suffix))
     new.rename(path)
     fsync(path.parent)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
