@@ -136,8 +136,9 @@ class LocalLeases(LedgerWriter):
         """Whether a lease could be given; reads little, and locks nobody out."""
         state, step, published_step = self._moment()
         expired = "SELECT EXISTS (SELECT 1 FROM groups WHERE state = 'leased' AND deadline < ?)"
-        fresh = self._dispatched() < self.plan.admitted(step, published_step)
-        return state == RUNNING and (fresh or bool(self._store.number(expired, now)))
+        return state == RUNNING and (
+            self._dispatched() < self.plan.admitted(step, published_step) or bool(self._store.number(expired, now))
+        )
 
     def _moment(self) -> tuple[str, int, int]:
         """The run's state, the learner's step and the step of the newest snapshot."""
