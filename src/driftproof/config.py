@@ -31,7 +31,7 @@ REMOVED = {
     "engine.start_seconds": "a launched server has runtime.start_seconds to answer",
     "runtime.silent_seconds": "a worker is replaced after twice rollouts.lease_seconds without a report",
     "learner.entropy": "the entropy is always measured",
-    "learner.row_tokens": "it follows from learner.token_budget and the longest response",
+    "learner.row_tokens": "it is a 32nd of learner.token_budget",
 }
 """Settings of earlier versions, and what serves instead."""
 

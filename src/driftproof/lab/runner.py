@@ -182,8 +182,7 @@ def settings_hash(config: LabConfig, cell: Cell) -> str:
     resolved = cell_config(config, cell).model_dump(mode="json", exclude=NOT_DETERMINING)
     learner = config.learner
     # Settings that were, with the values that they have now: results of earlier versions stay valid.
-    row_tokens = learner.row_tokens(config.sampling.max_tokens)
-    resolved["learner"] |= {"token_budget": learner.positions, "row_tokens": row_tokens, "entropy": True}
+    resolved["learner"] |= {"token_budget": learner.positions, "row_tokens": learner.row_tokens, "entropy": True}
     lab = {name: str(getattr(config.lab, name)) for name in ("schedule", "replay", "evaluate_every")}
     text = json.dumps([resolved, lab, cell.staleness], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -141,9 +141,12 @@ class Learner:
         largest = max((int(group.response_tokens.max(initial=0)) for group in groups), default=0)
         if largest >= self.policy.vocabulary:
             raise GroupError(f"a group has the token {largest}; the model's vocabulary has {self.policy.vocabulary}")
-        longest = max((int(group.response_lengths.max(initial=0)) for group in groups), default=0)
-        budget, row_tokens = self.settings.positions, self.settings.row_tokens(longest)
-        packed = pack(groups, token_budget=budget, row_tokens=row_tokens, share_prompts=self.policy.share_prompts)
+        packed = pack(
+            groups,
+            token_budget=self.settings.positions,
+            row_tokens=self.settings.row_tokens,
+            share_prompts=self.policy.share_prompts,
+        )
         return [micro_batch.to(self.policy.device) for micro_batch in packed]
 
 

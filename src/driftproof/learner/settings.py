@@ -11,7 +11,7 @@ from driftproof.types import Baseline
 MOST_POSITIONS = 16384
 """Positions of a micro-batch that `token_budget = "auto"` is at most; more do not make a step faster."""
 ROWS_PER_MICRO_BATCH = 32
-"""Full rows that a micro-batch of short responses has room for."""
+"""Full rows that a micro-batch has room for."""
 
 Beta = Annotated[float, Ge(0), Lt(1)]
 
@@ -73,9 +73,10 @@ class LearnerSettings:
         """Positions of a micro-batch; a budget that nobody has compared with the memory is the largest."""
         return MOST_POSITIONS if self.token_budget == "auto" else self.token_budget
 
-    def row_tokens(self, longest: int) -> int:
-        """Tokens of a row within which responses of one group, the `longest` of its update, share their prompt."""
-        return min(max(self.positions // ROWS_PER_MICRO_BATCH, longest * 5 // 4), self.positions)
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row within which responses of one group share a copy of their prompt."""
+        return self.positions // ROWS_PER_MICRO_BATCH
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of `step`, counted from 1, in a run of `steps`."""

@@ -136,7 +136,7 @@ def _with_budget(config: Config, positions: int) -> Config:
 
 def _learner(config: Config, model: Any) -> dict[str, int]:
     learner = config.learner
-    row_tokens = learner.row_tokens(config.sampling.max_tokens)
+    row_tokens = min(_longest(config), learner.positions)
     return learner_memory(
         model,
         rows=max(learner.positions // row_tokens, 1),
@@ -147,9 +147,12 @@ def _learner(config: Config, model: Any) -> dict[str, int]:
 
 
 def _worker(config: Config, model: Any) -> dict[str, int]:
-    # A prompt and its longest response are about as long as the learner's row that holds them.
-    tokens = config.learner.row_tokens(config.sampling.max_tokens)
-    return engine_memory(model, slots=config.engine.slots, tokens=tokens)
+    return engine_memory(model, slots=config.engine.slots, tokens=_longest(config))
+
+
+def _longest(config: Config) -> int:
+    """Tokens of the longest row or response."""
+    return max(config.learner.row_tokens, config.sampling.max_tokens)
 
 
 def memory_of(device: str) -> int:
