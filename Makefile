@@ -43,11 +43,14 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# On every core: most of a test's time is waiting for processes. A file's tests stay together, for what they share.
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
 test: check
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: .venv/ready
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 # The real vLLM, on CPU where there is no GPU, in an environment of its own (3 GB).
 vllm: $(VLLM)/ready

@@ -4,8 +4,15 @@ import sqlite3
 from pathlib import Path
 
 from driftproof.ledger.codec import row_checksum
-from driftproof.ledger.schema import CONTENT
-from driftproof.ledger.store import changed
+from driftproof.ledger.schema import CONTENT, ROW
+
+
+def changed(**expressions: str) -> str:
+    """The assignments of an UPDATE of `groups` that sets these columns, and its checksum with them."""
+    columns = ", ".join(expressions.get(column, column) for column in ROW)
+    assignments = [f"{column} = {expression}" for column, expression in expressions.items()]
+    return ", ".join([*assignments, f"checksum = row_checksum({columns})"])
+
 
 UNTRAINED = f"UPDATE groups SET {changed(state=repr('ready'), trained_step='NULL')}"
 

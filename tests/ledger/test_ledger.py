@@ -11,11 +11,10 @@ from driftproof.errors import GroupError, LedgerError
 from driftproof.ledger.codec import row_checksum
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED, RUNNING, STOPPING, Counters, Lease, Plan
-from driftproof.ledger.store import changed
 from driftproof.report.display import View
 from driftproof.types import Batch, Channel, Group
 from tests.groups import make_group
-from tests.ledger.tampering import tamper
+from tests.ledger.tampering import changed, tamper
 
 LONG = 1000.0
 OVER = -1.0
@@ -535,6 +534,17 @@ def test_no_question_of_a_step_reads_what_grows(ledger: Ledger):
 
 def change(ledger: Ledger, statement: str) -> None:
     tamper(ledger.path, statement)
+
+
+@pytest.mark.parametrize("column", ["dispatched_step", "weights_step"])
+def test_a_lease_that_was_damaged_on_disk_takes_no_group(ledger: Ledger, column: str):
+    leases = ledger.lease("w", 2, 60)
+    change(ledger, f"UPDATE groups SET {column} = {column} + 1 WHERE dispatch = 1")
+    with pytest.raises(LedgerError, match=r"is damaged \(group 1: its row's checksum does not agree\)"):
+        ledger.commit(
+            "w", {lease.dispatch: make_group([1], [[2]], prompt_index=lease.prompt_index) for lease in leases}
+        )
+    assert (ledger.status().ready, ledger.status().leased) == (0, 2)
 
 
 @pytest.mark.parametrize("column", ["response_tokens", "rewards", "prompt_tokens", "response_lengths"])

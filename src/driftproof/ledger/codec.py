@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driftproof.errors import DamageError
-from driftproof.ledger.schema import CONTENT
+from driftproof.ledger.schema import CONTENT, STATE, TRAINED_STEP
 from driftproof.types import FinishReason, Group
 
 OLD_CONTENT = CONTENT.index("trained_mask")
@@ -30,7 +30,7 @@ def to_row(group: Group) -> tuple[Any, ...]:
         _bytes(group.response_tokens, np.int32),
         _bytes(group.response_lengths, np.int32),
         _bytes(group.rewards, np.float64),
-        json.dumps(group.finish_reasons),
+        _reasons_text(group.finish_reasons),
         json.dumps(group.problems) if group.problems else None,
         None if group.behavior_logprobs is None else _bytes(group.behavior_logprobs, np.float32),
         int(group.retokenized),
@@ -86,16 +86,19 @@ def figures_of(group: Group) -> tuple[Any, ...]:
     return figures(group.rewards, len(group.response_tokens), group.finish_reasons)
 
 
+def with_state(row: Sequence[Any], state: str, trained_step: int | None = None) -> tuple[Any, ...]:
+    """A row of the columns `ROW` in another state."""
+    between = row[STATE + 1 : TRAINED_STEP]
+    return (*row[:STATE], state, *between, trained_step, *row[TRAINED_STEP + 1 :])
+
+
 def content_checksum(row: Sequence[Any]) -> int:
     """CRC-32 of a row's `CONTENT` columns; where one ends and the next begins counts.
 
     What formats 1 and 2 did not have counts only where it is there, so that their checksums stay right.
     """
-    value = 0
-    for column in row if tuple(row[OLD_CONTENT:]) != NOTHING else row[:OLD_CONTENT]:
-        part = column if type(column) is bytes else repr(column).encode(errors="replace")
-        value = zlib.crc32(part, zlib.crc32(len(part).to_bytes(8, "little"), value))
-    return value
+    columns = row if tuple(row[OLD_CONTENT:]) != NOTHING else row[:OLD_CONTENT]
+    return zlib.crc32(b"".join(map(_part, columns)))
 
 
 def row_checksum(*columns: Any) -> int:
@@ -103,8 +106,24 @@ def row_checksum(*columns: Any) -> int:
     return zlib.crc32(ascii(columns).encode())
 
 
+def _part(column: Any) -> bytes:
+    """A column for a checksum, its length before it."""
+    if type(column) is not bytes:
+        return _shown(column)
+    return len(column).to_bytes(8, "little") + column
+
+
+# The same few texts and numbers stand in most groups.
+@lru_cache(maxsize=1024, typed=True)
+def _shown(column: Any) -> bytes:
+    return _part(repr(column).encode(errors="replace"))
+
+
 def _bytes(values: NDArray[Any], dtype: type[np.generic]) -> bytes:
     return np.ascontiguousarray(values, dtype).tobytes()
+
+
+_reasons_text = lru_cache(json.dumps)
 
 
 @lru_cache

@@ -13,16 +13,14 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from driftproof.errors import GroupError
-from driftproof.ledger.codec import content_checksum, figures_of, to_row
+from driftproof.ledger.codec import content_checksum, figures_of, to_row, with_state
 from driftproof.ledger.reader import LedgerWriter
 from driftproof.ledger.records import RUNNING, Counters, Lease, Plan
 from driftproof.ledger.schema import ROW
-from driftproof.ledger.store import changed, channel_problem
+from driftproof.ledger.store import channel_problem
 from driftproof.types import Group
 
 FIGURES = ROW[ROW.index("responses") :]
-READY = changed(state="'ready'", **{column: f":{column}" for column in ("prompt_index", *FIGURES)})
-LEASED = "SELECT dispatch FROM groups WHERE state = 'leased' AND worker = ? AND dispatch BETWEEN ? AND ?"
 
 
 class Leases(Protocol):
@@ -109,17 +107,17 @@ class LocalLeases(LedgerWriter):
         A group whose lease has passed to another worker, or that is committed already, is not accepted and counted as
         an event; one of another prompt, or without exactly the planned channels, is a GroupError.
         """
-        rows, contents = {}, {}
+        contents, figures = {}, {}
         for dispatch, group in groups.items():
             self._check(dispatch, group)
             content = contents[dispatch] = (dispatch, *to_row(group))
-            figures = dict(zip(FIGURES, (*figures_of(group), content_checksum(content[1:])), strict=True))
-            rows[dispatch] = {"dispatch": dispatch, "prompt_index": group.prompt_index, **figures}
+            figures[dispatch] = (*figures_of(group), content_checksum(content[1:]))
+        bounds = min(groups, default=0), max(groups, default=-1)
         with self._store.transaction(fault="commit"):
-            bounds = min(groups, default=0), max(groups, default=-1)
-            accepted = [n for (n,) in self._store.rows(LEASED, worker, *bounds) if n in groups]
-            update = f"UPDATE groups SET {READY} WHERE dispatch = :dispatch"
-            self._store.database.executemany(update, [rows[n] for n in accepted])
+            leased = self._store.groups("state = 'leased' AND worker = ? AND dispatch BETWEEN ? AND ?", worker, *bounds)
+            accepted = {row[0]: with_state(row, "ready") for row in leased if row[0] in groups}
+            written = [(*row[: -len(FIGURES)], *figures[n]) for n, row in accepted.items()]
+            self._store.change_groups(written, "state", *FIGURES)
             self._store.write_contents([contents[n] for n in accepted])
             if late := len(groups) - len(accepted):
                 self._store.add_event("late commit", f"{late} groups of {worker}, whose leases had expired")

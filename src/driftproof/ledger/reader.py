@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from driftproof.errors import DamageError
-from driftproof.ledger.codec import read_group, row_checksum
+from driftproof.ledger.codec import read_group
 from driftproof.ledger.records import Counters, Plan, Record, Status, Summary
 from driftproof.ledger.schema import CONTENT, ROW
 from driftproof.ledger.store import open_store
@@ -189,10 +189,7 @@ class LedgerReader:
 
     def _fields(self, row: Sequence[Any]) -> dict[str, Any]:
         """Fields of a `Summary`, from a row that begins with the columns of `groups`."""
-        columns = row[: len(ROW)]
-        if row_checksum(*columns) != row[len(ROW)]:
-            raise self._store.damage(f"group {row[0]}: its row's checksum does not agree")
-        return dict(zip(ROW[:-1], columns[:-1], strict=True))
+        return dict(zip(ROW[:-1], self._store.checked(row)[:-1], strict=True))
 
     def _group(self, row: Sequence[Any]) -> Group:
         dispatch, prompt_index, content_checksum = row[0], row[1], row[len(ROW) - 1]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from driftproof.types import Channel, Group
@@ -98,7 +98,7 @@ class Counters:
     engine: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(replace(self, engine=dict(self.engine))))
+        return json.dumps({name: getattr(self, name) for name in self.__slots__} | {"engine": dict(self.engine)})
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -10,16 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 from driftproof.errors import LedgerError
-from driftproof.ledger.codec import row_checksum
+from driftproof.ledger.codec import row_checksum, with_state
 from driftproof.ledger.reader import GROUPS, LedgerWriter
 from driftproof.ledger.records import RUNNING, STATES
-from driftproof.ledger.store import changed, damage_told
+from driftproof.ledger.schema import ROW
+from driftproof.ledger.store import damage_told
 from driftproof.types import Batch
 
+DISPATCHED_STEP = ROW.index("dispatched_step")
 PRUNED_AT_ONCE = 64
 """Steps whose groups are pruned in one transaction, so that nobody waits long for the next."""
-READY = changed(state="'ready'", trained_step="NULL")
-TRAINED = changed(state="'trained'", trained_step=":step")
 
 
 class Steps(LedgerWriter):
@@ -55,13 +55,12 @@ class Steps(LedgerWriter):
             return None
         with self._store.transaction(fault="take"):
             rows = list(self._store.rows(f"{GROUPS} WHERE state = 'ready' ORDER BY dispatch LIMIT ?", count))
-            found = [self._fields(row) for row in rows]
             groups = tuple(map(self._group, rows))
-            question = f"UPDATE groups SET {TRAINED} WHERE dispatch = :dispatch"
-            self._store.database.executemany(question, [{"step": step, "dispatch": row[0]} for row in rows])
-        ages = tuple(step - 1 - group["dispatched_step"] for group in found)
-        weights_steps = [group["weights_step"] for group in found if group["weights_step"] is not None]
-        return Batch(step=step, groups=groups, ages=ages, weights_ages=tuple(step - 1 - k for k in weights_steps))
+            taken = [with_state(self._store.checked(row), "trained", step) for row in rows]
+            self._store.change_groups(taken, "state", "trained_step")
+        dispatched, weights = zip(*(row[DISPATCHED_STEP : DISPATCHED_STEP + 2] for row in taken), strict=True)
+        weights_ages = tuple(step - 1 - k for k in weights if k is not None)
+        return Batch(step=step, groups=groups, ages=tuple(step - 1 - k for k in dispatched), weights_ages=weights_ages)
 
     def finish_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record that `step` has updated the weights: admission moves on."""
@@ -96,8 +95,9 @@ class Steps(LedgerWriter):
                 "held is pruned; only a checkpoint of that step or a later one can be gone on from"
             )
         with self._store.transaction(fault="rewind"):
-            again = f"UPDATE groups SET {READY} WHERE state = 'trained' AND trained_step > ?"
-            ready = self._store.execute(again, step).rowcount
+            later = self._store.groups("state = 'trained' AND trained_step > ?", step)
+            ready = [with_state(row, "ready") for row in later]
+            self._store.change_groups(ready, "state", "trained_step")
             self._store.execute("UPDATE groups SET deadline = -1 WHERE state = 'leased'")
             self._store.execute("DELETE FROM steps WHERE step > ?", step)
             self._store.execute("DELETE FROM evaluations WHERE step > ?", step)
@@ -110,7 +110,7 @@ class Steps(LedgerWriter):
                 published_step=min(number("published_step"), step),
                 step=step,
             )
-        return ready
+        return len(ready)
 
     def prune(self, step: int) -> int:
         """Forget what the groups trained up to `step` hold (tokens, log-probs, rewards); of how many.

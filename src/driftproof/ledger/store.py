@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,26 @@ class Store:
         insert = f"INSERT OR REPLACE INTO groups ({', '.join(ROW)}, checksum, deadline) VALUES ({'?, ' * len(ROW)}?, ?)"
         self.database.executemany(insert, ((*row, row_checksum(*row), deadline) for row in rows))
 
+    def groups(self, which: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        """Rows of `groups`, of the columns `ROW`, each checked."""
+        for row in self.rows(f"SELECT {', '.join(ROW)}, checksum FROM groups WHERE {which}", *values):
+            yield self.checked(row)
+
+    def checked(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        """The columns `ROW` of a row that begins with them and their checksum, which must agree."""
+        columns = tuple(row[: len(ROW)])
+        if row_checksum(*columns) != row[len(ROW)]:
+            raise self.damage(f"group {row[0]}: its row's checksum does not agree")
+        return columns
+
+    def change_groups(self, rows: Iterable[Sequence[Any]], *columns: str) -> None:
+        """Write these columns of whole rows of `groups`, and the rows' checksums; no other column has changed."""
+        values_of = itemgetter(*map(ROW.index, columns))
+        assignments = ", ".join(f"{column} = ?" for column in (*columns, "checksum"))
+        values = [(*values_of(row), row_checksum(*row), row[0]) for row in rows]
+        # A checksum made here costs half of one that SQLite asks for, column by column.
+        self.database.executemany(f"UPDATE groups SET {assignments} WHERE dispatch = ?", values)
+
     def write_contents(self, rows: Iterable[Sequence[Any]]) -> None:
         """Put whole rows of `contents`, a dispatch number and the columns `CONTENT`, in place."""
         holes = ", ".join("?" * (1 + len(CONTENT)))
@@ -167,16 +188,6 @@ def create_store(path: Path, plan: Plan) -> None:
         database.executemany("INSERT INTO meta VALUES (?, ?, ?)", rows)
         database.execute("COMMIT")
     partial.rename(path)
-
-
-def changed(**expressions: str) -> str:
-    """The assignments of an UPDATE of `groups` that sets these columns, and its checksum with them.
-
-    `changed(state="'ready'")` is `state = 'ready', checksum = row_checksum(dispatch, prompt_index, 'ready', ...)`.
-    """
-    columns = ", ".join(expressions.get(column, column) for column in ROW)
-    assignments = [f"{column} = {expression}" for column, expression in expressions.items()]
-    return ", ".join([*assignments, f"checksum = row_checksum({columns})"])
 
 
 def channel_problem(plan: Plan, group: Group) -> str:
