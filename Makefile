@@ -6,7 +6,7 @@ MODELS := models
 VLLM := .venv-vllm
 LLAMA := .venv-llama
 
-.PHONY: setup train smoke results chaos chaos-short test test-slow vllm test-vllm llama test-llama check clean
+.PHONY: setup train smoke results architectures chaos chaos-short test test-slow vllm test-vllm llama test-llama check clean
 
 setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ smoke: .venv/ready $(MODELS)/tiny-qwen3
 results: .venv/ready $(MODELS)/tiny-qwen3 $(MODELS)/tiny-sums
 	for recipe in studies/recipes/*.toml; do $(BIN)/driftproof lab $$recipe || exit 1; done
 	$(BIN)/python -m studies.page docs/results.md
+
+# Tiny models of every architecture, three measures of each, and the tables of docs/architectures.md: minutes.
+architectures: .venv/ready
+	$(BIN)/python -m benchmarks.architectures
 
 # A seeded storm of 100 kills and as many faults as there are places: nothing is lost, nothing is trained twice.
 chaos: .venv/ready $(MODELS)/tiny-qwen3

@@ -42,7 +42,7 @@ def both_alone(model: Path, directory: Path) -> tuple[float, float]:
     overrides += ["--rollouts.max_staleness", str(STEPS), "--evaluation.prompts", "0"]
     config = load_config(QUICKSTART, overrides)
     run = prepare_directory(config, preflight(config))
-    Publisher(run.snapshots, model).publish(0, make_learner(config).policy.state())
+    Publisher(run.snapshots, model).publish(0, make_learner(config).policy.published())
     placement, one = LocalPlacement(directory=run), Resources(threads=1)
     with Ledger(run.ledger) as ledger:
         worker = placement.start(Role.WORKER, "worker-0", one)

@@ -96,7 +96,7 @@ def main(model: Path, run: RunDirectory) -> None:
         assert batch is not None
         metrics = learner.train(batch)
         if learner.step % PUBLISH_EVERY == 0:
-            publisher.publish(learner.step, policy.state())
+            publisher.publish(learner.step, policy.published())
             ledger.published(learner.step)
             engine.load(publisher.directory / "latest")
         ledger.finish_step(learner.step, metrics)

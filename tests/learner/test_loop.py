@@ -67,7 +67,7 @@ class Run:
         **settings: Any,
     ) -> None:
         learner.settings = replace(learner.settings, **settings)
-        self.publisher.publish(learner.step, learner.policy.state())
+        self.publisher.publish(learner.step, learner.policy.published())
         LearnerLoop(
             self.ledger,
             learner,

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GraniteConfig
+from transformers import AutoModelForCausalLM
 
 from driftproof.errors import ModelError
 from driftproof.learner.packing import pack
@@ -11,7 +11,7 @@ from driftproof.learner.policy import Policy
 from driftproof.logprobs import TokenValues
 from tests.groups import make_group
 
-from .tiny import CONFIGS, own_logprobs, tiny_model
+from .tiny import own_logprobs, tiny_model
 
 GROUP = make_group([3, 4, 5], [[6, 7, 8], [9, 2], [1]])
 
@@ -54,7 +54,7 @@ def test_the_check_is_not_disturbed_by_the_rounding_of_bfloat16(seed: int):
     Policy(model, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma2", "granite"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_backward_is_the_gradient_through_score(architecture: str, dtype: torch.dtype):
     """Of a loss of log-probs, entropies and values; tied and untied heads, capped logits."""
@@ -98,12 +98,21 @@ def test_eager_attention_takes_no_mask_so_prompts_are_not_shared():
     torch.testing.assert_close(score(policy)[3:5], own_logprobs(model, [3, 4, 5], [9, 2]), rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_that_scales_its_logits_is_refused():
-    sizes = CONFIGS["llama"]().to_dict()
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    config = GraniteConfig(**{name: sizes[name] for name in names}, num_key_value_heads=2, logits_scaling=8.0)
-    with pytest.raises(ModelError, match="GraniteForCausalLM computes its log-probs in a way that driftproof does not"):
-        Policy(AutoModelForCausalLM.from_config(config))
+@pytest.mark.parametrize("architecture", ["granite", "cohere", "hyperclovax"])
+def test_logits_that_the_model_scales(architecture: str):
+    """Two of them divide and multiply by settings of the same name."""
+    model = tiny_model(architecture)
+    policy = Policy(model)
+    assert policy.logit_scale != 1
+    torch.testing.assert_close(score(policy)[3:5], own_logprobs(model, [3, 4, 5], [9, 2]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_computes_its_logits_in_a_way_of_its_own_is_refused():
+    model = tiny_model()
+    head = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: head(hidden) * 2
+    with pytest.raises(ModelError, match="Qwen3ForCausalLM computes its log-probs in a way that driftproof does not"):
+        Policy(model)
 
 
 def test_open_reads_a_directory_in_float32(tiny_model_dir: Path):

@@ -3,7 +3,17 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    HyperCLOVAXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 from driftproof.learner.learner import Learner
 from driftproof.learner.policy import Policy
@@ -33,6 +43,9 @@ CONFIGS = {
     "gemma2": lambda **changes: Gemma2Config(
         **_SIZES | {"sliding_window": 4, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8} | changes
     ),
+    "granite": lambda **changes: GraniteConfig(**_SIZES | {"logits_scaling": 4.0} | changes),
+    "cohere": lambda **changes: CohereConfig(**_SIZES | {"logit_scale": 0.25} | changes),
+    "hyperclovax": lambda **changes: HyperCLOVAXConfig(**_SIZES | {"logits_scaling": 0.25} | changes),
     # Learned positions, of which there are 16, and dropout.
     "gpt2": lambda **changes: GPT2Config(
         **{

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from driftproof.cli.commands import Commands, command, print_lines
 from driftproof.config import Config, load_config, parse_overrides
-from driftproof.errors import ConfigError, EngineError
+from driftproof.errors import ConfigError, EngineError, ModelError
 
 PACKAGES = {
     "torch": "required",
@@ -77,7 +77,12 @@ def _check_recipe(console: Console, config: Config) -> int:
     quiet_libraries()
     table = Table("process", "device", "needs", "has", "of that", title="memory, GiB")
     lacking = []
-    for need in requirements(config):
+    try:
+        needs = requirements(config)
+    except ModelError as error:
+        needs = []
+        lacking.append(str(error))
+    for need in needs:
         parts = ", ".join(f"{name} {size / 2**30:.2g}" for name, size in need.parts.items())
         needed = Text(f"{need.needed / 2**30:.2f}", style="" if need.fits else "red")
         table.add_row(need.process, need.device, needed, f"{need.available / 2**30:.2f}", Text(parts))

@@ -114,7 +114,7 @@ class LearnerLoop:
             )
         clock.turn_to(names.PUBLISH_SECONDS)
         if learner.step % learner.settings.publish_every == 0 or learner.step == self.ledger.plan.steps:
-            self.publisher.publish(learner.step, learner.policy.state())
+            self.publisher.publish(learner.step, learner.policy.published())
             self.publisher.wait()
             self.ledger.published(self.publisher.published())
         clock.turn_to(names.RECORD_SECONDS)

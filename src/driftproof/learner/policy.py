@@ -20,7 +20,8 @@ from driftproof.learner.packing import MicroBatch, pack
 from driftproof.logprobs import Head, TokenBuffer, TokenGradients, TokenValues, head_gradients, token_logprobs
 from driftproof.types import FinishReason, Group, Response, Tokens, Verdict
 from driftproof.weights.files import read_shapes
-from driftproof.weights.models import UNTRUSTED, inspect_model, readable
+from driftproof.weights.models import UNTRUSTED, attends_to_all, inspect_model, readable
+from driftproof.weights.names import file_state
 
 
 class Policy:
@@ -42,7 +43,11 @@ class Policy:
         self.head = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.share_prompts = _can_share_prompts(config)
+        self.logit_scale = 1.0
+        """The factor by which the model multiplies its logits, before it caps them."""
+        self.share_prompts = attends_to_all(config) and config._attn_implementation == "sdpa"
+        self._stored: frozenset[str] = frozenset()
+        """Names in the files that the model was opened from."""
         self.value_head: nn.Linear | None = None
         if value_head:
             self.value_head = nn.Linear(self.head.weight.shape[1], 1, device=self.device)
@@ -71,9 +76,10 @@ class Policy:
             )
         if loading["missing_keys"]:
             raise ModelError(f"{path}: the weights lack {sorted(loading['missing_keys'])[:3]}")
-        _check_names(path, model)
         dtype = torch.bfloat16 if bfloat16 else torch.float32
-        return cls(model.to(device), temperature=temperature, dtype=dtype, value_head=value_head)
+        policy = cls(model.to(device), temperature=temperature, dtype=dtype, value_head=value_head)
+        policy._stored = frozenset(read_shapes(path))
+        return policy
 
     @property
     def device(self) -> torch.device:
@@ -91,12 +97,16 @@ class Policy:
         return dict(self.model.named_parameters()) | head
 
     def state(self) -> dict[str, Tensor]:
-        """The model's weights by their Hugging Face names, as snapshots and checkpoints hold them; not copied.
+        """The model's weights by the names that it computes with, as checkpoints hold them; not copied.
 
         Tied weights have several names; the value head's are not among them.
         """
         state: dict[str, Tensor] = self.model.state_dict()
         return state
+
+    def published(self) -> dict[str, Tensor]:
+        """The model's weights as snapshots hold them: by the names of the files that it was opened from."""
+        return file_state(self.model, self._stored)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the weights that `state` gave; of tied weights one name is enough.
@@ -166,25 +176,41 @@ class Policy:
         return hidden_NH.to(self.dtype)
 
     def _output_layer(self) -> Head:
-        weight_VH, bias_V = self.head.weight, self.head.bias
-        return Head(weight_VH=weight_VH, bias_V=bias_V, temperature=self.temperature, softcap=self.softcap)
+        # cap tanh(scale logits / cap) / T is (cap / scale) tanh(logits / (cap / scale)) / (T / scale).
+        scale = self.logit_scale
+        return Head(
+            weight_VH=self.head.weight,
+            bias_V=self.head.bias,
+            temperature=self.temperature / scale,
+            softcap=None if self.softcap is None else self.softcap / scale,
+        )
 
     def _values(self, hidden_NH: Tensor) -> Tensor | None:
         return None if self.value_head is None else self.value_head(hidden_NH.float()).squeeze(-1)
 
     @torch.no_grad()
     def _check_scores(self) -> None:
-        """Compare with the model's own logits: it may scale them, or place or mask tokens in a way of its own."""
-        groups = [_group([0, 1], [[0, 1, 1], [1, 0]]), _group([1], [[0, 0]])]
-        own = torch.cat([self._own_logprobs(group, response) for group in groups for response in group.split()])
-        ours = torch.empty_like(own)
-        for micro_batch in pack(groups, token_budget=1 << 10, share_prompts=self.share_prompts):
-            ours[micro_batch.tokens_N] = self.score(micro_batch.to(self.device)).logprobs_N.cpu()
+        """Compare with the model's own logits, and find their scale: it may compute them in a way of its own."""
+        name = type(self.model).__name__
+        groups = [_group([0, 1, 1], [[0, 1, 1, 0, 0, 1], [1, 0]]), _group([1], [[0, 0, 1]])]
+        with readable(f"{name} cannot be trained, for driftproof does not know how to compute its log-probs"):
+            own = torch.cat([self._own_logprobs(group, response) for group in groups for response in group.split()])
+            found = {scale: self._logprobs(groups, scale) for scale in _scales(self.model.config.get_text_config())}
+        self.logit_scale = min(found, key=lambda scale: float((own - found[scale]).abs().max()))
+        ours = found[self.logit_scale]
         if not torch.allclose(own, ours, atol=1e-3):
             raise ModelError(
-                f"{type(self.model).__name__} computes its log-probs in a way that driftproof does not reproduce "
-                "(a scaled head, or positions of its own, perhaps); they would be wrong, so it is refused"
+                f"{name} computes its log-probs in a way that driftproof does not reproduce (they are off by "
+                f"{float((own - ours).abs().max()):.2g} nats); they would be wrong, so it is refused"
             )
+
+    def _logprobs(self, groups: list[Group], logit_scale: float) -> Tensor:
+        self.logit_scale = logit_scale
+        micro_batches = pack(groups, token_budget=1 << 10, share_prompts=self.share_prompts)
+        logprobs_N = torch.zeros(sum(len(micro_batch.targets_N) for micro_batch in micro_batches))
+        for micro_batch in micro_batches:
+            logprobs_N[micro_batch.tokens_N] = self.score(micro_batch.to(self.device)).logprobs_N.cpu()
+        return logprobs_N
 
     def _own_logprobs(self, group: Group, response: Tokens) -> Tensor:
         ids = torch.tensor(np.append(group.prompt_tokens, response), dtype=torch.int64, device=self.device)
@@ -193,24 +219,14 @@ class Policy:
         return logprobs.cpu()
 
 
-def _check_names(path: Path, model: Any) -> None:
-    """Refuse a model that transformers stores under other names than it computes with: snapshots have the latter."""
-    if converted := {name for name, _ in model.named_parameters()} - read_shapes(path).keys():
-        what = f"stores its weights under other names than it computes with ({min(converted)} is not in the files)"
-        raise ModelError(
-            f"{path}: {type(model).__name__} {what}; its snapshots could not be opened elsewhere, so it is refused"
-        )
-
-
 def _group(prompt: list[int], responses: list[list[int]]) -> Group:
     arrays = [np.array(tokens, np.int32) for tokens in responses]
     written = [Response(tokens=tokens, finish_reason=FinishReason.STOP) for tokens in arrays]
     return Group.from_responses(0, np.array(prompt, np.int32), written, [Verdict(reward=0.0)] * len(written))
 
 
-def _can_share_prompts(config: Any) -> bool:
-    """Whether every layer attends to whatever a mask allows: full attention, by a kernel that takes any mask."""
-    layer_types = getattr(config, "layer_types", None) or []
-    full = all(kind == "full_attention" for kind in layer_types)
-    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return full and not window and config._attn_implementation == "sdpa"
+def _scales(config: Any) -> list[float]:
+    """Factors that a model may multiply its logits by; whether by a setting or by its inverse, only trying tells."""
+    names = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+    values = [value for name in names if isinstance(value := getattr(config, name, None), int | float) and value > 0]
+    return [1.0, *(factor for value in values for factor in (float(value), 1 / value))]

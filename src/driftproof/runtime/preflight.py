@@ -14,6 +14,7 @@ from driftproof.ledger.records import Plan
 from driftproof.metrics.trackers import check_trackers
 from driftproof.objectives import Objective
 from driftproof.run import RunDirectory
+from driftproof.runtime.architecture import check_architecture
 from driftproof.runtime.build import make_objective, make_task, make_verifier
 from driftproof.runtime.resources import count_parameters, resolve_device
 from driftproof.tasks.codec import Codec
@@ -34,6 +35,11 @@ def preflight(config: Config) -> Plan:
     for name in (config.engine.device, config.learner.device):
         resolve_device(name)
     model = inspect_model(config.model.path)
+    check_architecture(
+        config.model.path,
+        decoded=config.engine.name == "embedded",
+        gradient_checkpointing=config.learner.gradient_checkpointing,
+    )
     _check_reference(config, model, objective)
     task = make_task(config)
     if not task.live and config.rollouts.recorded_share != 1:
@@ -122,6 +128,7 @@ def _check_reference(config: Config, model: ModelInfo, objective: Objective) -> 
             f"model.reference {reference.path} has a vocabulary of {reference.vocabulary}, the model one of "
             f"{model.vocabulary}; a KL term needs the same tokens in both"
         )
+    check_architecture(config.model.reference, decoded=False)
 
 
 def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -> None:
@@ -130,7 +137,8 @@ def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -
         if length > model.context:
             raise TaskError(
                 f"{config.rollouts.path}: the prompt {group.prompt.text[:60]!r} and its longest response have "
-                f"{length} tokens, the model's context is {model.context}; drop the group, or use another model"
+                f"{length} tokens, the model's context is {model.context}{model.context_note}; drop the group, or use "
+                "another model"
             )
     room = model.context - config.sampling.max_tokens
     answered = () if task.recorded_heldout else task.heldout
@@ -138,7 +146,7 @@ def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -
     if longest > room:
         raise TaskError(
             f"prompt {index} of task {task.name!r} has {longest} tokens; with sampling.max_tokens="
-            f"{config.sampling.max_tokens} the model's context of {model.context} leaves {room}. "
+            f"{config.sampling.max_tokens} the model's context of {model.context}{model.context_note} leaves {room}. "
             "Lower sampling.max_tokens, drop the long prompts, or use a model with a longer context"
         )
 

@@ -84,7 +84,7 @@ def _learn(config: Config, directory: RunDirectory, ledger: Ledger, phase: Phase
         load_checkpoint(list_checkpoints(directory.checkpoints)[-1], learner)
     phase("publishes weights")
     publisher = Publisher(directory.snapshots, config.model.path, keep=config.learner.keep_snapshots)
-    publisher.publish(learner.step, learner.policy.state())
+    publisher.publish(learner.step, learner.policy.published())
     ledger.published(learner.step)
     # Asked to stop while the model was loaded: that much sooner.
     if learner.step == 0 and ledger.state() == RUNNING:

@@ -6,6 +6,7 @@ that pass is added up, whatever the architecture; libraries, CUDA's context and 
 always get one thread and the largest budget, so that their runs are the same on every machine.
 """
 
+import logging
 import math
 import os
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from driftproof.config import Config
 from driftproof.errors import ConfigError, DamageError, ModelError
@@ -207,22 +209,40 @@ def learner_memory(
 
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config).eval()
+        weights = sum(parameter.numel() * 4 for parameter in model.parameters())
         if gradient_checkpointing:
             checkpoint_activations(model)
-        weights = sum(parameter.numel() * 4 for parameter in model.parameters())
-        kept = _Kept(model)
-        ids = torch.zeros(rows, row_tokens, dtype=torch.long)
-        mask = torch.ones(rows, 1, row_tokens, row_tokens, dtype=torch.bool)
-        with kept, torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-            model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+        activations = _activations(model, rows, row_tokens, bfloat16)
     hidden_bytes = rows * row_tokens * config.get_text_config().hidden_size * (2 if bfloat16 else 4)
     return {
         "weights": weights,
         "gradients": weights,
         "optimizer": 2 * weights,
-        "activations": kept.bytes + mask.numel(),
+        "activations": activations,
         "logits": 2 * DEFAULT_BUDGET_BYTES + 2 * hidden_bytes,
     }
+
+
+def _activations(model: Any, rows: int, row_tokens: int, bfloat16: bool) -> int:
+    """Bytes that autograd keeps of a forward pass of a model without storage."""
+    kept = _Kept(model)
+    ids = torch.zeros(rows, row_tokens, dtype=torch.long)
+    mask = torch.ones(rows, 1, row_tokens, row_tokens, dtype=torch.bool)
+    # Positions as in a row of several responses, which may be longer than the model's last one.
+    inputs = {"input_ids": ids, "position_ids": torch.zeros_like(ids), "attention_mask": mask}
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logged, logger.disabled = logger.disabled, True
+    try:
+        with kept, _DenseExperts(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            model.get_decoder()(**inputs, use_cache=False)
+    except Exception:  # noqa: BLE001 (what depends on values fails in as many ways as there are models)
+        # A layer of that width keeps about so many numbers of each position.
+        text = model.config.get_text_config()
+        numbers: int = rows * row_tokens * text.num_hidden_layers * 32 * text.hidden_size
+        return max(kept.bytes, numbers * (2 if bfloat16 else 4)) + mask.numel()
+    finally:
+        logger.disabled = logged
+    return kept.bytes + mask.numel()
 
 
 def engine_memory(config: Any, *, slots: int, tokens: int) -> dict[str, int]:
@@ -233,8 +253,9 @@ def engine_memory(config: Any, *, slots: int, tokens: int) -> dict[str, int]:
     with FakeTensorMode():
         parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries = getattr(text, "num_attention_heads", None) or 1
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    width = getattr(text, "head_dim", None) or text.hidden_size // queries
     cached = 2 * text.num_hidden_layers * heads * width
     return {"weights": 4 * parameters, "cache": 4 * slots * tokens * cached}
 
@@ -249,6 +270,19 @@ def read_config(model: Path) -> Any:
 
     with readable(f"{model} has no usable config.json"):
         return AutoConfig.from_pretrained(model, **UNTRUSTED)
+
+
+class _DenseExperts(TorchFunctionMode):
+    """Takes the products of experts with their tokens for products of as many numbers: torch cannot tell the shapes of
+    the former without their values, and not in float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.grouped_mm:
+            tokens_SK, weights_EKN = args[:2]
+            # As the real one, it stays in the type of the weights under autocast.
+            with torch.autocast("cpu", enabled=False):
+                return tokens_SK @ weights_EKN[0]
+        return func(*args, **(kwargs or {}))
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):

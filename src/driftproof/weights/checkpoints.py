@@ -80,6 +80,7 @@ def check_checkpoint(checkpoint: Path, model: Path) -> None:
     found = {name: tensor.shape for name, tensor in read_header(checkpoint / WEIGHTS).items()}
     own = read_shapes(model)
     different = sorted(name for name in own.keys() & found.keys() if own[name] != found[name])
-    if different or not own.keys() & found.keys():
+    # The files of some models have other names than a checkpoint, which has those that they compute with.
+    if different or not (own.keys() & found.keys() or set(own.values()) & set(found.values())):
         what = f"{different[:3]} are of another shape"
         raise CheckpointError(f"{checkpoint / WEIGHTS} is not of the model {model}: {what}")

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class ModelInfo:
     path: Path
     context: int
     """Most tokens of prompt and response together."""
+    context_note: str = ""
+    """Why it is less than the configuration's, for the sentence that names it."""
     vocabulary: int
     fingerprint: str
     """Hash of configuration and tokenizer: equal for all snapshots of a run."""
@@ -48,14 +51,17 @@ def inspect_model(path: Path) -> ModelInfo:
     with readable(f"{path}/config.json is not a configuration transformers can read"):
         text_config = AutoConfig.from_pretrained(path, **UNTRUSTED).get_text_config()
         vocabulary = int(text_config.vocab_size)
-        context = int(getattr(text_config, "max_position_embeddings", 0) or 1 << 30)
+        context, longest = longest_context(text_config) or 1 << 30, getattr(text_config, "max_position_embeddings", 0)
     if context < 2:
         raise ModelError(f"{path}/config.json: max_position_embeddings is {context}; it must be at least 2")
     tokenizer = load_tokenizer(path)
     if len(tokenizer) > vocabulary:
         sizes = f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}"
         raise ModelError(f"{path}: {sizes}; they do not belong together")
-    return ModelInfo(path=path, context=context, vocabulary=vocabulary, fingerprint=_fingerprint(path))
+    note = " (the original one: under longrope a longer text changes the positions before)" if context < longest else ""
+    return ModelInfo(
+        path=path, context=context, context_note=note, vocabulary=vocabulary, fingerprint=_fingerprint(path)
+    )
 
 
 @contextmanager
@@ -112,10 +118,43 @@ def _fingerprint(path: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
+def longest_context(config: Any) -> int | None:
+    """Most tokens of prompt and response together by a text configuration; None where it names no limit.
+
+    Under longrope one position beyond the original context changes those of all tokens before it, so that neither a
+    cache nor other responses of a batch would hold: the original context is the limit.
+    """
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    of_layers = getattr(config, "rope_parameters", None) or {}
+    for rope in (of_layers, *of_layers.values()):
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+            original = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+            longest = min(original, longest or original)
+    return longest or None
+
+
+def attends_to_all(config: Any) -> bool:
+    """Whether every layer attends to all positions before, by a text configuration."""
+    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return not slides and all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
+
+
 def checkpoint_activations(model: Any) -> None:
-    """Let the layers of a model in eval mode keep their inputs alone and compute the rest again for their gradients."""
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    for module in model.modules():
-        # A layer recomputes in train mode only; what is inside it stays in eval mode, without dropout.
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True
+    """Let the layers of a model keep their inputs alone and compute the rest again for their gradients.
+
+    The model stays in eval mode, as it is: transformers' own way needs train mode, which wakes dropout.
+
+    Raises:
+        ModelError: the model has no layers that transformers could compute again.
+    """
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no layers whose activations could be computed again; set "
+            "--learner.gradient_checkpointing false"
+        )
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

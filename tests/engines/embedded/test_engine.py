@@ -8,11 +8,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import (
+    AutoModelForCausalLM,
     DynamicCache,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
+    GPTJConfig,
+    MambaConfig,
+    MptConfig,
     PreTrainedModel,
 )
 
@@ -453,22 +453,17 @@ def test_bad_settings_are_refused():
         EmbeddedEngine(tiny_model(), slots=1, max_length=65)
 
 
-def test_models_it_cannot_decode_are_refused():
-    sizes = {
-        "vocab_size": 20,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "intermediate_size": 16,
-        "max_position_embeddings": 64,
-    }
-    with pytest.raises(EngineError, match="Gemma2ForCausalLM needs an attention"):
-        EmbeddedEngine(Gemma2ForCausalLM(Gemma2Config(**sizes, head_dim=8)), slots=1)
-    sliding = MistralForCausalLM(MistralConfig(**sizes, sliding_window=16))
-    with pytest.raises(EngineError, match="give max_length=16"):
-        EmbeddedEngine(sliding, slots=1)
-    EmbeddedEngine(sliding, slots=1, max_length=16)
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, vocab_size=20), "takes no position_ids"),
+        (MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=20), "takes no position_ids"),
+        (GPTJConfig(n_embd=16, n_layer=1, n_head=2, rotary_dim=4, vocab_size=20), "attention in a way of its own"),
+    ],
+)
+def test_models_it_cannot_decode_are_refused(config, problem):
+    with pytest.raises(EngineError, match=problem):
+        EmbeddedEngine(AutoModelForCausalLM.from_config(config), slots=1, max_length=16)
 
 
 def test_a_closed_engine_takes_nothing():

@@ -55,6 +55,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._window.positions = positions
         self._window.row_index = torch.arange(len(positions), device=positions.device)
 
+    def get_query_offset(self, layer_idx: int = 0) -> int | Tensor:
+        """The position at which the next forward pass begins: one for all rows, or int64 [B]."""
+        window = self._window
+        return window.start if window.positions is None else window.positions
+
     def copy_rows(self, source: NDArray[np.int64], target: NDArray[np.int64], length: int) -> None:
         """Copy the first `length` positions of rows `source` to rows `target`, as if all at once."""
         for states in self._states if len(source) and length else ():

@@ -1,7 +1,7 @@
 """Forward passes of the embedded engine: prompts into the cache, and one more token for every row.
 
 Guarantees: what is computed for a row depends on its tokens and the weights alone, up to float rounding; a model that
-would be decoded wrongly is refused; the attention function `IMPLEMENTATION` computes what transformers' `sdpa` does.
+would be decoded wrongly is refused.
 """
 
 import inspect
@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from driftproof.engines.embedded.attention import IMPLEMENTATION
 from driftproof.engines.embedded.cache import SlotCache
 from driftproof.errors import EngineError
 from driftproof.types import Tokens
+from driftproof.weights.models import attends_to_all, longest_context
 
 PREFILL_TOKENS = 8192
 """Prompt tokens, padding included, in one forward pass."""
-IMPLEMENTATION = "driftproof_decode"
-"""Name of `grouped_attention` in transformers."""
+KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Layers that can be decoded, as configurations call them."""
+_CLOSE = 1e-3
+"""Logits of a small model, in float32, that rounding may be apart."""
 
 
 class Decoder:
@@ -38,6 +40,7 @@ class Decoder:
         self.device: torch.device = model.device
         self.vocabulary: int = model.get_input_embeddings().num_embeddings
         self.cache = SlotCache(layers=config.num_hidden_layers, rows=rows, limit=self.max_length)
+        self._attends_to_all = attends_to_all(config)
         self._prefill_tokens = prefill_tokens
         model.eval()
         model.set_attn_implementation(IMPLEMENTATION)
@@ -64,7 +67,8 @@ class Decoder:
         output = self.model(
             input_ids=self._tensor(tokens)[:, None],
             position_ids=positions[:, None],
-            attention_mask=seen[:, None, None],
+            # A model with windows makes its masks itself, for each kind of layer, from what the cache says of the rows.
+            attention_mask=seen[:, None, None] if self._attends_to_all else None,
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -98,61 +102,62 @@ class Decoder:
 
 def _check_model(model: PreTrainedModel, config: Any) -> None:
     """Refuse what would be decoded wrongly."""
-    name = type(model).__name__
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise EngineError(f"{name} takes no position_ids; this engine decodes rows of unequal length by them")
     problem = ""
-    if getattr(config, "attn_logit_softcapping", None) is not None or not model._supports_sdpa:
-        problem = "needs an attention that torch's scaled_dot_product_attention does not compute"
-    elif kinds := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        problem = f"has {', '.join(sorted(kinds))} layers; this engine decodes full attention only"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        problem = "takes no position_ids, by which this engine decodes rows of unequal length"
+    elif not model._can_set_attn_implementation():
+        problem = "computes its attention in a way of its own"
+    elif kinds := set(getattr(config, "layer_types", None) or ()) - KINDS:
+        problem = f"has {', '.join(sorted(kinds))} layers; this engine decodes {', '.join(sorted(KINDS))}"
     if problem:
-        raise EngineError(f"{name} {problem}; serve it with vLLM or SGLang")
+        raise EngineError(f"{type(model).__name__} {problem}; serve it with vLLM or SGLang")
 
 
 def _check_length(config: Any, wanted: int | None) -> int:
     """The context to use: the wanted one or the model's, within what the model can do."""
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = longest_context(config)
     length = longest if wanted is None else wanted
     if length is None:
         raise EngineError("the model's configuration names no max_position_embeddings; give max_length")
     if length < 2 or (longest is not None and length > longest):
         raise EngineError(f"max_length is {length}; it must be at least 2 and at most the model's {longest} positions")
-    kinds = getattr(config, "layer_types", None)
-    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
-    window = getattr(config, "sliding_window", None) if slides else None
-    if window is not None and length > window:
-        raise EngineError(
-            f"max_length is {length}, but the model's attention slides beyond {window} tokens, which this engine does "
-            f"not decode; give max_length={window} or less"
-        )
     return int(length)
 
 
-def grouped_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attend from `query` [B, H, Q, D] to `key` [B, KV, L, D] and `value` [B, KV, L, Dv]; returns [B, Q, H, Dv].
+@torch.no_grad()
+def check_decoding(model: PreTrainedModel) -> None:
+    """Decode a few tokens of a small model, three rows at a time, and compare with its own forward pass.
 
-    At Q = 1 the H / KV queries that share a key head are the query length of one call: no key or value is repeated.
+    Raises:
+        EngineError: the logits differ, or cannot be computed. The model's attention is replaced, as by `Decoder`.
     """
-    batch, heads, queries, dim = query.shape
-    if queries > 1 or kwargs.get("position_bias") is not None:
-        kwargs["scaling"] = scaling
-        output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return output
-    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], dim)
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        grouped, key, value, attn_mask=attention_mask, scale=scaling
-    )
-    return attended.reshape(batch, 1, heads, value.shape[-1]), None
-
-
-AttentionInterface.register(IMPLEMENTATION, grouped_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    name, generator = type(model).__name__, np.random.default_rng(0)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    most = min(longest_context(model.config.get_text_config()) or 14, 14)
+    sequences = [generator.integers(0, vocabulary, length).astype(np.int32) for length in (most, most - 2, most - 5)]
+    try:
+        model.eval()
+        own = [
+            model(input_ids=torch.from_numpy(ids[None].astype(np.int64)), use_cache=False).logits[0]
+            for ids in sequences
+        ]
+        decoder = Decoder(model, rows=3, max_length=None, prefill_tokens=4)
+        lengths = np.array([most - 6, most - 8, most - 11])
+        logits = decoder.read([ids[:length] for ids, length in zip(sequences, lengths, strict=True)], 0)
+        worst = 0.0
+        for _ in range(6):
+            expected = torch.stack([of_row[length - 1] for of_row, length in zip(own, lengths, strict=True)])
+            worst = max(worst, float((logits - expected).abs().max()))
+            tokens = np.array([ids[length] for ids, length in zip(sequences, lengths, strict=True)], dtype=np.int64)
+            logits = decoder.next_logits(tokens, lengths)
+            lengths = lengths + 1
+    except EngineError:
+        raise
+    except Exception as error:
+        # A model of a kind that nobody has tried may raise anything.
+        raise EngineError(f"{name} cannot be decoded by this engine: {error}; serve it with vLLM or SGLang") from error
+    if not worst < _CLOSE:
+        raise EngineError(
+            f"{name} is not decoded right by this engine, whose logits differ by {worst:.2g} from the model's own; "
+            "serve it with vLLM or SGLang"
+        )

@@ -10,22 +10,24 @@ from transformers import PreTrainedModel
 
 from driftproof.errors import DamageError, EngineError
 from driftproof.weights.files import TensorFile, weight_files
+from driftproof.weights.names import is_weight, module_state
 
 
 @torch.no_grad()
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
     """Copy the weights of a Hugging Face model directory into the parameters of `model`, in place.
 
-    Tensors must have the names of the model's `state_dict`; of tied weights one name is enough. All is checked before
-    the first copy: EngineError for a file or tensor that does not fit, FileNotFoundError where there are no weights.
+    Tensors have the names that transformers stores them under, or those of the model's `state_dict`; of tied weights
+    one name is enough. All is checked before the first copy: EngineError for a file or tensor that does not fit,
+    FileNotFoundError where there are no weights.
     """
     try:
         files = [TensorFile(path) for path in weight_files(directory)]
-        holder = {name: file for file in files for name in file}
-        shapes = {name: file.header[name].shape for name, file in holder.items()}
-        matched = [(target, holder[name][name]) for target, name in _match(model, shapes, str(directory))]
-        for target, source in matched:
-            target.copy_(source)
+        stored = {name: file[name] for file in files for name in file if is_weight(name)}
+        tensors = module_state(model, stored)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        for target, name in _match(model, shapes, str(directory)):
+            target.copy_(tensors[name])
     except FileNotFoundError:
         raise
     except (OSError, DamageError) as error:

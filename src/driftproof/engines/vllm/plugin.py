@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from driftproof.engines.vllm import BACKEND
 from driftproof.errors import DamageError, EngineError
 from driftproof.weights import files
+from driftproof.weights.names import is_weight
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a model's tensors by their Hugging Face names."""
@@ -30,7 +31,7 @@ def register() -> None:
 def read_shapes(directory: Path) -> Shapes:
     """The shapes of all tensors in a Hugging Face model directory; no weights are read."""
     try:
-        return files.read_shapes(directory)
+        return {name: shape for name, shape in files.read_shapes(directory).items() if is_weight(name)}
     except DamageError as error:
         raise EngineError(f"the weights in {directory} cannot be read: {error}") from error
 
