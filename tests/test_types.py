@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.errors import GroupError
+from driftproof.errors import GroupError, TaskError
 from driftproof.learner.flat_batch import FlatBatch
-from driftproof.types import Batch, FinishReason, Group, Response, Sampling, Verdict
+from driftproof.types import MOST_COLUMN_CHARACTERS, Batch, FinishReason, Group, Prompt, Response, Sampling, Verdict
 from tests.groups import make_group
 
 
@@ -197,3 +197,17 @@ def test_masks_of_responses_are_joined():
 def test_what_the_learner_cannot_train_yet_is_refused():
     with pytest.raises(GroupError, match="cannot be trained yet"):
         FlatBatch.of([episodes()], "mean", torch.device("cpu"))
+
+
+def test_columns_of_a_prompt_are_json_and_bounded():
+    prompt = Prompt(index=0, text="1+1=", answer="2", columns={"level": 3, "tests": [{"input": "x"}]}, source="a:1")
+    assert prompt.columns["tests"] == [{"input": "x"}]
+    assert {prompt, Prompt(index=0, text="1+1=", answer="2", columns=prompt.columns)} == {prompt}
+    assert Prompt(index=0, text="1+1=", answer="2").columns == {}
+    for columns, problem in (
+        ({"image": b"png"}, "no JSON object: .*bytes"),
+        ({"score": math.nan}, "no JSON object"),
+        ({"long": "x" * MOST_COLUMN_CHARACTERS}, "have 1048588 characters .* leave out columns"),
+    ):
+        with pytest.raises(TaskError, match=problem):
+            Prompt(index=0, text="1+1=", answer="2", columns=columns)

@@ -7,14 +7,14 @@ ask again whether lengths agree, log-probs are finite or rewards are numbers. Wh
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from driftproof.errors import GroupError
+from driftproof.errors import GroupError, TaskError
 
 Tokens = NDArray[np.int32]
 """Token ids, int32."""
@@ -49,6 +49,10 @@ class FinishReason(StrEnum):
     """The engine could not write it, again and again: no tokens, no reward."""
 
 
+MOST_COLUMN_CHARACTERS = 2**20
+"""Most characters of a prompt's columns, written as JSON."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One question of a task, such as `Prompt(index=3, text="47+85=", answer="132")`."""
@@ -56,10 +60,21 @@ class Prompt:
     index: int
     """Position in the task's split, 0-based."""
     text: str
+    """The user's message; the last one of a conversation."""
     answer: str
     """The text that the verifier compares with."""
     system: str = ""
     """System message, for models with a chat template."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """Role and content of the messages before `text`, such as worked examples; for models with a chat template."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The columns of its row, for reward functions: JSON values, at most `MOST_COLUMN_CHARACTERS` of them as JSON."""
+    source: str = field(default="", compare=False)
+    """FILE:LINE of its row, for errors; empty where it has none."""
+
+    def __post_init__(self) -> None:
+        if self.columns:
+            _check_columns(self.columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +259,18 @@ class Batch:
     @property
     def tokens(self) -> int:
         return sum(len(group.response_tokens) for group in self.groups)
+
+
+def _check_columns(columns: Mapping[str, Any]) -> None:
+    try:
+        characters = len(json.dumps(dict(columns), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TaskError(f"the columns of a prompt are no JSON object: {error}") from error
+    if characters > MOST_COLUMN_CHARACTERS:
+        raise TaskError(
+            f"the columns of a prompt have {characters} characters as JSON; at most {MOST_COLUMN_CHARACTERS} are kept "
+            "for reward functions: leave out columns that they do not need"
+        )
 
 
 def _concatenate(arrays: Iterable[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:

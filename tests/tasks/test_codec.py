@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from driftproof.errors import CodecError
 from driftproof.tasks import arithmetic, codec
 from driftproof.tasks.codec import Codec, encode_prompt
 from driftproof.types import Prompt
@@ -75,3 +76,13 @@ def test_a_chat_template_is_applied_up_to_the_assistants_turn(tiny_model_dir: Pa
     tokens = encode_prompt(tokenizer, Prompt(index=0, text="12+34=", answer="46", system="Add."))
     assert tokenizer.decode(tokens) == "[system] Add.\n[user] 12+34=\n[assistant] "
     assert all(isinstance(token, int) for token in tokens)
+
+
+def test_a_conversation_goes_through_the_chat_template_or_is_refused(tiny_model_dir: Path):
+    made = Codec(tiny_model_dir)
+    prompt = replace(PROMPT, turns=(("user", "1+1="), ("assistant", "2")), source="data.jsonl:3")
+    with pytest.raises(CodecError, match=r"data\.jsonl:3: the prompt '47\+85=' is a conversation of several turns"):
+        made.encode(prompt)
+    made._tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert made.decode(made.encode(prompt)) == "1+1=247+85="
+    assert made.decode(made.encode(PROMPT)) == "47+85="

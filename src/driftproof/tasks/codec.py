@@ -31,13 +31,13 @@ class Codec:
         self.stop_ids = stop_ids(self._tokenizer, model)
         # A tokenizer must not be used by two threads at once.
         self._lock = threading.Lock()
-        self._prompts: dict[tuple[str, str], Tokens] = {}
+        self._prompts: dict[tuple[object, ...], Tokens] = {}
         self._remembered = 0
 
     def encode(self, prompt: Prompt) -> Tokens:
         """Token ids of a prompt, int32 [P], not to be written to; through the chat template where there is one;
         CodecError where the tokenizer has no tokens for it."""
-        key = (prompt.system, prompt.text)
+        key = (prompt.system, prompt.turns, prompt.text)
         with self._lock:
             known = self._prompts.get(key)
             if known is not None:
@@ -74,6 +74,8 @@ class Codec:
 def _readable(text: str) -> Iterator[None]:
     try:
         yield
+    except CodecError:
+        raise
     except Exception as error:
         # The tokenizers library raises nothing narrower.
         raise CodecError(
@@ -83,6 +85,11 @@ def _readable(text: str) -> Iterator[None]:
 
 
 def _plain_text(prompt: Prompt) -> str:
+    if prompt.turns:
+        raise CodecError(
+            f"{prompt.source or 'a prompt'}: the prompt {prompt.text[:60]!r} is a conversation of several turns, and "
+            "the model's tokenizer has no chat template to write it with; use a model that has one"
+        )
     return f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
 
 
@@ -96,5 +103,6 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 def chat_messages(prompt: Prompt) -> list[dict[str, str]]:
     """A prompt as the messages of a chat."""
-    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    return [*system, {"role": "user", "content": prompt.text}]
+    system = [("system", prompt.system)] if prompt.system else []
+    messages = (*system, *prompt.turns, ("user", prompt.text))
+    return [{"role": role, "content": content} for role, content in messages]
