@@ -28,8 +28,8 @@ class Row:
     refused: str = ""
     right: int = 0
     responses: int = 0
-    ratio: float = float("nan")
-    logits: float = float("nan")
+    ratio: float = 0.0
+    logits: float = 0.0
 
     @property
     def good(self) -> bool:

@@ -31,7 +31,14 @@ _ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, 
 _QWEN_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _DEEPSEEK = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
 _DEEPSEEK |= {"n_group": 1, "topk_group": 1, "n_shared_experts": 1}
-_MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+_MLA = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+}
 _ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
 
 
@@ -83,8 +90,34 @@ KINDS: dict[str, Kind] = {
     "gemma": _kind("GemmaConfig", head_dim=16),
     "gemma2": _kind("Gemma2Config", "windows, capped scores and logits", head_dim=16, **_ALTERNATING),
     "gemma3": _kind("Gemma3TextConfig", "windows", head_dim=16, **_ALTERNATING),
+    "gemma3 with vision": _kind(
+        "Gemma3Config",
+        "its text is trained",
+        text_config=_IDS | _SIZES | {"head_dim": 16} | _ALTERNATING,
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "intermediate_size": 32,
+            "num_attention_heads": 2,
+            "image_size": 56,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+    ),
     "vaultgemma": _kind("VaultGemmaConfig", "windows, capped scores", head_dim=16, **_ALTERNATING),
-    "gemma3n": _kind("Gemma3nTextConfig", head_dim=16, **_ALTERNATING),
+    "gemma3n": _kind(
+        "Gemma3nTextConfig",
+        "windows, layers that share a cache",
+        head_dim=16,
+        num_hidden_layers=4,
+        num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=WINDOW,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=16,
+        laurel_rank=8,
+        activation_sparsity_pattern=[0.0] * 4,
+    ),
     "olmo": _kind("OlmoConfig"),
     "olmo2": _kind("Olmo2Config"),
     "olmo3": _kind("Olmo3Config", "windows", **_ALTERNATING),

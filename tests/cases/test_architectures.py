@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.architectures.__main__ import PAGE, measure
 from benchmarks.architectures.measures import CLOSE, greedy_agreement, ratio_of_fresh_data, reopened
-from benchmarks.architectures.models import make, make_tokenizer
+from benchmarks.architectures.models import KINDS, make, make_tokenizer
 from driftproof.cli.main import main
-from driftproof.errors import ModelError
+from driftproof.engines.embedded.engine import EmbeddedEngine
+from driftproof.errors import EngineError, ModelError
 from driftproof.learner.policy import Policy
+from driftproof.ledger.ledger import Ledger
+from driftproof.metrics import names
 from driftproof.runtime.architecture import check_architecture
 from driftproof.weights.snapshots import Publisher
 
@@ -94,9 +98,21 @@ def test_the_first_snapshot_has_the_logits_of_the_base_model_in_a_new_process(
     assert found == dict.fromkeys(FEW, 0.0)
 
 
-@pytest.mark.parametrize("name", [*FEW, "qwen2 with windows", "cohere", "phi3"])
-def test_the_small_stand_in_of_what_trains_passes(directory: Path, tokenizer: Path, name: str) -> None:
-    check_architecture(make(name, directory, tokenizer), decoded=True, gradient_checkpointing=True)
+@pytest.mark.parametrize("name", FEW)
+def test_the_small_stand_in_of_what_trains_passes(few: dict[str, Path], name: str) -> None:
+    check_architecture(few[name], decoded=True, gradient_checkpointing=True)
+
+
+@pytest.mark.slow
+def test_all_of_them(tmp_path: Path) -> None:
+    rows = measure(list(KINDS), tmp_path)
+    assert [name for name, row in rows.items() if not (row.refused or row.good)] == []
+    assert sum(row.good for row in rows.values()) >= 60
+
+
+def test_the_page_has_a_row_for_each() -> None:
+    page = PAGE.read_text()
+    assert [name for name in KINDS if f"\n| {name} | " not in page] == []
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -114,6 +130,33 @@ def test_what_cannot_be_had_is_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
     assert main(["check", str(recipe)]) == 1
     assert "".join(str(caught.value).split()) in "".join(capsys.readouterr().out.split())
+
+
+def test_longrope_ends_at_the_original_context(
+    directory: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A1, A2: within it the ratio is 1 (among the measures of all); a longer text is refused, and says why."""
+    model = make("phi3 with longrope", directory, tokenizer)
+    recipe = write_recipe(tmp_path, model)
+    assert main(["train", str(recipe), "--dry-run", "--sampling.max_tokens", "90"]) == 0
+    capsys.readouterr()
+    assert main(["train", str(recipe), "--dry-run", "--sampling.max_tokens", "92"]) == 2
+    assert "context of 96 (the original one: under longrope" in capsys.readouterr().err
+    with pytest.raises(EngineError, match="at most the model's 96 positions"):
+        EmbeddedEngine.from_directory(model, slots=1, max_length=97)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mistral", "gpt2 of the hub", "qwen3_moe"])
+def test_a_run_of_processes(directory: Path, tokenizer: Path, name: str, tmp_path: Path) -> None:
+    """A3, A10: from a recipe to a snapshot, and on from its checkpoint."""
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path, make(name, directory, tokenizer))
+    assert main(["train", str(recipe), "--run.directory", str(run)]) == 0
+    assert main(["train", "--resume", str(run), "--run.steps", "2"]) == 0
+    with Ledger(run / "ledger.sqlite") as ledger:
+        for metrics in ledger.steps():
+            assert abs(metrics[names.RATIO_MIN] - 1) < CLOSE > abs(metrics[names.RATIO_MAX] - 1)
 
 
 @pytest.mark.parametrize("name", ["opt", "qwen3_moe", "gemma2", "mistral"])

@@ -40,6 +40,8 @@ class Policy:
         # Dropout would make the log-probs those of another policy than the one that sampled.
         self.model = model.eval()
         self.decoder = self.model.get_decoder()
+        if self.decoder is self.model:
+            self.decoder = self.model.model
         self.head = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from driftproof.engines.embedded.decode import check_decoding
+import torch
+from transformers import AutoModelForCausalLM
+
+from driftproof.engines.embedded.decode import check_decoding, check_model
 from driftproof.errors import EngineError, ModelError
 from driftproof.learner.policy import Policy
 from driftproof.runtime.resources import read_config
-from driftproof.weights.models import checkpoint_activations
+from driftproof.weights.models import checkpoint_activations, readable
 from driftproof.weights.standin import stand_in
 
 
@@ -24,10 +27,16 @@ def check_architecture(model: Path, *, decoded: bool, gradient_checkpointing: bo
 
 @lru_cache(maxsize=16)
 def _check(configuration: str, model: Path, decoded: bool, gradient_checkpointing: bool) -> None:
-    small = stand_in(read_config(model))
-    if small is None:
-        return
+    config = read_config(model)
+    small = stand_in(config)
     try:
+        if small is None:
+            # The rest is seen when its weights are loaded.
+            with readable("transformers makes no causal language model of it"), torch.device("meta"):
+                whole = AutoModelForCausalLM.from_config(config)
+            if decoded:
+                check_model(whole)
+            return
         Policy(small)
         if gradient_checkpointing:
             checkpoint_activations(small)

@@ -6,6 +6,8 @@ It shows in a fraction of a second whether an architecture can be decoded and tr
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -14,38 +16,64 @@ from torch import nn
 
 MOST_PARAMETERS = 30_000_000
 """Parameters of a stand-in; an architecture that cannot be made so small has none."""
-_VOCABULARY, _WIDTH, _KEY_HEADS, _WINDOW = 64, 64, 2, 4
-_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "n_inner")
-_WINDOWS = ("sliding_window", "attention_chunk_size")
+_SMALL = {
+    r"vocab_size(_per_layer_input)?": 64,
+    r"\w*intermediate_size\w*|ffn_dim|n_inner|ffn_hidden_size": 64,
+    r"\w*(window|window_size|chunk_size)": 4,
+}
+"""The largest value of settings by their names; windows so small that a few tokens are beyond them."""
+_FEW_EXPERTS = {r"num_experts|num_local_experts|n_routed_experts|moe_num_experts": 4, r"num_experts_per_tok|moe_k": 2}
+_FEW_EXPERTS |= {r"n_group|topk_group": 1}
+_HEADS, _WIDTH = 2, 16
+"""Key heads, and numbers of a head."""
 
 
 def stand_in(config: Any) -> Any | None:
     """A causal language model in float32 like the one of a transformers configuration, or None where there is none."""
-    small = copy.deepcopy(config)
-    text = small.get_text_config()
-    _set(text, vocab_size=min(text.vocab_size, _VOCABULARY), bos_token_id=None, eos_token_id=None, pad_token_id=None)
-    for names, most in ((_WIDTHS, _WIDTH), (_WINDOWS, _WINDOW)):
-        sizes = {name: getattr(text, name, None) for name in names}
-        _set(text, **{name: min(size, most) for name, size in sizes.items() if isinstance(size, int)})
-    for shrink in (_shorten, _narrow_heads):
-        # A configuration that has no such sizes stays as large as it is.
-        with suppress(AttributeError, TypeError, ZeroDivisionError):
-            shrink(text)
-    try:
-        return _build(small)
-    except Exception:  # noqa: BLE001 (a configuration that cannot be made small raises whatever its model raises)
-        return None
+    for narrow in (True, False):
+        small = copy.deepcopy(config)
+        text = small.get_text_config()
+        _limit(text, _SMALL)
+        _set(text, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+        for shrink in _shrinks(narrow):
+            # A configuration that has no such sizes stays as large as it is.
+            with suppress(AttributeError, TypeError, ZeroDivisionError):
+                shrink(text)
+        for name in getattr(small, "sub_configs", {}):
+            if (part := getattr(small, name, None)) is not None and part is not text:
+                _set(part, num_hidden_layers=1, depth=1)
+        # What a configuration makes impossible raises whatever its model raises; then less is made smaller.
+        with suppress(Exception):
+            if (model := _build(small)) is not None:
+                return model
+    return None
+
+
+def _shrinks(narrow: bool) -> Iterator[Callable[[Any], None]]:
+    yield _shorten
+    if narrow:
+        yield lambda text: _limit(text, _FEW_EXPERTS)
+    yield lambda text: _narrow_heads(text, _WIDTH if narrow else 1 << 30)
+
+
+def _limit(config: Any, limits: dict[str, int]) -> None:
+    for pattern, most in limits.items():
+        sizes = {name: size for name, size in config.to_dict().items() if type(size) is int}
+        _set(config, **{name: min(size, most) for name, size in sizes.items() if re.fullmatch(pattern, name)})
 
 
 def _set(config: Any, **values: Any) -> None:
-    """Set what a configuration allows; it checks each value by itself."""
+    """Set what a configuration has and allows; it checks each value by itself."""
     for name, value in values.items():
-        with suppress(ValueError, TypeError, AttributeError):
-            setattr(config, name, value)
+        if hasattr(config, name):
+            with suppress(ValueError, TypeError, AttributeError):
+                setattr(config, name, value)
 
 
 def _shorten(config: Any) -> None:
-    """Keep the first layers, with all their kinds among them."""
+    """Keep the first layers, with all their kinds among them; where some read the cache of others, keep all."""
+    if getattr(config, "num_kv_shared_layers", None):
+        return
     layers, dense = config.num_hidden_layers, getattr(config, "first_k_dense_replace", None) or 0
     lists = {name: value for name, value in config.to_dict().items() if isinstance(value, list)}
     kinds = {name: values for name, values in lists.items() if len(values) == layers}
@@ -54,19 +82,26 @@ def _shorten(config: Any) -> None:
     _set(config, num_hidden_layers=kept, **{name: value[:kept] for name, value in kinds.items()})
 
 
-def _narrow_heads(config: Any) -> None:
-    """Keep the width of a head, and how many share a key head; latent attention has widths of its own."""
-    if getattr(config, "kv_lora_rank", None) is not None:
-        return
+def _narrow_heads(config: Any, most: int) -> None:
+    """Keep how many heads share a key head; `most` numbers in each."""
     heads, hidden = config.num_attention_heads, config.hidden_size
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or hidden // heads
-    kept = min(key_heads, _KEY_HEADS)
-    narrow = kept * (heads // key_heads) * width
+    width = min(getattr(config, "head_dim", None) or hidden // heads, most)
+    if getattr(config, "rotary_dim", None):
+        width = max(width, config.rotary_dim)
+    kept = min(key_heads, _HEADS)
+    queries = kept * (heads // key_heads)
+    narrow = queries * width
     equal = [name for name in ("word_embed_proj_dim", "embedding_size") if getattr(config, name, None) == hidden]
-    _set(config, num_attention_heads=kept * (heads // key_heads), hidden_size=narrow, **dict.fromkeys(equal, narrow))
-    if getattr(config, "num_key_value_heads", None) is not None:
-        _set(config, num_key_value_heads=kept)
+    _set(config, num_attention_heads=queries, hidden_size=narrow, **dict.fromkeys(equal, narrow))
+    for name, value in (("num_key_value_heads", kept), ("head_dim", width)):
+        # Latent attention has widths of its own, which no head's width says.
+        if getattr(config, name, None) is not None and not (name == "head_dim" and _is_latent(config)):
+            _set(config, **{name: value})
+
+
+def _is_latent(config: Any) -> bool:
+    return getattr(config, "kv_lora_rank", None) is not None
 
 
 def _build(config: Any) -> Any | None:
@@ -77,11 +112,12 @@ def _build(config: Any) -> Any | None:
         size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
     if size > MOST_PARAMETERS:
         return None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         randomize(model)
-    return model.eval()
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long))
+    return model
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ PREFILL_TOKENS = 8192
 """Prompt tokens, padding included, in one forward pass."""
 KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Layers that can be decoded, as configurations call them."""
+_INSTEAD = "have its responses written by a server: --engine.name vllm --engine.launch true, or --engine.url"
 _CLOSE = 1e-3
 """Logits of a small model, in float32, that rounding may be apart."""
 
@@ -34,7 +35,7 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, *, rows: int, max_length: int | None, prefill_tokens: int) -> None:
         """Take over `model`; EngineError where it cannot be decoded right, or not to `max_length`."""
         config = model.config.get_text_config()
-        _check_model(model, config)
+        check_model(model)
         self.model = model
         self.max_length = _check_length(config, max_length)
         self.device: torch.device = model.device
@@ -43,7 +44,10 @@ class Decoder:
         self._attends_to_all = attends_to_all(config)
         self._prefill_tokens = prefill_tokens
         model.eval()
-        model.set_attn_implementation(IMPLEMENTATION)
+        # A model with attention of its own keeps it, and adds the masks that it is given to its scores.
+        self._adds_masks = not model._can_set_attn_implementation()
+        if not self._adds_masks:
+            model.set_attn_implementation(IMPLEMENTATION)
 
     def read(self, prompts: Sequence[Tokens], first: int) -> Tensor:
         """Write keys and values of `prompts`, longest first, into rows from `first` on.
@@ -63,17 +67,27 @@ class Decoder:
         longest = int(lengths.max()) + 1
         positions = self._tensor(lengths)
         self.cache.write_next(positions, longest)
-        seen = torch.arange(longest, device=self.device) <= positions[:, None]
         output = self.model(
             input_ids=self._tensor(tokens)[:, None],
             position_ids=positions[:, None],
-            # A model with windows makes its masks itself, for each kind of layer, from what the cache says of the rows.
-            attention_mask=seen[:, None, None] if self._attends_to_all else None,
+            attention_mask=self._mask(positions, longest),
             past_key_values=self.cache,
             use_cache=True,
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+    def _mask(self, positions: Tensor, longest: int) -> Tensor | None:
+        """[B, 1, 1, longest] of a decode step; None where a model with windows makes the masks of each kind of layer
+        itself, from what the cache says of the rows."""
+        if not self._attends_to_all:
+            return None
+        seen = (torch.arange(longest, device=self.device) <= positions[:, None])[:, None, None]
+        if not self._adds_masks:
+            return seen
+        return torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device).masked_fill_(
+            ~seen, torch.finfo(self.model.dtype).min
+        )
 
     def _read(self, prompts: Sequence[Tokens], first: int) -> Tensor:
         """`read` for prompts that are read together."""
@@ -100,17 +114,17 @@ class Decoder:
         return torch.from_numpy(values.copy()).to(self.device)
 
 
-def _check_model(model: PreTrainedModel, config: Any) -> None:
-    """Refuse what would be decoded wrongly."""
-    problem = ""
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse what would be decoded wrongly, as far as its class and configuration tell; EngineError."""
+    config, problem = model.config.get_text_config(), ""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         problem = "takes no position_ids, by which this engine decodes rows of unequal length"
-    elif not model._can_set_attn_implementation():
-        problem = "computes its attention in a way of its own"
+    elif not (model._can_set_attn_implementation() or attends_to_all(config)):
+        problem = "computes windows in a way of its own"
     elif kinds := set(getattr(config, "layer_types", None) or ()) - KINDS:
         problem = f"has {', '.join(sorted(kinds))} layers; this engine decodes {', '.join(sorted(KINDS))}"
     if problem:
-        raise EngineError(f"{type(model).__name__} {problem}; serve it with vLLM or SGLang")
+        raise EngineError(f"{type(model).__name__} {problem}; {_INSTEAD}")
 
 
 def _check_length(config: Any, wanted: int | None) -> int:
@@ -155,9 +169,9 @@ def check_decoding(model: PreTrainedModel) -> None:
         raise
     except Exception as error:
         # A model of a kind that nobody has tried may raise anything.
-        raise EngineError(f"{name} cannot be decoded by this engine: {error}; serve it with vLLM or SGLang") from error
+        raise EngineError(f"{name} cannot be decoded by this engine: {error}; {_INSTEAD}") from error
     if not worst < _CLOSE:
         raise EngineError(
             f"{name} is not decoded right by this engine, whose logits differ by {worst:.2g} from the model's own; "
-            "serve it with vLLM or SGLang"
+            f"{_INSTEAD}"
         )
