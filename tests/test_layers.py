@@ -11,7 +11,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "driftproof"
 LAYERS = (
-    {"types", "errors", "faults", "run"},
+    {"types", "errors", "faults", "slips", "values", "run"},
     {"objectives", "logprobs", "metrics"},
     {"engines", "ledger", "weights", "verify", "tasks", "environments"},
     {"rollout", "learner", "inbox", "evaluation", "report", "tiny"},

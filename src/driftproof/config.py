@@ -2,28 +2,33 @@
 
 Each room declares its own settings; here they become the sections of a recipe.
 
-Guarantees: a key that does not exist is an error that names the nearest valid one; a resolved configuration written to
-TOML and read again is the same configuration.
+Guarantees: a key that does not exist is an error that names the nearest valid one; a text that is given as a number or
+the like stays a text, and nothing else is taken for a number; a resolved configuration written to TOML and read again
+is the same configuration.
 """
 
+import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_origin, get_type_hints
 
 import tomli_w
-from annotated_types import Ge, Gt
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from annotated_types import Ge, Gt, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from driftproof.engines.settings import EngineSettings, SamplingSettings
-from driftproof.errors import ConfigError, unknown_name
+from driftproof.errors import ConfigError, command_line, unknown_name
 from driftproof.evaluation.settings import EvaluationSettings
 from driftproof.learner.settings import AdvantagesSettings, LearnerSettings
 from driftproof.metrics.settings import TrackingSettings
 from driftproof.rollout.settings import RolloutSettings
 from driftproof.run import RunDirectory
+from driftproof.slips import meant_settings
+from driftproof.values import given, problems, shown, split_overrides
 from driftproof.verify.settings import VerifySettings
 from driftproof.weights.settings import ModelSettings
 
@@ -34,6 +39,18 @@ REMOVED = {
     "learner.row_tokens": "it is a 32nd of learner.token_budget",
 }
 """Settings of earlier versions, and what serves instead."""
+LONGEST_NAME = 200
+"""Bytes of a run's name, to which a number may be added."""
+
+
+def _directory_name(name: str) -> str:
+    """The name of a run, if a directory under `runs/` can bear it."""
+    parts = name.split("/")
+    if name.startswith(("/", "~")) or {"", ".", ".."} & {part.strip() for part in parts}:
+        raise ValueError("it names the directory runs/NAME; give run.directory for a run elsewhere")
+    if max(len(part.encode()) for part in parts) > LONGEST_NAME:
+        raise ValueError(f"it is longer than the {LONGEST_NAME} bytes that the name of a run's directory may have")
+    return name
 
 
 class NamedSection(BaseModel):
@@ -63,11 +80,11 @@ class ObjectiveSection(NamedSection):
 class RunSettings:
     """A run's name, seed and length."""
 
-    name: str = "run"
+    name: Annotated[str, AfterValidator(_directory_name)] = "run"
     """Name of the run, which goes to `runs/NAME`, or `runs/NAME-2` and so on if that exists."""
     directory: Path | None = None
     """Run directory itself; must be new or empty."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     """Seed of prompt order, sampling and initialization."""
     steps: Annotated[int, Ge(1)] = 100
     """Steps of the whole run."""
@@ -180,48 +197,73 @@ class Config(BaseModel):
 
     @classmethod
     def _checked(cls, tree: dict[str, Any], overrides: Sequence[str] = ()) -> Self:
-        for section, key, value in parse_overrides(overrides):
+        given_texts = split_overrides(overrides)
+        tasks = [text for section, key, text in given_texts if (section, key) == ("task", "name")]
+        for section, key, text in given_texts:
             table = tree.setdefault(section, {})
             if not isinstance(table, dict):
                 raise ConfigError(f"{section} must be a table, like [{section}]")
-            table[key] = value
+            hint = _kinds(cls).get(f"{section}.{key}")
+            if hint is None and section == "task":
+                hint = _task_field([*tasks, table.get("name")][0], key)
+            name, dot, inner = key.partition(".")
+            if dot and get_origin(_kinds(cls).get(f"{section}.{name}")) is dict:
+                # A key of a setting that is a table of its own.
+                table = table[name] = {**table.get(name, {})}
+                key = inner
+            table[key] = given(text, hint)
+        wrong = dict(problems(tree, _kinds(cls)))
         try:
-            return cls.model_validate({"model": {}, **tree})
+            config = cls.model_validate({"model": {}, **tree})
         except ValidationError as error:
-            raise ConfigError("\n".join(_explanations(error, cls))) from error
+            others = [line for line in _explanations(error, cls) if not line.startswith(tuple(wrong))]
+            raise ConfigError("\n".join([*wrong.values(), *others])) from error
+        if wrong:
+            raise ConfigError("\n".join(wrong.values()))
+        return config
 
 
 load_config = Config.load
 
 
+def settings_of(kind: type[Config]) -> list[str]:
+    """All settings, each `section.key`, and the best known of those that a task or an objective brings with it."""
+    return [*_kinds(kind), "task.path", "task.verifier", "objective.kl"]
+
+
 def _read(recipe: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(recipe.read_text())
+        # TOML is UTF-8, whatever this machine writes.
+        return tomllib.loads(recipe.read_text(encoding="utf-8-sig"))
+    except IsADirectoryError as error:
+        is_run = RunDirectory(path=recipe).config.is_file()
+        how = (
+            f"; it is a run, go on with it: {command_line('driftproof', 'train', '--resume', recipe)}" if is_run else ""
+        )
+        raise ConfigError(f"recipe {recipe} cannot be read: it is a directory{how}") from error
     except OSError as error:
         raise ConfigError(f"recipe {recipe} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # also: not UTF-8, thousands of digits, nested too deeply
         raise ConfigError(f"recipe {recipe} is not valid TOML: {error}") from error
 
 
-def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, str, Any]]:
-    """[(section, key, value)] of `--section.key value` arguments; values are read as TOML where they can be."""
-    overrides, words = [], iter(arguments)
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        section, dot, key = name.partition(".")
-        if not (word.startswith("--") and dot and section and key):
-            raise ConfigError(f"unexpected argument {word!r}; settings are given as --section.key value")
-        if not equals and (value := next(words, "--")).startswith("--"):
-            raise ConfigError(f"{word} needs a value: {word} VALUE")
-        overrides.append((section, key, _value(value)))
-    return overrides
+@cache
+def _kinds(kind: type[Config]) -> Mapping[str, Any]:
+    """The type of every setting, with its annotations."""
+    found: dict[str, Any] = {}
+    for section, field in kind.model_fields.items():
+        settings: Any = field.annotation
+        hints = get_type_hints(settings, include_extras=True) if is_dataclass(settings) else {"name": str}
+        found |= {f"{section}.{key}": hint for key, hint in hints.items()}
+    return found
 
 
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):  # also an integer of thousands of digits, nested too deeply
-        return text
+def _task_field(task: object, field: str) -> Any:
+    """The type of a field of one of our tasks; None for any other."""
+    from driftproof.tasks import TASKS
+
+    found = TASKS.get(str(task))
+    return get_type_hints(getattr(found, "func", found)).get(field) if found else None
 
 
 def _without_removed(tree: dict[str, Any]) -> dict[str, Any]:
@@ -235,8 +277,8 @@ def _without_removed(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _explanations(error: ValidationError, kind: type[Config]) -> Iterator[str]:
     """A line for each mistake; what is wrong by each of a setting's alternatives is one mistake."""
-    for place, problems in groupby(error.errors(), key=lambda problem: _place(problem["loc"])):
-        first, *others = problems
+    for place, mistakes in groupby(error.errors(), key=lambda problem: _place(problem["loc"])):
+        first, *others = mistakes
         line = _explain(first, ".".join(place), kind)
         yield " or ".join([line, *(_message(problem).removeprefix("input should be ") for problem in others)])
 
@@ -248,17 +290,36 @@ def _place(loc: Sequence[int | str]) -> list[str]:
 
 def _explain(problem: Any, key: str, kind: type[Config]) -> str:
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        if key in REMOVED:
-            return f"setting {key!r} is no more: {REMOVED[key]}; leave it out"
-        section, dot, _ = key.partition(".")
-        settings: Any = kind.model_fields[section].annotation if dot else None
-        valid = [f"{section}.{field.name}" for field in fields(settings)] if settings else list(kind.model_fields)
-        return unknown_name("setting", key, valid)
+        table = problem["input"] if isinstance(problem["input"], dict) else {}
+        return unknown_setting(key, kind, [f"{key}.{name}" for name in table])
     if problem["type"] == "missing":
         return f"setting {key!r} is missing; give it in the recipe or as --{key} VALUE"
-    return f"{key} = {problem['input']!r}: {_message(problem)}" if key else _message(problem)
+    if problem["type"] in ("dataclass_type", "model_type") and key in kind.model_fields:
+        return (
+            f"{key} = {shown(problem['input'])}: input should be a section, [{key}], with the keys {_keys(key, kind)}"
+        )
+    return f"{key} = {shown(problem['input'])}: {_message(problem)}" if key else _message(problem)
+
+
+def unknown_setting(name: str, kind: type[Config], within: Iterable[str] = ()) -> str:
+    """The message for a setting, or a section with settings `within`, that does not exist, with what was meant."""
+    if name in REMOVED:
+        return f"setting {name!r} is no more: {REMOVED[name]}; leave it out"
+    section, dot, _ = name.partition(".")
+    valid = [setting for setting in settings_of(kind) if setting.startswith(f"{section}.")] or [*kind.model_fields]
+    meant = dict.fromkeys(setting for each in (within or [name]) for setting in meant_settings(each, settings_of(kind)))
+    if not meant or (not dot and difflib.get_close_matches(section, valid, n=1, cutoff=0.8)):
+        return unknown_name("setting", name, valid)
+    suggestion = " or ".join(map(repr, meant))
+    return f"unknown setting {name!r}; did you mean {suggestion}? valid: {', '.join(sorted(valid))}"
+
+
+def _keys(section: str, kind: type[Config]) -> str:
+    prefix = f"{section}."
+    return ", ".join(name.removeprefix(prefix) for name in settings_of(kind) if name.startswith(prefix))
 
 
 def _message(problem: Any) -> str:
     text: str = problem["msg"].removeprefix("Value error, ")
-    return text[0].lower() + text[1:]
+    quotes = "; in a recipe, write it in quotes" if problem["type"] == "string_type" else ""
+    return text[0].lower() + text[1:] + quotes

@@ -5,6 +5,7 @@ fault in driftproof and shows a traceback.
 """
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -90,3 +91,8 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     suggestion = f" did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {name!r};{suggestion} valid: {', '.join(names)}"
+
+
+def command_line(*words: object) -> str:
+    """A command as it is typed into a shell, whatever its paths have in them: `driftproof groups 'runs/my run'`."""
+    return shlex.join(str(word) for word in words)

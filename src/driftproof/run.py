@@ -19,6 +19,8 @@ from driftproof.faults import fault_points
 
 LATEST = "latest"
 """The symbolic link among the snapshots that names the newest."""
+LOCK = "lock"
+"""The file that the command which works on a run, or begins one, has a lock on."""
 PROCESSES_LOCK = "processes.lock"
 """The file that all processes of a run share a lock on as long as they live."""
 ORPHAN_SECONDS = 150.0
@@ -170,14 +172,21 @@ def locked(run: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[N
     ledger = RunDirectory(path=run).ledger
     if not ledger.is_file():
         raise UnavailableError(f"{run} is not a run: it has no {ledger.name}")
+    with claimed(run):
+        _wait_for_orphans(run, say)
+        yield
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Keep every other driftproof off a directory, whatever is in it."""
     try:
-        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UnavailableError(f"run directory {run} cannot be written: {error.strerror}") from error
     try:
         if not taken(descriptor):
             raise UnavailableError(f"{run} is in use by another driftproof; wait for it, or stop it first")
-        _wait_for_orphans(run, say)
         yield
     finally:
         os.close(descriptor)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED, STOPPING
-from driftproof.report.display import View
+from driftproof.report.view import View
 from driftproof.rollout.requests import make_request
 from driftproof.runtime.build import open_inbox
 from driftproof.tasks.codec import Codec
@@ -380,7 +380,7 @@ def test_workers_are_counted_like_built_in_ones(run: Path, ledger: Ledger) -> No
         assert (counters.groups, counters.tokens, counters.requests_with_logprobs) == (2, 16, 0)
         assert 0.2 <= counters.busy_seconds < 2
         assert 0.1 <= counters.waiting_seconds < 2
-        assert View.of(ledger).workers == 1
+        assert len(View.of(ledger).workers) == 1
     with serving(run) as client:
         client.post(*map(written, client.prompts(1)))
         after = ledger.workers()["inbox:w"]

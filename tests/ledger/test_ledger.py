@@ -11,7 +11,7 @@ from driftproof.errors import GroupError, LedgerError
 from driftproof.ledger.codec import row_checksum
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED, RUNNING, STOPPING, Counters, Lease, Plan
-from driftproof.report.display import View
+from driftproof.report.view import View
 from driftproof.types import Batch, Channel, Group
 from tests.groups import make_group
 from tests.ledger.tampering import changed, tamper

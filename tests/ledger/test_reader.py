@@ -11,7 +11,7 @@ from driftproof.errors import LedgerError
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.reader import ORDERS, LedgerReader
 from driftproof.ledger.records import Counters, Plan
-from driftproof.report.display import View
+from driftproof.report.view import View
 from driftproof.types import FinishReason
 from tests.groups import make_group
 from tests.ledger.made import make_run

@@ -201,8 +201,8 @@ def test_lines_where_there_is_no_terminal(make_ledger: MakeLedger) -> None:
     lines.close()
     first, second = _output(console).splitlines()
     assert first == "step 0/300 | starting: models are loaded, held-out prompts are evaluated"
-    assert second.startswith("step 3/300, 0:30 left | reward 0.3")
-    assert second.endswith("| groups 4 ready, 0 leased | stopping: the learner writes a checkpoint")
+    assert second.startswith("step 3/300, 0:30 left | mean of 3: reward 0.3")
+    assert "| groups 4 ready, 0 leased | rollout weights step 0 | under way - | stopping: the learner writes" in second
 
 
 def test_lines_say_events_once_and_have_no_control_characters(make_ledger: MakeLedger) -> None:

@@ -31,10 +31,11 @@ PAPER = sorted((ROOT / "recipes" / "paper").glob("*.toml"))
 def test_learner_and_worker_are_estimated_from_the_recipe(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_dir)
     settings = ["--learner.token_budget", "4096", "--engine.slots", "7"]
-    learner, worker = requirements(load_config(recipe, settings))
+    learner, worker = requirements(load_config(recipe, settings), prompt_tokens=5)
     config = read_config(tiny_model_dir)
-    assert learner.needed == sum(learner_memory(config, rows=32, row_tokens=128).values())
-    assert worker.needed == sum(engine_memory(config, slots=7, tokens=128).values())
+    # Four groups of four responses of four tokens, the last of which is not read.
+    assert learner.needed == sum(learner_memory(config, rows=4, row_tokens=5 + 4 * 3).values())
+    assert worker.needed == sum(engine_memory(config, slots=7, tokens=5 + 4).values())
     assert (learner.process, worker.process) == ("learner", "each worker")
     assert learner.available == worker.available == memory_of("cpu") > 2**30
     assert learner.fits
@@ -134,7 +135,7 @@ def test_space_is_counted_in_float32(tiny_model_dir: Path, tmp_path: Path) -> No
     save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, half / "model.safetensors")
     messages = []
     for model in (tiny_model_dir, half):
-        config = load_config(write_recipe(tmp_path, model), ["--learner.keep_snapshots", "1000000000"])
+        config = load_config(write_recipe(tmp_path, model), ["--learner.keep_snapshots", "99999999"])
         with pytest.raises(ConfigError, match="GB free; snapshots and checkpoints of this model need about") as caught:
             check_space(config, tmp_path)
         messages.append(str(caught.value).partition("need about")[2])

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from rich.console import Console
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+from driftproof.errors import ConfigError
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 """A place for commands, or for the actions of a command."""
 Run = Callable[[argparse.Namespace], int | None]
 """A command: from its arguments, `settings` among them, to an exit code (None: 0)."""
 
 
-def command(commands: Commands, name: str, run: Run, help: str, *, settings: bool = False) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are told like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}\n{self.format_usage().rstrip()}")
+
+
+def command(commands: Commands, name: str, run: Run, help: str, *, settings: bool = False) -> Parser:
     """Add a command; without `settings` it takes no `--section.key value`."""
     parser = commands.add_parser(name, help=help, allow_abbrev=False)
-    parser.set_defaults(run_command=run, takes_settings=settings)
+    parser.set_defaults(run_command=run, takes_settings=settings, parser=parser)
     return parser
+
+
+def whole_number(least: int, most: int = 10**8) -> Callable[[str], int]:
+    """The type of an option that is a whole number within bounds, both allowed."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return number
+
+    return read
 
 
 def print_lines(console: Console, *lines: str) -> None:

@@ -10,13 +10,20 @@ from rich.console import Console
 
 from driftproof.cli.commands import Commands, command, print_lines
 from driftproof.config import Config, load_config
-from driftproof.errors import ConfigError
+from driftproof.errors import ConfigError, command_line
+from driftproof.run import LATEST, RunDirectory
+from driftproof.values import split_overrides
+
+EMBEDDED = ["--engine.name", "embedded", "--engine.url", "[]", "--engine.launch", "false"]
+"""Settings under which a model directory itself is evaluated."""
 
 
 def add(commands: Commands) -> None:
     evaluation = command(commands, "eval", _eval, "accuracy of a model on held-out prompts", settings=True)
     evaluation.add_argument("model", type=Path, help="a model directory, such as a run's snapshots/latest")
-    evaluation.add_argument("recipe", type=Path, nargs="?", help="recipe that says task and sampling")
+    evaluation.add_argument(
+        "recipe", type=Path, nargs="?", help="recipe that says task and sampling; a run's snapshot has its own"
+    )
     evaluation.add_argument("--benchmarks", default="", metavar="A,B", help="tasks to be scored on, such as math500")
     evaluation.add_argument("--data", type=Path, metavar="DIR", help="where DIR/NAME/test.jsonl holds each benchmark")
     evaluation.add_argument("--output", type=Path, metavar="DIR", help="records and results; the same again goes on")
@@ -30,7 +37,7 @@ def _eval(known: Namespace) -> int:
     from driftproof.weights.models import inspect_model
 
     quiet_libraries()
-    config = load_config(known.recipe, [*known.settings, "--model.path", str(known.model)])
+    config = _recipe(known)
     inspect_model(config.model.path)
     limit_threads(evaluation_threads(config))
     # Servers have weights of their own.
@@ -42,6 +49,35 @@ def _eval(known: Namespace) -> int:
         raise ConfigError("--data and --output belong to --benchmarks: driftproof eval MODEL --benchmarks math500")
     _eval_heldout(config, writer)
     return 0
+
+
+def _recipe(known: Namespace) -> Config:
+    """The recipe that is given; without one that of the run that the model is a snapshot of, but for its servers.
+
+    Raises:
+        ConfigError: none of them names a task, and no benchmark does.
+    """
+    if RunDirectory(path=known.model).config.is_file() and not (known.model / "config.json").exists():
+        latest = RunDirectory(path=known.model).snapshots / LATEST
+        raise ConfigError(f"{known.model} is a run; evaluate its model: {command_line('driftproof', 'eval', latest)}")
+    model = f"--model.path={known.model}"
+    named = {f"{section}.{key}" for section, key, _ in split_overrides(known.settings)}
+    run = known.model.absolute().parent.parent
+    of_a_run = (
+        known.model.absolute().parent == RunDirectory(path=run).snapshots and RunDirectory(path=run).config.is_file()
+    )
+    if known.recipe is None and of_a_run and "task.name" not in named:
+        engine = [] if any(name.startswith("engine.") for name in named) else EMBEDDED
+        config = Config.written_in(run, [*engine, *known.settings, model])
+        print_lines(Console(), f"task and sampling of {run}")
+    else:
+        config = load_config(known.recipe, [*known.settings, model])
+    if not known.benchmarks and "name" not in config.task.model_fields_set:
+        raise ConfigError(
+            "eval needs a task: give a recipe that names one (driftproof eval MODEL RECIPE), --task.name NAME, "
+            "--benchmarks NAME, or a model in the snapshots of a run, whose task is taken"
+        )
+    return config
 
 
 def _eval_heldout(config: Config, writer: str) -> None:

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.cli.commands import Commands, command, print_lines
-from driftproof.config import Config, load_config, parse_overrides
-from driftproof.errors import ConfigError, EngineError, ModelError
+from driftproof.cli.commands import Commands, command, print_lines, whole_number
+from driftproof.config import Config, load_config
+from driftproof.errors import ConfigError, EngineError, InputError, ModelError
+from driftproof.values import parse_overrides
 
 PACKAGES = {
     "torch": "required",
@@ -34,7 +35,7 @@ def add(commands: Commands) -> None:
     tiny.add_argument("--tokenizer", choices=("characters", "bytes"), default="characters")
     tiny.add_argument("--task", default="arithmetic", help="what it learns; its fields on top: --task.field value")
     tiny.add_argument("--accuracy", type=float, default=0.33, help="sampled accuracy at which it stops learning")
-    tiny.add_argument("--seed", type=int, default=0)
+    tiny.add_argument("--seed", type=whole_number(0), default=0)
     tiny.add_argument("--random", action="store_true", help="random weights, no supervised learning")
 
 
@@ -71,23 +72,29 @@ def _version(package: str) -> str:
 def _check_recipe(console: Console, config: Config) -> int:
     """Show the needs of a recipe beside what is here; 1 if something is lacking."""
     from driftproof.engines.openai.probe import probe
-    from driftproof.runtime.preflight import preflight
-    from driftproof.runtime.resources import quiet_libraries, requirements
+    from driftproof.runtime.preflight import longest_texts, preflight
+    from driftproof.runtime.resources import lacking_memory, quiet_libraries, requirements
 
     quiet_libraries()
-    table = Table("process", "device", "needs", "has", "of that", title="memory, GiB")
-    lacking = []
+    lacking, warnings = [], list[str]()
     try:
-        needs = requirements(config)
+        prompt_tokens, response_tokens = longest_texts(config)
+    except InputError as error:
+        prompt_tokens, response_tokens = 0, config.sampling.max_tokens
+        lacking.append(f"prompts cannot be counted: {error}")
+    try:
+        needs = requirements(config, prompt_tokens, response_tokens)
     except ModelError as error:
         needs = []
         lacking.append(str(error))
+    title = f"memory, GiB; prompts of up to {prompt_tokens:,} tokens and responses of {response_tokens:,}"
+    table = Table("process", "device", "needs", "has", "of that", title=title)
     for need in needs:
         parts = ", ".join(f"{name} {size / 2**30:.2g}" for name, size in need.parts.items())
         needed = Text(f"{need.needed / 2**30:.2f}", style="" if need.fits else "red")
-        table.add_row(need.process, need.device, needed, f"{need.available / 2**30:.2f}", Text(parts))
-        if not need.fits:
-            lacking.append(f"{need.process} needs more memory than {need.device} has")
+        several = f"{need.process}, of {need.count}" if need.count > 1 else need.process
+        table.add_row(several, need.device, needed, f"{need.available / 2**30:.2f}", Text(parts))
+    lacking += lacking_memory(needs)
     console.print(table)
     for url in config.engine.url:
         try:
@@ -101,11 +108,12 @@ def _check_recipe(console: Console, config: Config) -> int:
             f"log-probs {facts.logprobs}, context {facts.max_length}",
         )
     try:
-        preflight(config)
+        preflight(config, lambda text: warnings.append(f"warning: {text}"))
     except (ValueError, EngineError) as error:
-        if str(error) not in lacking:
-            lacking.append(str(error))
-    print_lines(console, *lacking or ["this recipe can be run here"])
+        # Whatever keeps prompts from being counted is told in full here.
+        lacking = [line for line in lacking if not line.endswith(str(error))]
+        lacking.append(str(error))
+    print_lines(console, *warnings, *lacking or ["this recipe can be run here"])
     return 1 if lacking else 0
 
 

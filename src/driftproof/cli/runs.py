@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 from argparse import Namespace
 from contextlib import closing
 from dataclasses import asdict
@@ -9,9 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from driftproof.cli.commands import Commands, command, print_lines
+from driftproof.cli.commands import Commands, command, print_lines, whole_number
 from driftproof.config import Config, load_config
-from driftproof.errors import ConfigError, RunError
+from driftproof.errors import ConfigError, RunError, command_line
 from driftproof.ledger.records import Plan
 from driftproof.run import LATEST, RunDirectory
 
@@ -26,13 +27,13 @@ def add(commands: Commands) -> None:
     groups = command(commands, "groups", _groups, "look at the rollouts of a run")
     groups.add_argument("run", type=Path)
     groups.add_argument("--by", choices=("best", "worst", "age", "prompt"), default="best")
-    groups.add_argument("--limit", type=int, default=10)
+    groups.add_argument("--limit", type=whole_number(1), default=10, help="groups to show")
     report = command(commands, "report", _report, "draw a run's picture and print its summary")
     report.add_argument("run", type=Path)
     inbox = command(commands, "inbox", _inbox, "let any process write rollouts, over HTTP")
     inbox.add_argument("run", type=Path)
     inbox.add_argument("--host", default="127.0.0.1")
-    inbox.add_argument("--port", type=int, default=0, help="0: any free one")
+    inbox.add_argument("--port", type=whole_number(0, 65535), default=0, help="0: any free one")
     inbox.add_argument("--token-env", default="", metavar="NAME", help="environment variable that holds the token")
     inbox.add_argument("--max-megabytes", type=int, default=64, help="largest request")
     ledger = commands.add_parser("ledger", help="verify, repair or prune a run's ledger", allow_abbrev=False)
@@ -45,28 +46,40 @@ def add(commands: Commands) -> None:
     repair.add_argument("--output", type=Path, metavar="FILE", help="a new ledger; the run's own is left in place")
     prune = command(actions, "prune", _prune_ledger, "forget what old groups hold, and free its space")
     prune.add_argument("run", type=Path)
-    prune.add_argument("--keep-steps", type=int, required=True, metavar="N", help="keep groups of the last N steps")
+    prune.add_argument(
+        "--keep-steps", type=whole_number(0), required=True, metavar="N", help="keep groups of the last N steps"
+    )
 
 
 def _train(known: Namespace) -> None:
     from driftproof.report.display import RunConsole, open_display
-    from driftproof.runtime.preflight import preflight
-    from driftproof.runtime.resources import quiet_libraries, resolve
-    from driftproof.runtime.train import resume, start
 
     recipe, run, settings = known.recipe, known.resume, known.settings
     if (recipe is None) == (run is None):
         raise ConfigError("give a recipe to start a run, or --resume RUN to go on with one")
     config = load_config(recipe, settings) if recipe else Config.written_in(run, settings)
     if known.dry_run:
-        preflight(config)
-        print(resolve(config).to_toml(), end="")
+        _dry_run(config)
         return
-    quiet_libraries()
     console = RunConsole()
     with closing(open_display(console)) as display:
+        # Torch and transformers are seconds of imports, in which something must be seen already.
+        display.starting(run or config.run.name, "imports its libraries")
+        from driftproof.runtime.resources import quiet_libraries
+        from driftproof.runtime.train import resume, start
+
+        quiet_libraries()
         directory = resume(run, config, display) if run else start(config, display)
     _show_result(console, directory)
+
+
+def _dry_run(config: Config) -> None:
+    from driftproof.runtime.preflight import preflight
+    from driftproof.runtime.resources import quiet_libraries, resolve
+
+    quiet_libraries()
+    preflight(config, lambda text: print(f"warning: {text}", file=sys.stderr))
+    print(resolve(config).to_toml(), end="")
 
 
 def _groups(known: Namespace) -> None:
@@ -74,7 +87,10 @@ def _groups(known: Namespace) -> None:
     from driftproof.report.tables import groups_table
     from driftproof.tasks.codec import Codec
 
-    codec = Codec(Config.written_in(known.run).model.path)
+    config = Config.written_in(known.run)
+    # The run's own, where it has one: the base model may be elsewhere by now.
+    snapshot = RunDirectory(path=known.run).snapshots / LATEST
+    codec = Codec(snapshot if snapshot.is_dir() else config.model.path)
     with LedgerReader(RunDirectory(path=known.run).ledger) as ledger:
         Console().print(groups_table(ledger, codec.decode, by=known.by, limit=known.limit))
 
@@ -101,7 +117,7 @@ def _show_result(console: Console, directory: RunDirectory) -> None:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise RunError(
                     f"summary and picture of {directory.path} cannot be written: {error.strerror}; nothing of the run "
-                    f"is lost: make space, and: driftproof report {directory.path}"
+                    f"is lost: make space, and: {command_line('driftproof', 'report', directory.path)}"
                 ) from error
             picture = f"none: {error.strerror}"
         console.print(before_after_table(summary))
@@ -113,7 +129,7 @@ def _show_result(console: Console, directory: RunDirectory) -> None:
         f"{summary.groups_of_equal_reward} of {summary.groups_trained} groups had equal rewards",
         f"picture  {picture}",
         f"model    {model.resolve()}",
-        f"next     driftproof groups {directory.path}",
+        f"next     {command_line('driftproof', 'groups', directory.path)}",
     )
 
 
@@ -164,6 +180,4 @@ def _repair_ledger(known: Namespace) -> None:
 def _prune_ledger(known: Namespace) -> None:
     from driftproof.ledger.maintenance.prune import prune_run
 
-    if known.keep_steps < 0:
-        raise ConfigError(f"--keep-steps is {known.keep_steps}; it must be 0 or more")
     print(prune_run(known.run, known.keep_steps))

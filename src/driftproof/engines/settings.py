@@ -39,7 +39,7 @@ class EngineSettings:
     """Engine: one of our own, servers that speak OpenAI's protocol, or vLLM's, which follow the weights."""
     slots: Annotated[int, Ge(1)] = 128
     """Responses written at once; engines `openai` and `vllm`: by each server."""
-    threads: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Ge(1), Le(4096)] | Literal["auto"] = "auto"
     """CPU threads of each worker or launched server; `auto` shares the cores by who is busy, tiny models get one."""
     device: str = "auto"
     """Device of the engine: `cpu`, `cuda`, `cuda:1`; `auto` is the first GPU, if there is one."""

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from driftproof.types import Baseline
 
@@ -51,7 +51,7 @@ class LearnerSettings:
     """Whether activations are computed again instead of kept: less memory, a third more time."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward pass, while weights stay float32; `auto` is bfloat16 on GPUs that have it."""
-    threads: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Ge(1), Le(4096)] | Literal["auto"] = "auto"
     """CPU threads of the learner; `auto` shares the cores by who is busy, tiny models get one."""
     device: str = "auto"
     """Device of the learner: `cpu`, `cuda`, `cuda:1`; `auto` is the first GPU, if there is one."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from driftproof import __version__
-from driftproof.errors import LedgerError
+from driftproof.errors import LedgerError, command_line
 from driftproof.faults import fault_points
 from driftproof.ledger.codec import row_checksum
 from driftproof.ledger.migrations import migrate
@@ -234,8 +234,8 @@ def damaged(path: Path, what: str) -> LedgerError:
     """The error of a ledger that does not hold what was written, and what to do about it."""
     run = path.absolute().parent
     return LedgerError(
-        f"{path} is damaged ({what}); see what is wrong: driftproof ledger check {run}; "
-        f"save what can be saved: driftproof ledger repair {run}"
+        f"{path} is damaged ({what}); see what is wrong: {command_line('driftproof', 'ledger', 'check', run)}; "
+        f"save what can be saved: {command_line('driftproof', 'ledger', 'repair', run)}"
     )
 
 
@@ -292,7 +292,7 @@ def _no_ledger(path: Path, error: sqlite3.DatabaseError) -> LedgerError:
     run = path.absolute().parent
     return LedgerError(
         f"{path} is not a driftproof ledger ({error}); if it was one, start again from the run's newest checkpoint: "
-        f"driftproof ledger repair {run}"
+        f"{command_line('driftproof', 'ledger', 'repair', run)}"
     )
 
 

@@ -1,13 +1,13 @@
 """The display of a running training: live in a terminal, plain lines elsewhere.
 
-Guarantees: draws at most four times a second and starts no thread; no text of a model disturbs a terminal or a line.
+Guarantees: something is seen before anything is loaded; draws at most four times a second, from a thread of its own
+only until the run has begun; no text of a model disturbs a terminal or a line.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,121 +16,20 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from driftproof.ledger.reader import LedgerReader
-from driftproof.ledger.records import FINISHED, RUNNING, STOPPING, Plan, Status
-from driftproof.metrics import names
-from driftproof.report.overlap import Overlap, finite, overlap
+from driftproof.ledger.records import RUNNING
 from driftproof.report.text import duration, printable, shorten
+from driftproof.report.view import Doing, View, doing_lines
 
-RECENT = 20
-"""Steps that the shown means are taken over."""
 REFRESH_SECONDS = 0.25
 LOG_SECONDS = 5.0
+SILENT_SECONDS = 60.0
+"""Time after which a line is written though nothing has changed: the run is alive."""
 WIDE = 90
 """Columns from which on two figures stand side by side."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """A run at one moment; only what is new in the ledger is read."""
-
-    name: str
-    plan: Plan
-    status: Status
-    workers: int
-    events: Mapping[str, tuple[int, str]]
-    """Count and last message of each kind."""
-    accuracy_before: float | None
-    """Sampled accuracy on held-out prompts before the first step."""
-    rewards: tuple[float, ...]
-    """Mean reward of every step done."""
-    recent: tuple[Mapping[str, Any], ...]
-    """Metrics of the last `RECENT` steps."""
-    trained_seconds: float
-    """Wall time of all steps done."""
-
-    @classmethod
-    def of(cls, ledger: LedgerReader, previous: Self | None = None) -> Self:
-        """The view of a ledger; with the previous one, only later steps are read."""
-        accuracy = previous.accuracy_before if previous else None
-        if accuracy is None:
-            accuracy = finite(ledger.evaluations().get("heldout", {}).get(0, {}).get("sampled"))
-        steps = ledger.steps(after=previous.step if previous else 0)
-        rewards = tuple(finite(step.get(names.REWARD)) or 0.0 for step in steps)
-        seconds = sum(finite(step.get(names.STEP_SECONDS)) or 0.0 for step in steps)
-        return cls(
-            name=ledger.path.absolute().parent.name,
-            plan=ledger.plan,
-            status=ledger.status(),
-            workers=len(ledger.workers()),
-            events=ledger.events(),
-            accuracy_before=accuracy,
-            rewards=(previous.rewards if previous else ()) + rewards,
-            recent=((previous.recent if previous else ()) + tuple(steps))[-RECENT:],
-            trained_seconds=(previous.trained_seconds if previous else 0.0) + seconds,
-        )
-
-    @property
-    def step(self) -> int:
-        """The last step whose metrics are here."""
-        return int(self.recent[-1]["step"]) if self.recent else self.status.step
-
-    @property
-    def seconds_left(self) -> float | None:
-        return self.trained_seconds / self.step * (self.plan.steps - self.step) if self.rewards else None
-
-    @property
-    def age_max(self) -> int | None:
-        return max((step[names.AGE_MAX] for step in self.recent if names.AGE_MAX in step), default=None)
-
-    @property
-    def overlap(self) -> Overlap:
-        return overlap(self.recent, self.workers)
-
-    @property
-    def activity(self) -> str:
-        """The run's doing in words: who waits for whom while it trains."""
-        if self.status.state == STOPPING:
-            return "stopping: the learner writes a checkpoint"
-        if self.status.state == FINISHED:
-            return "finished"
-        if self.step >= self.plan.steps:
-            return "all steps are done; held-out prompts are evaluated"
-        if self.status.dispatched == 0 and self.step == 0:
-            return "starting: models are loaded, held-out prompts are evaluated"
-        if self.status.dispatched >= self.plan.steps * self.plan.groups_per_step:
-            return "rollouts are done; the learner trains what they left"
-        return self.overlap.waiting(self.plan.max_staleness) or "learner waits for the first groups"
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """All figures by their labels; "-" for one that is not there."""
-        both, age_max = self.overlap, "-" if self.age_max is None else str(self.age_max)
-        return {
-            "reward": _number(self.mean(names.REWARD)),
-            "accuracy before": _number(self.accuracy_before),
-            "NLL of positives": _number(self.mean(names.POSITIVE_NLL)),
-            "NLL of negatives": _number(self.mean(names.NEGATIVE_NLL)),
-            "scale imbalance": _number(self.mean(names.SCALE_IMBALANCE), 2),
-            "entropy": _number(self.mean(names.ENTROPY)),
-            "rollouts": _side(both.rollout_tokens, both.rollout_busy, both.wall_seconds),
-            "learner": _side(both.learner_tokens, both.learner_busy, both.wall_seconds),
-            "age of the data": f"mean {_number(self.mean(names.AGE_MEAN), 1)}, max {age_max}",
-            "groups": f"{self.status.ready:,} ready, {self.status.leased:,} leased",
-        }
-
-    def mean(self, name: str) -> float | None:
-        """Mean of a metric over the recent steps that have it."""
-        values = [value for step in self.recent if (value := finite(step.get(name))) is not None]
-        return sum(values) / len(values) if values else None
-
-
-def _side(tokens: float, busy: float | None, seconds: float) -> str:
-    speed = f"{tokens / seconds:,.0f}" if seconds > 0 else "-"
-    return f"{speed} tokens/s, busy {'-' if busy is None else f'{busy:.0%}'}"
-
-
-def _number(value: float | None, decimals: int = 3) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"
+LONG_SECONDS = 3.0
+"""Time after which a process's doing is worth a line of its own, once the run has begun."""
+MOST_DOING = 4
+"""Processes whose doing is shown."""
 
 
 class RunConsole(Console):
@@ -146,23 +45,60 @@ class LiveDisplay:
     """Progress and figures, drawn over again."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._live = Live(console=console, auto_refresh=False)
+        self._start: _Starting | None = None
+        self._started = time.monotonic()
         self._view: View | None = None
         self._drawn = float("-inf")
 
-    def update(self, ledger: LedgerReader) -> None:
+    def starting(self, run: str | Path, phase: str) -> None:
+        """Show what is done before the run begins, and for how long."""
+        if self._start is None:
+            self._start = _Starting(self._console, self._started)
+        self._start.show(str(run), phase)
+
+    def update(self, ledger: LedgerReader, doing: Doing | None = None) -> None:
         if time.monotonic() - self._drawn < REFRESH_SECONDS and ledger.state() == RUNNING:
             return
-        self._view = View.of(ledger, self._view)
+        self._end_start()
+        self._view = View.of(ledger, self._view, doing)
         self._live.start()
-        self._live.update(render(self._view, self._live.console.width), refresh=True)
+        elapsed = time.monotonic() - self._started
+        self._live.update(render(self._view, self._console.width, elapsed), refresh=True)
         self._drawn = time.monotonic()
 
     def message(self, text: str) -> None:
-        self._live.console.print(Text("\n".join(map(printable, text.splitlines()))))
+        self._console.print(Text("\n".join(map(printable, text.splitlines()))))
+
+    def close(self) -> None:
+        self._end_start()
+        self._live.stop()
+
+    def _end_start(self) -> None:
+        if self._start is not None:
+            self._start.close()
+            self._start = None
+
+
+class _Starting:
+    """A line that shows, by a thread of its own, that something is done, until there is a ledger to look at."""
+
+    def __init__(self, console: Console, since: float) -> None:
+        self._since, self._run, self._phase = since, "", ""
+        self._live = Live(self, console=console, refresh_per_second=1 / REFRESH_SECONDS, transient=True)
+
+    def show(self, run: str, phase: str) -> None:
+        self._run, self._phase = shorten(printable(run), 24), phase
+        self._live.start(refresh=True)
+        self._live.refresh()
 
     def close(self) -> None:
         self._live.stop()
+
+    def __rich__(self) -> Text:
+        elapsed = duration(time.monotonic() - self._since)
+        return Text.assemble((self._run, "bold"), (f" {self._phase} ", "bold cyan"), (elapsed, "dim"))
 
 
 class LogLines:
@@ -172,18 +108,23 @@ class LogLines:
         self._console = console
         self._every_seconds = every_seconds
         self._view: View | None = None
-        self._written = float("-inf")
+        self._looked = self._written = float("-inf")
 
-    def update(self, ledger: LedgerReader) -> None:
-        if time.monotonic() - self._written < self._every_seconds and ledger.state() == RUNNING:
+    def starting(self, run: str | Path, phase: str) -> None:
+        self.message(f"{run} {phase}")
+
+    def update(self, ledger: LedgerReader, doing: Doing | None = None) -> None:
+        if time.monotonic() - self._looked < self._every_seconds and ledger.state() == RUNNING:
             return
-        previous, self._view = self._view, View.of(ledger, self._view)
-        self._written = time.monotonic()
+        previous, self._view = self._view, View.of(ledger, self._view, doing)
+        self._looked = time.monotonic()
         for kind, (count, message) in self._view.events.items():
             if previous is None or previous.events.get(kind, (0, ""))[0] < count:
                 self.message(printable(f"{kind} ({count}): {message}"))
-        if previous is None or (previous.step, previous.activity) != (self._view.step, self._view.activity):
+        silent = self._looked - self._written > SILENT_SECONDS
+        if silent or previous is None or _of_note(previous) != _of_note(self._view):
             self.message(log_line(self._view))
+            self._written = self._looked
 
     def message(self, text: str) -> None:
         encoding = self._console.encoding
@@ -209,18 +150,39 @@ def open_display(console: Console) -> Display:
 def log_line(view: View) -> str:
     """One line without control characters."""
     left = "" if view.seconds_left is None else f", {duration(view.seconds_left)} left"
-    facts = [f"{label} {text}" for label, text in view.facts.items()] if view.recent else []
-    return printable(" | ".join([f"step {view.step}/{view.plan.steps}{left}", *facts, view.activity]))
+    means = [f"{label} {text}" for label, text in view.means.items()]
+    now = [f"{label} {text}" for label, text in view.now.items()]
+    facts = [f"mean of {len(view.recent)}: {means[0]}", *means[1:], *now] if view.recent else []
+    waits = doing_lines(view.doing) if _tells_doing(view) else []
+    return printable(" | ".join([f"step {view.step}/{view.plan.steps}{left}", *facts, view.activity, *waits]))
 
 
-def render(view: View, width: int) -> RenderableType:
-    """The live display, in `width` columns."""
+def _of_note(view: View) -> tuple[object, ...]:
+    """The parts of a view that are worth a line when they change."""
+    doing = {name: phase for name, (phase, _) in view.doing.items()} if view.starting else {}
+    return view.step, view.activity, doing
+
+
+def _tells_doing(view: View) -> bool:
+    """Whether figures do not say yet, or no longer, what is waited for."""
+    return not view.recent or view.step >= view.plan.steps
+
+
+def render(view: View, width: int, elapsed: float = 0.0) -> RenderableType:
+    """The live display, in `width` columns; `elapsed` are the seconds since the command began."""
     pairs = 2 if width >= WIDE else 1
+    least = 0.0 if _tells_doing(view) else LONG_SECONDS
+    doing = doing_lines({name: (phase, since) for name, (phase, since) in view.doing.items() if since >= least})
+    lines = [Text(shorten(f"  {line}", max(width, 20)), "dim", no_wrap=True) for line in doing[:MOST_DOING]]
+    if len(doing) > MOST_DOING:
+        lines.append(Text(f"  and {len(doing) - MOST_DOING} more", "dim"))
     events = [
         Text(shorten(printable(f"{count:,} x {kind}: {message}"), max(width, 20)), "yellow", no_wrap=True)
         for kind, (count, message) in view.events.items()
     ]
-    return Group(_progress(view, width), Text(view.activity, "bold cyan"), _facts(view, pairs), *events)
+    return Group(
+        _progress(view, width, elapsed), Text(view.activity, "bold cyan"), *lines, *_figures(view, pairs), *events
+    )
 
 
 def sparkline(values: Sequence[float], columns: int) -> str:
@@ -233,10 +195,10 @@ def sparkline(values: Sequence[float], columns: int) -> str:
     return "".join("▁▂▃▄▅▆▇█"[round((mean - low) * scale)] for mean in means)
 
 
-def _progress(view: View, width: int) -> Table:
+def _progress(view: View, width: int, elapsed: float) -> Table:
     columns = [Column(ratio=ratio, no_wrap=True) for ratio in (None, 1, None, None)]
     line = Table.grid(*columns, padding=(0, 1), expand=True)
-    times = [duration(view.trained_seconds)] if width >= WIDE else []
+    times = [duration(elapsed)]
     if view.seconds_left is not None:
         times.append(f"{duration(view.seconds_left)} left")
     line.add_row(
@@ -248,14 +210,23 @@ def _progress(view: View, width: int) -> Table:
     return line
 
 
-def _facts(view: View, pairs: int) -> Table:
+def _figures(view: View, pairs: int) -> list[RenderableType]:
+    """The means of the recent steps, once there are any, and the figures of now."""
+    now = _grid([*view.now.items()], pairs)
+    if not view.recent:
+        return [now]
+    (label, mean), *others = view.means.items()
+    reward = Text(mean, "bold").append(f" {sparkline(view.rewards, 24)}", "cyan")
+    count = len(view.recent)
+    title = Text(f"mean of the last {count} steps" if count > 1 else "of the first step", "dim italic")
+    return [title, _grid([(label, reward), *others], pairs), Text("now", "dim italic"), now]
+
+
+def _grid(facts: Sequence[tuple[str, str | Text]], pairs: int) -> Table:
     grid = Table.grid(padding=(0, 2))
     for _ in range(pairs):
-        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(style="dim", no_wrap=True, min_width=16)
         grid.add_column(no_wrap=True, min_width=30)
-    (label, mean), *others = view.facts.items()
-    reward = Text(mean, "bold").append(f" {sparkline(view.rewards, 24)}", "cyan")
-    facts: list[tuple[str, str | Text]] = [(label, reward), *others]
     for start in range(0, len(facts), pairs):
         grid.add_row(*[cell for fact in facts[start : start + pairs] for cell in fact])
     return grid

@@ -48,8 +48,8 @@ class _Run:
         self.max_staleness = ledger.plan.max_staleness
         self.summary = summarize(ledger, model)
         self.x = merge(self.series("step"), POINTS)
-        self.window = max(20, len(self.steps) // 50)
-        """Steps of the moving means."""
+        self.window = max(min(20, len(self.steps) // 3), len(self.steps) // 50, 1)
+        """Steps of the moving means; of a short run, so few that its curve is not a mean of all."""
 
     def series(self, name: str) -> Series:
         """float64 [steps]; NaN where a step does not have the metric."""
@@ -93,7 +93,8 @@ def _title(run: _Run, model: str) -> str:
 def _reward(axes: Any, run: _Run) -> None:
     summary = run.summary
     _panel(axes, "Reward", run)
-    _smooth(axes, run, run.series(names.REWARD), BLUE, f"reward, mean of {run.window} steps")
+    means = f", mean of {run.window} steps" if run.window > 1 else ""
+    _smooth(axes, run, run.series(names.REWARD), BLUE, f"reward{means}")
     _marks(axes, run, "o", ORANGE, "held-out accuracy, sampled", summary.accuracy_before, summary.accuracy_after)
     _marks(axes, run, "D", ORANGE, "held-out accuracy, greedy", summary.greedy_before, summary.greedy_after)
     _finish(axes, loc="lower right")

@@ -107,7 +107,7 @@ def write_summary(path: Path, summary: Summary) -> None:
 def read_recipe(ledger: LedgerReader) -> dict[str, Any]:
     """The `config.toml` beside a ledger; {} for a ledger that stands alone."""
     path = RunDirectory(path=ledger.path.parent).config
-    return tomllib.loads(path.read_text()) if path.is_file() else {}
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _nll_by_sign(result: Mapping[str, Any] | None) -> dict[str, float] | None:

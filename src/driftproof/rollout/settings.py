@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 class RolloutSettings:
     """Workers, their groups, and how far they may be ahead of the learner."""
 
-    workers: Annotated[int, Ge(0)] = 1
+    workers: Annotated[int, Ge(0), Le(1024)] = 1
     """Built-in rollout workers; with 0 all groups come through `driftproof inbox`."""
     group_size: Annotated[int, Ge(1)] = 8
     """Responses to each prompt; 4 to 64."""

@@ -33,6 +33,8 @@ from driftproof.verify.judge import judge
 
 ATTEMPTS = 3
 """Attempts at generating a group before giving it up."""
+REPORT_SECONDS = 5.0
+"""Most seconds between two reports: a display shows what is under way."""
 FAILED_GROUPS = 8
 """Groups in a row that an engine may fail to write before its worker ends."""
 
@@ -119,7 +121,7 @@ class RolloutWorker:
     def renewing(
         self, connect: Callable[[], AbstractContextManager[Leases]], *, longest_step: float = 300.0
     ) -> Iterator[None]:
-        """Renew the leases, and report, four times while a lease lasts, in a thread beside the work.
+        """Renew the leases, and report, at least four times while a lease lasts, in a thread beside the work.
 
         A call of `work` that takes longer than `longest_step` seconds is stuck: its leases are left to others.
         """
@@ -131,7 +133,9 @@ class RolloutWorker:
                 with self._reporting:
                     leases.renew(self.name, self.settings.lease_seconds, self._counters())
 
-        with renewals(connect, renew, every=self.settings.lease_seconds / 4) as self._check_renewals:
+        with renewals(
+            connect, renew, every=min(self.settings.lease_seconds / 4, REPORT_SECONDS)
+        ) as self._check_renewals:
             yield
         self._check_renewals = lambda: None
 

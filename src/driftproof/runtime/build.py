@@ -173,7 +173,7 @@ def open_inbox(path: Path) -> Inbox:
     directory = RunDirectory(path=path)
     if not (directory.config.is_file() and directory.ledger.is_file()):
         raise ConfigError(f"{path} is not a run: it has no {directory.config.name} or no {directory.ledger.name}")
-    config = Config.from_toml(directory.config.read_text())
+    config = Config.from_toml(directory.config.read_text(encoding="utf-8"))
     task = make_task(config)
     if config.rollouts.recorded_share == 1:
         raise ConfigError(f"{path} trains on recorded traces; there is nothing for workers to write")
@@ -198,7 +198,7 @@ def open_inbox(path: Path) -> Inbox:
 def _up_to_date(directory: RunDirectory, config: Config) -> bool:
     """Whether a resume has left the settings of the inbox alone."""
     try:
-        now = Config.from_toml(directory.config.read_text())
+        now = Config.from_toml(directory.config.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # a resume is writing it
         return False
     return all(getattr(now, section) == getattr(config, section) for section in INBOX_SECTIONS)

@@ -5,15 +5,18 @@ before any process starts.
 """
 
 import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from driftproof.config import Config
-from driftproof.errors import ConfigError, EngineError, TaskError
+from driftproof.errors import ConfigError, EngineError, LedgerError, TaskError, command_line
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import Plan
 from driftproof.metrics.trackers import check_trackers
 from driftproof.objectives import Objective
-from driftproof.run import RunDirectory
+from driftproof.run import LOCK, RunDirectory, claimed, partial_name, written_whole
 from driftproof.runtime.architecture import check_architecture
 from driftproof.runtime.build import make_objective, make_task, make_verifier
 from driftproof.runtime.resources import count_parameters, resolve_device
@@ -22,9 +25,14 @@ from driftproof.tasks.protocol import Task
 from driftproof.types import GROUP_CHANNELS, Channel
 from driftproof.weights.models import ModelInfo, inspect_model
 
+Say = Callable[[str], object]
+"""Told a sentence that a person should read."""
 
-def preflight(config: Config) -> Plan:
+
+def preflight(config: Config, warn: Say = lambda _: None) -> Plan:
     """Check everything that can be checked without starting; what the run sets out to do.
+
+    `warn` is told of each thing that can be run and is hardly meant.
 
     Raises:
         ValueError: in the subclass of the room that refuses (ConfigError, ObjectiveError, TaskError, ModelError, ...).
@@ -59,6 +67,7 @@ def preflight(config: Config) -> Plan:
         )
     codec = Codec(config.model.path)
     _check_lengths(config, model, task, codec)
+    _warn_of_lone_responses(config, objective, warn)
     return Plan(
         seed=config.run.seed,
         prompts=len(task.live),
@@ -71,6 +80,15 @@ def preflight(config: Config) -> Plan:
         recorded_prompts=len(task.recorded),
         recorded_share=config.rollouts.recorded_share or 0.0,
     )
+
+
+def longest_texts(config: Config) -> tuple[int, int]:
+    """Tokens of the longest prompt, and of the longest response that may be written or is on record."""
+    inspect_model(config.model.path)
+    task, codec = make_task(config), Codec(config.model.path)
+    prompts = (len(codec.encode(prompt)) for prompt in (*task.train, *task.heldout))
+    recorded = (len(codec.encode_response(text)) for group in task.recorded for text in group.texts)
+    return max(prompts, default=0), max([config.sampling.max_tokens if task.live else 1, *recorded])
 
 
 def _check_behavior(config: Config, objective: Objective) -> None:
@@ -89,6 +107,20 @@ def _check_behavior(config: Config, objective: Objective) -> None:
         raise ConfigError(
             f"{needs} of the whole distribution, but sampling.top_p={config.sampling.top_p} and "
             f"sampling.top_k={config.sampling.top_k} cut it; set top_p=1 and top_k=0, or use an objective {instead}"
+        )
+
+
+def _warn_of_lone_responses(config: Config, objective: Objective, warn: Say) -> None:
+    """Tell that groups of one response teach nothing where every reward is compared with its own group's."""
+    # A critic gives PPO something else to compare with.
+    if (
+        config.rollouts.group_size == 1
+        and config.rollouts.recorded_share != 1
+        and Channel.VALUES not in objective.needs
+    ):
+        warn(
+            "rollouts.group_size is 1: a lone response is compared with itself, so its advantage (advantages.baseline "
+            f"{config.advantages.baseline!r}) is always 0, and no reward teaches anything; set it to 4 or more"
         )
 
 
@@ -152,26 +184,67 @@ def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -
 
 
 def prepare_directory(config: Config, plan: Plan) -> RunDirectory:
-    """Make the run directory, which must be new or empty, with its configuration and ledger."""
-    path = config.run.directory or _free_name(Path("runs"), config.run.name)
+    """Make the run directory, which must be new or empty, with its configuration and ledger; or change nothing.
+
+    Raises:
+        ConfigError: it is in use, cannot be written, or there is no space for the run.
+    """
+    path, made = config.run.directory or Path("runs", config.run.name), list[Path]()
     try:
+        path = path if config.run.directory else _free_name(path)
+        _check_free(path)
+        check_space(config, path)
+        made = [each for each in (path, *path.parents) if not each.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise ConfigError(f"run directory {path} is not empty; choose another, or go on with --resume {path}")
-        directory = RunDirectory(path=path)
-        directory.logs.mkdir()
-        directory.config.write_text(config.to_toml())
+        with claimed(path):
+            # Another start may have been faster.
+            _check_free(path)
+            return _prepare(RunDirectory(path=path), config, plan, made)
     except OSError as error:
         raise ConfigError(f"run directory {path} cannot be written: {error.strerror}") from error
-    check_space(config, path)
-    Ledger.create(directory.ledger, plan).close()
+
+
+def _prepare(directory: RunDirectory, config: Config, plan: Plan, made: list[Path]) -> RunDirectory:
+    try:
+        directory.logs.mkdir(exist_ok=True)
+        with written_whole(directory.config) as partial:
+            partial.write_text(config.to_toml(), encoding="utf-8")
+        Ledger.create(directory.ledger, plan).close()
+    except (OSError, LedgerError, sqlite3.Error) as error:
+        # What cannot be taken back does not keep a later start from the directory.
+        with suppress(OSError):
+            for file in directory.path.glob("*"):
+                file.rmdir() if file == directory.logs else file.unlink()
+            for each in made:
+                each.rmdir()
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"run directory {directory.path} cannot be written: {problem}") from error
     return directory
 
 
-def _free_name(parent: Path, name: str) -> Path:
-    path, number = parent / name, 2
-    while path.exists() and any(path.iterdir()):
-        path, number = parent / f"{name}-{number}", number + 1
+def _check_free(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"run directory {path} is a file; choose another")
+    if path.is_dir() and {each.name for each in path.iterdir()} - {LOCK} and not is_unbegun(path):
+        raise ConfigError(
+            f"run directory {path} is not empty; choose another, or go on with {command_line('--resume', path)}"
+        )
+
+
+def is_unbegun(path: Path) -> bool:
+    """Whether a directory holds no more than a start leaves that was broken off before its ledger was made."""
+    directory = RunDirectory(path=path)
+    if not directory.config.is_file() or (directory.logs.is_dir() and any(directory.logs.iterdir())):
+        return False
+    partial = (partial_name(directory.config).name, partial_name(directory.ledger).name)
+    others = {each.name for each in path.iterdir() if not each.name.startswith(partial)}
+    return others <= {LOCK, directory.config.name, directory.logs.name}
+
+
+def _free_name(wanted: Path) -> Path:
+    path, number = wanted, 2
+    while path.exists() and (not path.is_dir() or (any(path.iterdir()) and not is_unbegun(path))):
+        path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
     return path
 
 
@@ -180,7 +253,7 @@ def check_space(config: Config, path: Path) -> None:
     weights = 4 * count_parameters(config.model.path)
     # Snapshots, one being written, and three checkpoints of weights and two moments.
     needed = weights * (config.learner.keep_snapshots + 1 + 3 * 3)
-    free = shutil.disk_usage(path).free
+    free = shutil.disk_usage(next(each for each in (path, *path.absolute().parents) if each.exists())).free
     if free < needed:
         raise ConfigError(
             f"the disk of {path} has {free / 1e9:.2f} GB free; snapshots and checkpoints of this model need about "

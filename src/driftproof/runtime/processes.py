@@ -31,7 +31,7 @@ def play(role: Role, directory: RunDirectory, name: str, resources: Resources, p
     """Do all that a process of the run does in its role."""
     phase("begins")
     limit_threads(resources.threads)
-    config = Config.from_toml(directory.config.read_text())
+    config = Config.from_toml(directory.config.read_text(encoding="utf-8"))
     with Ledger(directory.ledger) as ledger:
         if role is Role.WORKER:
             _write(config, directory, ledger, name, phase)

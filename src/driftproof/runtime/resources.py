@@ -42,6 +42,10 @@ class Requirement:
     """Bytes, by their purpose."""
     available: int
     """Bytes of memory of the whole device."""
+    count: int = 1
+    """Processes of that kind."""
+    advice: str = ""
+    """The settings that lower its needs most."""
 
     @property
     def needed(self) -> int:
@@ -52,26 +56,105 @@ class Requirement:
         return self.needed <= self.available
 
 
-def requirements(config: Config) -> list[Requirement]:
-    """Needs of the learner and of each rollout worker; the largest micro-batch has as many positions as may be."""
+def requirements(config: Config, prompt_tokens: int = 0, response_tokens: int | None = None) -> list[Requirement]:
+    """Needs of the learner and of each rollout worker, where all prompts and responses have so many tokens (None: all
+    that a response may have)."""
+    response_tokens = response_tokens or config.sampling.max_tokens
     model = read_config(config.model.path)
     if config.learner.token_budget == "auto":
         config = _with_budget(config, _fitting_budget(config, model))
-    needs = [("learner", resolve_device(config.learner.device), _learner(config, model))]
-    if config.engine.name == "embedded":
-        needs.append(("each worker", resolve_device(config.engine.device), _worker(config, model)))
-    return [
-        Requirement(process=process, device=device, parts=parts, available=memory_of(device))
-        for process, device, parts in needs
+    rows, row_tokens = largest_micro_batch(config, prompt_tokens, response_tokens)
+    learner = _learner_of(config, model, rows, row_tokens)
+    if config.objective.fields.get("kl"):
+        learner["reference"] = learner["weights"]
+    device = resolve_device(config.learner.device)
+    needs = [
+        Requirement(
+            process="learner",
+            device=device,
+            parts=learner,
+            available=memory_of(device),
+            advice=_learner_advice(config, learner, rows, memory_of(device)),
+        )
     ]
+    if config.engine.name == "embedded" and config.rollouts.recorded_share != 1:
+        device = resolve_device(config.engine.device)
+        slots = min(config.engine.slots, _most_under_way(config))
+        parts = engine_memory(model, slots=slots, tokens=prompt_tokens + config.sampling.max_tokens)
+        workers = config.rollouts.workers + (config.evaluation.every > 0)
+        needs.append(
+            Requirement(
+                process="each worker",
+                device=device,
+                parts=parts,
+                available=memory_of(device),
+                count=workers,
+                advice=_worker_advice(config, parts, memory_of(device)),
+            )
+        )
+    return needs
+
+
+def lacking_memory(needs: list[Requirement]) -> list[str]:
+    """A sentence for each process that a device has no memory for, or for all of them together, with what to lower."""
+    alone = [
+        f"{need.process} needs more memory than {need.device} has; {need.advice}" for need in needs if not need.fits
+    ]
+    if alone:
+        return alone
+    together = []
+    for device in dict.fromkeys(need.device for need in needs):
+        here = [need for need in needs if need.device == device]
+        needed = sum(need.needed * need.count for need in here)
+        if needed > here[0].available:
+            largest = max(here, key=lambda need: need.needed * need.count)
+            several = f"fewer rollouts.workers, or {largest.advice}" if here[-1].count > 1 else largest.advice
+            together.append(
+                f"all processes on {device} together need {needed / 2**30:.2f} GiB of its "
+                f"{here[0].available / 2**30:.2f}; {several}"
+            )
+    return together
+
+
+def largest_micro_batch(config: Config, prompt_tokens: int, response_tokens: int) -> tuple[int, int]:
+    """Rows of the largest micro-batch, and tokens of each: a prompt with as many responses of its group as fit."""
+    # The last token of a response is predicted, but not read.
+    learner, size, response = config.learner, config.rollouts.group_size, max(response_tokens - 1, 1)
+    together = min(max((learner.row_tokens - prompt_tokens) // response, 1), size)
+    row_tokens = prompt_tokens + together * response
+    rows = learner.groups_per_step // learner.updates_per_step * -(-size // together)
+    return max(min(learner.positions // row_tokens, rows), 1), row_tokens
+
+
+def _most_under_way(config: Config) -> int:
+    """Responses that may be written at once, however many slots there are."""
+    ahead = 1 + config.rollouts.max_staleness
+    return config.learner.groups_per_step * ahead * config.rollouts.group_size
+
+
+def _learner_advice(config: Config, parts: dict[str, int], rows: int, available: int) -> str:
+    if sum(size for name, size in parts.items() if name not in ("activations", "logits")) > available:
+        return "use a smaller model"
+    if rows > 1:
+        return f"lower learner.token_budget, which is {config.learner.positions:,}"
+    keep = "" if config.learner.gradient_checkpointing else "set learner.gradient_checkpointing to true, or "
+    return f"{keep}lower sampling.max_tokens, which is {config.sampling.max_tokens:,}"
+
+
+def _worker_advice(config: Config, parts: dict[str, int], available: int) -> str:
+    if parts["weights"] > available:
+        return "use a smaller model"
+    slots, tokens = config.engine.slots, config.sampling.max_tokens
+    return f"lower engine.slots, which is {slots:,}, or sampling.max_tokens, which is {tokens:,}"
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with its `auto` numbers settled, once for all of a run.
+    """The configuration with its `auto` numbers settled and its paths absolute, once for all of a run.
 
     Raises:
         ModelError: the model directory cannot be used. ConfigError: a device this machine does not have.
     """
+    config = with_absolute_paths(config)
     learner, engine = config.learner, config.engine
     if "auto" not in (learner.token_budget, learner.threads, engine.threads):
         return config
@@ -85,6 +168,26 @@ def resolve(config: Config) -> Config:
     learner = replace(learner, token_budget=budget, threads=ours if learner.threads == "auto" else learner.threads)
     engine = replace(engine, threads=theirs if engine.threads == "auto" else engine.threads)
     return config.model_copy(update={"learner": learner, "engine": engine})
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration as it can be read in any directory; what is no path here, like a model of a hub, stays."""
+    sections = {"model": ("path", "reference"), "rollouts": ("path",), "engine": ("python",)}
+    update: dict[str, Any] = {
+        section: replace(table, **{key: _absolute(getattr(table, key)) for key in keys})
+        for section, keys in sections.items()
+        if (table := getattr(config, section))
+    }
+    fields: dict[str, Any] = {
+        key: _absolute(config.task.fields[key]) for key in ("path", "heldout") if key in config.task.fields
+    }
+    return config.model_copy(update=update | {"task": config.task.model_copy(update=fields)})
+
+
+def _absolute(path: Any) -> Any:
+    if isinstance(path, str | Path) and Path(path).exists():
+        return type(path)(Path(path).absolute())
+    return path
 
 
 def share_cores(cores: int, parameters: int, workers: int, *, in_turns: bool) -> tuple[int, int]:
@@ -137,11 +240,16 @@ def _with_budget(config: Config, positions: int) -> Config:
 
 
 def _learner(config: Config, model: Any) -> dict[str, int]:
+    """Needs of a learner, whatever the prompts are: its budget is filled with rows of the usual length."""
+    row_tokens = min(_longest(config), config.learner.positions)
+    return _learner_of(config, model, max(config.learner.positions // row_tokens, 1), row_tokens)
+
+
+def _learner_of(config: Config, model: Any, rows: int, row_tokens: int) -> dict[str, int]:
     learner = config.learner
-    row_tokens = min(_longest(config), learner.positions)
     return learner_memory(
         model,
-        rows=max(learner.positions // row_tokens, 1),
+        rows=rows,
         row_tokens=row_tokens,
         bfloat16=learner.dtype == "bfloat16" or (learner.dtype == "auto" and resolve_device(learner.device) != "cpu"),
         gradient_checkpointing=learner.gradient_checkpointing,

@@ -8,6 +8,7 @@ behind and the directory can be resumed.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NoReturn
 
 from driftproof.config import Config
-from driftproof.errors import LedgerError, RunError
+from driftproof.errors import LedgerError, RunError, command_line
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED, RUNNING, STOPPING, Counters
 from driftproof.report.display import Display
@@ -52,6 +53,7 @@ class Supervisor:
         self._config = config
         self._directory = directory
         self._hint = resume_hint(directory)
+        self._ledger_file = directory.ledger.stat()
         self._ledger = ledger
         self._placement = placement
         self._display = display
@@ -119,7 +121,11 @@ class Supervisor:
 
     def _fail(self, what: str, member: Member) -> NoReturn:
         """End the run for a member that failed for good."""
-        raise RunError("\n".join(filter(None, [what, member.last_output(), self._hint])))
+        # Servers that are mended need nothing else; a model that cannot be run is the same in a resume.
+        has_servers = bool(self._config.engine.url or self._config.engine.launch)
+        hopeless = member.refused_input and not has_servers
+        hint = "a resume would end the same way until that is mended" if hopeless else self._hint
+        raise RunError("\n".join(filter(None, [what, member.last_output(), hint])))
 
     def _start_worker(self, name: str) -> Member:
         self._heartbeats.started(name, self._ledger.counters(name), time.monotonic())
@@ -138,13 +144,24 @@ class Supervisor:
             if message:
                 self._display.message(message)
             else:
-                self._display.update(self._ledger)
+                self._display.update(self._ledger, self._doing())
         except OSError:
             self._unseen = True
 
+    def _doing(self) -> dict[str, tuple[str, float]]:
+        """The doing of each living process, as it told it last, and for how many seconds."""
+        members = [member for member in (self._learner, *self._workers.values()) if member.alive]
+        told = {member.name: member.activity() for member in members}
+        now, silent = time.monotonic(), ("is started", 0.0)
+        return {name: (each.phase, now - each.since) if each else silent for name, each in told.items()}
+
     def _check_directory(self) -> None:
-        """Files that are open work on without their directory; but nothing would be kept."""
-        if not self._directory.ledger.exists():
+        """Files that are open work on without their directory, or with another in its place; but nothing is kept."""
+        try:
+            there = self._directory.ledger.stat()
+        except FileNotFoundError:
+            raise directory_gone(self._directory) from None
+        if not os.path.samestat(there, self._ledger_file):
             raise directory_gone(self._directory)
 
     def _replace_dead_workers(self) -> None:
@@ -242,12 +259,12 @@ class Supervisor:
 
 def resume_hint(directory: RunDirectory) -> str:
     """How to go on with a run."""
-    return f"go on with: driftproof train --resume {directory.path}"
+    return f"go on with: {command_line('driftproof', 'train', '--resume', directory.path)}"
 
 
 def directory_gone(directory: RunDirectory) -> RunError:
     """The error for a run whose directory does not exist any more."""
     return RunError(
         f"run directory {directory.path} was removed or moved while the run was working on it; everything is stopped, "
-        "as nothing more can be kept. If it was moved, go on with: driftproof train --resume its new place"
+        "as nothing more can be kept. If it was moved, go on with: driftproof train --resume NEW-PLACE"
     )

@@ -9,20 +9,20 @@ from __future__ import annotations
 import signal
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from driftproof.config import Config
-from driftproof.errors import CheckpointError, ConfigError, LedgerError, RunError
+from driftproof.errors import CheckpointError, ConfigError, LedgerError, RunError, UnavailableError, command_line
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import Plan
 from driftproof.report.display import Display
 from driftproof.run import RunDirectory, fsync, locked, partial_name, step_of
 from driftproof.runtime.placement.child import write_trouble
 from driftproof.runtime.placement.local import LocalPlacement, warm_up
-from driftproof.runtime.preflight import preflight, prepare_directory
+from driftproof.runtime.preflight import is_unbegun, preflight, prepare_directory
 from driftproof.runtime.resources import resolve, resolve_device, thread_count
 from driftproof.runtime.supervisor import Supervisor, directory_gone, resume_hint
 from driftproof.weights.checkpoints import check_checkpoint, list_checkpoints
@@ -39,10 +39,13 @@ def start(config: Config, display: Display) -> RunDirectory:
         ValueError: bad input, before any process starts. RunError: the run ended before its time.
     """
     warm_up()
-    plan = preflight(config)
+    display.starting(config.run.name, "checks the recipe, its model and its prompts")
+    plan = preflight(config, lambda text: display.message(f"warning: {text}"))
     config = resolve(config)
-    directory = prepare_directory(config, plan)
-    _run(config, directory, display)
+    # From here on there is something to be stopped cleanly.
+    with _signals() as received:
+        directory = prepare_directory(config, plan)
+        _run(config, directory, display, received)
     return directory
 
 
@@ -53,9 +56,13 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
         UnavailableError: not a run, or in use. ConfigError: made with another model, seed or shape than `config` says.
         RunError: as in `start`.
     """
-    warm_up()
     directory = RunDirectory(path=path)
-    plan = preflight(config)
+    if is_unbegun(path):
+        anew = command_line("driftproof", "train", directory.config, "--run.directory", path)
+        raise UnavailableError(f"{path} has not begun: its start was broken off before its ledger was made; {anew}")
+    warm_up()
+    display.starting(path, "checks the recipe, its model and its prompts")
+    plan = preflight(config, lambda text: display.message(f"warning: {text}"))
     config = resolve(config)
     with locked(path, display.message), Ledger(directory.ledger) as ledger:
         _check_same_run(path, plan, ledger.plan)
@@ -85,7 +92,8 @@ def _step_to_go_on_from(directory: RunDirectory, config: Config, ledger_step: in
     if step > ledger_step:
         raise ConfigError(
             f"{newest} is of step {step}, the ledger knows only {ledger_step}: the end of the ledger is lost, as after "
-            f"a crash of the disk; to go on from this checkpoint: driftproof ledger repair {directory.path}"
+            "a crash of the disk; to go on from this checkpoint: "
+            f"{command_line('driftproof', 'ledger', 'repair', directory.path)}"
         )
     try:
         check_checkpoint(newest, config.model.path)
@@ -93,7 +101,7 @@ def _step_to_go_on_from(directory: RunDirectory, config: Config, ledger_step: in
         before = f"the one before, {checkpoints[-2].name}" if len(checkpoints) > 1 else "the start"
         raise ConfigError(
             f"the newest checkpoint is broken: {error}; nothing was changed. To go on from {before}: "
-            f"mv {newest} {directory.path / f'broken-{newest.name}'} and resume again"
+            f"{command_line('mv', newest, directory.path / f'broken-{newest.name}')} and resume again"
         ) from error
     return step
 
@@ -102,7 +110,7 @@ def _write_beside(path: Path, text: str) -> Path:
     """Write what is to become `path`, so that a full disk is met before anything is changed."""
     partial = partial_name(path)
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         fsync(partial)
     except OSError as error:
         raise ConfigError(f"run directory {path.parent} cannot be written: {error.strerror}") from error
@@ -123,22 +131,26 @@ def _check_same_run(path: Path, ours: Plan, theirs: Plan) -> None:
         "seed": f"run.seed {theirs.seed}, not {ours.seed}",
         "groups_per_step": f"learner.groups_per_step {theirs.groups_per_step}, not {ours.groups_per_step}",
         "max_staleness": f"a staleness of {theirs.max_staleness}, not {ours.max_staleness}",
-        "channels": f"an objective that needs {sorted(theirs.channels) or 'no channels'}, "
-        f"not {sorted(ours.channels) or 'none'}",
+        "channels": f"an objective that needs {_named(theirs) or 'no channels'}, not {_named(ours) or 'none'}",
     }
     for field, difference in what.items():
         if getattr(ours, field) != getattr(theirs, field):
             raise ConfigError(f"{path} was made with {difference}; start a new run instead")
 
 
-def _run(config: Config, directory: RunDirectory, display: Display) -> None:
+def _named(plan: Plan) -> str:
+    return " and ".join(sorted(channel.value for channel in plan.channels))
+
+
+def _run(config: Config, directory: RunDirectory, display: Display, signals: list[int] | None = None) -> None:
     directory = RunDirectory(path=directory.path.absolute())
     with (
         locked(directory.path, display.message),
         Ledger(directory.ledger) as ledger,
-        _signals() as received,
+        _signals() if signals is None else nullcontext(signals) as received,
         _launched(config, directory, display, received) as server,
     ):
+        display.starting(directory.path.name, "starts its processes")
         supervisor = Supervisor(config, directory, ledger, LocalPlacement(directory=directory), display, server)
         try:
             supervisor.watch(received)

@@ -17,7 +17,7 @@ import pytest
 
 from driftproof.run import RunDirectory
 from driftproof.runtime.activity import ActivityFile
-from driftproof.runtime.placement.child import STACKS
+from driftproof.runtime.placement.child import STACKS, Ending
 from driftproof.runtime.placement.local import LocalMember
 
 
@@ -31,7 +31,7 @@ def hangs(directory: RunDirectory, _: Connection) -> None:
 
 
 def explains(_: RunDirectory, parent: Connection) -> None:
-    parent.send_bytes(b"the disk is full")
+    parent.send_bytes(Ending(sentence="the disk is full", refused_input=True).to_bytes())
     sys.exit(1)
 
 

@@ -9,7 +9,6 @@ tokens and their cache, and go on with the new weights.
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -36,7 +35,6 @@ class EmbeddedEngine:
     """
 
     capabilities = Capabilities(logprobs=True, follows_weights=True)
-    counters: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self,
@@ -80,6 +78,11 @@ class EmbeddedEngine:
         if loading["missing_keys"]:
             raise EngineError(f"{path}: the weights lack {', '.join(sorted(loading['missing_keys'])[:3])}")
         return cls(model, **options)
+
+    @property
+    def counters(self) -> Mapping[str, float]:
+        """`tokens_under_way`: tokens of the responses that are being written."""
+        return {"tokens_under_way": float(self._rows.records["written"].sum())}
 
     @property
     def room(self) -> int:

@@ -16,10 +16,12 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Self
 
-from driftproof.errors import DriftproofError
+from driftproof.errors import DriftproofError, EngineError, InputError
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED, STOPPING
 from driftproof.run import RunDirectory, hold_run_lock
@@ -29,7 +31,25 @@ from driftproof.runtime.processes import play
 
 STACKS = signal.SIGUSR1
 """Makes a process write the stacks of its threads to its log."""
+LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that the command answers for all of its processes."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A process's account of what ended it."""
+
+    sentence: str
+    refused_input: bool
+
+    def to_bytes(self) -> bytes:
+        # A pipe takes that much without a reader.
+        return (b"1" if self.refused_input else b"0") + self.sentence.encode(errors="backslashreplace")[:10_000]
+
+    @classmethod
+    def from_bytes(cls, told: bytes) -> Self:
+        return cls(sentence=told[1:].decode(errors="replace"), refused_input=told[:1] == b"1")
 
 
 def main(role: Role, path: Path, name: str, resources: Resources, parent: Connection) -> None:
@@ -44,14 +64,17 @@ def main(role: Role, path: Path, name: str, resources: Resources, parent: Connec
             traceback.print_exc()
         sentence = str(error) if isinstance(error, DriftproofError) else write_trouble(error, path)
         if sentence:
-            parent.send_bytes(sentence.encode())
+            parent.send_bytes(
+                Ending(sentence=sentence, refused_input=isinstance(error, InputError | EngineError)).to_bytes()
+            )
         sys.exit(1)
 
 
 def _look_after_ourselves(directory: RunDirectory, name: str) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A handler, unlike SIG_IGN, is not passed on to what a verifier starts.
+    for number in LEFT_TO_PARENT:
+        # A handler, unlike SIG_IGN or a mask, is not passed on to what a verifier starts.
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_PARENT)
     log = os.open(directory.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())

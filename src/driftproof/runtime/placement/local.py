@@ -10,17 +10,19 @@ import multiprocessing
 import os
 import re
 import signal
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from driftproof.errors import ConfigError
 from driftproof.run import RunDirectory
 from driftproof.runtime.activity import Activity
-from driftproof.runtime.placement.child import STACKS, main
+from driftproof.runtime.placement.child import LEFT_TO_PARENT, STACKS, Ending, main
 from driftproof.runtime.placement.protocol import Resources, Role
 
 ANSWER_SECONDS = 3.0
@@ -30,17 +32,51 @@ LAST_LINES = 12
 PRELOADED = ("driftproof.runtime.processes", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
 
 
+LONGEST_DIRECTORY = 75
+"""Bytes of a directory in which a socket can be made: an address has 107, of which its name takes 32."""
+
+
 def warm_up() -> None:
-    """Let the server that the processes are forked from import what they need, while this process does other things."""
-    # A signal to the whole process group, as a closing terminal sends it, must not end that server: how its children
-    # end could not be known. What is ignored stays so in a new program.
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGHUP)}
+    """Let the server that the processes are forked from import what they need, while this process does other things.
+
+    Raises:
+        ConfigError: there is no directory that a socket can be made in.
+    """
+    _choose_directory_of_sockets()
+    # A signal to the whole process group, as a terminal sends it, must not end that server, nor show where its imports
+    # are: how its children end could not be known. What is blocked stays so in a new program; here it comes in later.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
     try:
+        resource_tracker.ensure_running()
+        # That has lifted the mask.
+        signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
         multiprocessing.set_forkserver_preload(list(PRELOADED))
         forkserver.ensure_running()
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _choose_directory_of_sockets() -> None:
+    """Keep multiprocessing's sockets out of a directory for temporary files whose path is too long for an address."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) <= LONGEST_DIRECTORY:
+        return
+    places = ("/tmp", "/var/tmp", "/dev/shm", str(Path.cwd()))
+    short = next((place for place in places if len(os.fsencode(place)) <= LONGEST_DIRECTORY and _writable(place)), None)
+    if short is None:
+        raise ConfigError(
+            f"the directory for temporary files, {usual}, has a path of {len(os.fsencode(usual))} bytes, and sockets "
+            f"between processes take at most {LONGEST_DIRECTORY}: set TMPDIR to a shorter one"
+        )
+    chosen, tempfile.tempdir = tempfile.tempdir, short
+    try:
+        util.get_temp_dir()
+    finally:
+        tempfile.tempdir = chosen
+
+
+def _writable(place: str) -> bool:
+    return os.access(place, os.W_OK | os.X_OK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +111,7 @@ class LocalMember:
     """The file of its activity."""
     last_words: Connection
     """The end of the pipe by which it says what ended it."""
-    _sentence: str = ""
+    _told: Ending | None = None
 
     @property
     def name(self) -> str:
@@ -116,13 +152,23 @@ class LocalMember:
         code = self.process.exitcode
         if not code:
             return None
+        if ending := self._ending():
+            return f"ended: {ending.sentence}"
+        return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+
+    @property
+    def refused_input(self) -> bool:
+        ending = self._ending()
+        return ending is not None and ending.refused_input
+
+    def _ending(self) -> Ending | None:
         with suppress(EOFError):
-            if self.last_words.poll():
-                self._sentence = f"ended: {self.last_words.recv_bytes().decode(errors='replace')}"
-        return self._sentence or (f"was killed by signal {-code}" if code < 0 else f"ended with code {code}")
+            if self._told is None and self.last_words.poll():
+                self._told = Ending.from_bytes(self.last_words.recv_bytes())
+        return self._told
 
     def last_output(self) -> str:
-        lines = [] if self._sentence else _written(self.log, self.log_begins).splitlines()
+        lines = [] if self._ending() else _written(self.log, self.log_begins).splitlines()
         return "\n".join([f"the end of {self.log}:", *lines[-LAST_LINES:]]) if lines else ""
 
     def stacks(self) -> str:

@@ -56,6 +56,10 @@ class Member(Protocol):
     def last_error(self) -> str | None:
         """How it ended, as a clause ("was killed by signal 9"); None while it lives, and where nothing was wrong."""
 
+    @property
+    def refused_input(self) -> bool:
+        """Whether it ended because of its input (model, data, settings), so that a resume would end the same way."""
+
     def last_output(self) -> str:
         """The end of its log, for an error that says too little; "" where it says all."""
 
