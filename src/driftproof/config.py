@@ -68,6 +68,10 @@ class TaskSection(NamedSection):
     """A task's name, and the fields of that task (driftproof.tasks)."""
 
     name: str = "arithmetic"
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """Prompts and recorded responses that are too long: `refuse` names the row, `drop` leaves out and counts them."""
+    max_characters: Annotated[int, Ge(1)] = 1_000_000
+    """Most characters of a prompt or a recorded response; a longer one is too long, and is not tokenized."""
 
 
 class ObjectiveSection(NamedSection):

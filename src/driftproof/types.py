@@ -51,6 +51,7 @@ class FinishReason(StrEnum):
 
 MOST_COLUMN_CHARACTERS = 2**20
 """Most characters of a prompt's columns, written as JSON."""
+_NO_COLUMNS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class Prompt:
     """System message, for models with a chat template."""
     turns: tuple[tuple[str, str], ...] = ()
     """Role and content of the messages before `text`, such as worked examples; for models with a chat template."""
-    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    columns: Mapping[str, Any] = field(default_factory=lambda: _NO_COLUMNS, hash=False)
     """The columns of its row, for reward functions: JSON values, at most `MOST_COLUMN_CHARACTERS` of them as JSON."""
     source: str = field(default="", compare=False)
     """FILE:LINE of its row, for errors; empty where it has none."""
@@ -131,7 +132,7 @@ class Response:
     behavior_logprobs: NDArray[np.float32] | None = None
     """float32 [trained tokens], nats, of the distribution sampled from; None unless asked for."""
     reward: float | None = None
-    """Known already for recorded traces; None for fresh responses, which the verifier scores."""
+    """Known already for recorded traces, NaN for those without one; None for fresh responses, which are scored."""
     retokenized: bool = False
     """True when the learner's tokenizer made the tokens from text; False when they were sampled."""
     trained: NDArray[np.bool_] | None = None

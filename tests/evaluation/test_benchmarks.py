@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 from dataclasses import asdict, replace
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Completed, Engine
 from driftproof.errors import ConfigError
-from driftproof.evaluation.benchmarks import read_record, run_benchmark
+from driftproof.evaluation.benchmarks import read_record, run_benchmark, task_facts
 from driftproof.evaluation.score import Problem, Score, pass_at_k, score
-from driftproof.tasks import build
+from driftproof.tasks import Task, build
 from driftproof.tasks.codec import Codec
 from driftproof.types import Request, Sampling
 from driftproof.verify import build as build_verifier
@@ -62,17 +63,23 @@ def parts(tiny_model_dir: Path) -> tuple[EmbeddedEngine, Codec]:
     return EmbeddedEngine.from_directory(tiny_model_dir, slots=8, device="cpu"), Codec(tiny_model_dir)
 
 
-def run(engine: Engine, codec: Codec, record: Path, settings: Any = SETTINGS, samples: int = 4) -> Score:
+def run(
+    engine: Engine, codec: Codec, record: Path, settings: Any = SETTINGS, samples: int = 4, task: Task = TASK
+) -> Score:
     sampling = Sampling(max_tokens=5, stop_ids=codec.stop_ids, seed=3)
     verifier = build_verifier("exact")
-    return run_benchmark(TASK, engine, codec, verifier, sampling, samples, record, settings)
+    return run_benchmark(task, engine, codec, verifier, sampling, samples, record, settings)
 
 
 def test_every_problem_is_answered_and_kept(parts: tuple[EmbeddedEngine, Codec], tmp_path: Path) -> None:
     found = run(*parts, tmp_path / "deep" / "sums.jsonl")
     assert (found.problems, found.samples, found.failed) == (7, 4, 0)
     header, *lines = map(json.loads, (tmp_path / "deep" / "sums.jsonl").read_text().splitlines())
-    assert header == {"benchmark": "sums", "samples": 4, "problems": 7, "model": "abc"}
+    assert header.items() >= {"benchmark": "sums", "samples": 4, "problems": 7, "model": "abc"}.items()
+    assert header.keys() >= {"questions", "golds", "prompt_tokens", "verifier"}
+    assert [(line["prompt"], line["answer"]) for line in sorted(lines, key=lambda line: line["index"])] == [
+        (prompt.text, prompt.answer) for prompt in TASK.heldout
+    ]
     assert sorted(line["index"] for line in lines) == list(range(7))
     assert all(len(line["texts"]) == len(line["rewards"]) == 4 for line in lines)
 
@@ -137,6 +144,46 @@ def test_a_record_of_other_settings_is_refused_and_stays(parts: tuple[EmbeddedEn
         with pytest.raises(ConfigError, match="is the record of another evaluation"):
             run(*parts, record, settings, samples)
     assert record.read_text() == text
+
+
+def test_a_record_of_other_problems_golds_verifiers_or_chat_templates_is_refused(
+    parts: tuple[EmbeddedEngine, Codec], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    engine, codec = parts
+    record = tmp_path / "sums.jsonl"
+    run(engine, codec, record)
+    text = record.read_text()
+    first, *others = TASK.heldout
+    chat = Codec(tiny_model_dir)
+    chat._tokenizer.chat_template = "{% for m in messages %}={{ m.content }}{% endfor %}"
+    for task, tokenizer, difference in (
+        (replace(TASK, heldout=(replace(first, text="1+1="), *others)), codec, "the problems, the template around"),
+        (replace(TASK, heldout=(replace(first, system="Add."), *others)), codec, "the problems, the template around"),
+        (replace(TASK, heldout=(replace(first, answer="0"), *others)), codec, "differs in the gold answers; choose"),
+        (replace(TASK, verifier="math"), codec, "differs in the verifier; choose another --output"),
+        (TASK, chat, "differs in the chat template or the tokenizer; choose"),
+    ):
+        with pytest.raises(ConfigError, match=difference):
+            run(engine, tokenizer, record, task=task)
+        assert record.read_text() == text
+    record.write_text("[" * 2000 + "\n")
+    with pytest.raises(ConfigError, match="its first line, which is no record's"):
+        run(engine, codec, record)
+
+
+def test_a_verifier_of_your_own_is_known_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    codec, task = Counting, replace(TASK, verifier="rewards_of_mine:score", heldout=())
+    assert task_facts(task, codec)["verifier"] == ["rewards_of_mine:score"]  # type: ignore[arg-type]
+    facts = []
+    for number in (0, 1):
+        (tmp_path / "rewards_of_mine.py").write_text(f"def score(text, answer):\n    return {number}\n")
+        (tmp_path / "package").mkdir(exist_ok=True)
+        (tmp_path / "package" / "inner.py").write_text(f"raise SystemExit({number})\n")
+        importlib.invalidate_caches()
+        for name in ("rewards_of_mine:score", "package.inner:score"):
+            facts += task_facts(replace(task, verifier=name), codec)["verifier"]  # type: ignore[arg-type]
+    assert len(set(facts)) == 4
 
 
 @given(st.text(max_size=60))

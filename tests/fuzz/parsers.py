@@ -5,6 +5,7 @@ They stand together, not beside the rooms' own tests, because `benchmarks.fuzz` 
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import tempfile
@@ -113,7 +114,18 @@ VALUE = words | st.sampled_from(
 # Files of prompts.
 
 ROWS: dict[str, list[dict[str, Any]]] = {
-    "jsonl": [{"prompt": "47+85=", "answer": "132", "system": "Add."}, {"prompt": "1+1=", "answer": "2"}],
+    "jsonl": [
+        {"prompt": "47+85=", "answer": "132", "system": "Add."},
+        {"prompt": [{"role": "user", "content": "1+1="}], "answer": 2.0, "level": None},
+        {"data_source": "x", "prompt": [{"role": "user", "content": "a"}], "reward_model": {"ground_truth": "1"}},
+        {
+            "messages": [
+                {"role": "system", "content": "Add."},
+                {"role": "user", "content": [{"type": "text", "text": "b"}]},
+                {"role": "assistant", "content": "2"},
+            ]
+        },
+    ],
     "gsm8k": [
         {"question": "Half of 144?", "answer": "144 / 2 = 72\n#### 72"},
         {"question": "?", "answer": "#### 1,000"},
@@ -143,7 +155,8 @@ def rows_inputs(name: str) -> st.SearchStrategy[bytes]:
     rows = [*ROWS[name], *ROWS[name]]
     whole = [*rows, *ROWS["jsonl"]]
     by_value = st.lists(changed_tree(whole), max_size=4).map(lambda changed: _lines([*rows, *changed]))
-    return changed_bytes([_lines(rows)]) | by_value
+    packed = gzip.compress(_lines(rows), mtime=0)
+    return changed_bytes([_lines(rows), json.dumps(rows).encode(), packed]) | by_value
 
 
 def _task_fields(value: tuple[str, dict[str, Any]], directory: Path) -> None:

@@ -56,7 +56,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--task.hold", "3"], ["'hold'", "heldout"]),
         (
             ["--sampling.max_tokens", "16384"],
-            ["prompt", "has 4 tokens", "context of 16384", "Lower sampling.max_tokens"],
+            ["prompt", "has 4 tokens", "context of 16,384", "lower sampling.max_tokens"],
         ),
         (["--model.path", "nowhere"], ["model directory nowhere does not exist", "driftproof tiny-model nowhere"]),
         (
@@ -156,7 +156,9 @@ def test_recorded_groups_longer_than_the_context(
         capsys, recipe, "--task.name", "recorded", "--rollouts.recorded_share", 1,
         "--rollouts.path", tmp_path / "trace.jsonl",
     )  # fmt: skip
-    assert "trace.jsonl: the prompt '1+1=' and its longest response have 20005 tokens" in message
+    assert re.search(
+        r"trace\.jsonl:\d: the prompt '1\+1=' is too long: it and its longest response have 20,005 tokens", message
+    )
 
 
 def test_a_run_directory_that_is_not_empty(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

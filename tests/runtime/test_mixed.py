@@ -139,7 +139,9 @@ def test_lengths_of_both_kinds_are_checked(recipe: Path, tmp_path: Path) -> None
     row = {"prompt": "1+1=", "completion": "1" * 20_000, "reward": 0}
     (tmp_path / "long.jsonl").write_text(json.dumps(row))
     refused = train(recipe, "--dry-run", "--rollouts.path", tmp_path / "long.jsonl")
-    assert "long.jsonl: the prompt '1+1=' and its longest response have 20005 tokens" in refused.stderr
+    assert (
+        "long.jsonl:1: the prompt '1+1=' is too long: it and its longest response have 20,005 tokens" in refused.stderr
+    )
     refused = train(recipe, "--dry-run", "--sampling.max_tokens", 16384)
-    assert "Lower sampling.max_tokens" in refused.stderr
+    assert "lower sampling.max_tokens" in refused.stderr
     assert train(recipe, "--dry-run").code == 0

@@ -14,12 +14,12 @@ import pytest
 
 from driftproof.errors import TaskError
 from driftproof.tasks import build
-from driftproof.tasks.rows import read_rows
+from driftproof.tasks.sources import read_rows
 
 READ = """
 import json, sys
 from driftproof.tasks import TaskError, build
-from driftproof.tasks.rows import read_rows
+from driftproof.tasks.sources import read_rows
 for source in sys.argv[2:]:
     try:
         print(json.dumps([row.fields for row in read_rows(source, "{}")]))

@@ -69,8 +69,8 @@ def test_another_file_can_be_held_out_in_its_order(tmp_path: Path) -> None:
         ("[1, 2]", "no JSON object: [1, 2]"),
         ("null", "no JSON object: None"),
         ('{"prompt": "47+85="}', "the field \"answer\" is missing (there are: ['prompt'])"),
-        ('{"prompt": "47+85=", "answer": 132}', 'the field "answer" must be a text, not 132'),
-        ('{"prompt": "47+85=", "answer": null}', 'the field "answer" must be a text, not None'),
+        ('{"prompt": "47+85=", "answer": true}', 'the field "answer" must be a text or a number, not True'),
+        ('{"prompt": "47+85=", "answer": null}', 'the field "answer" must be a text or a number, not None'),
         ('{"prompt": " ", "answer": "132"}', 'the field "prompt" is empty'),
         ('{"prompt": "47+85=", "answer": "132", "system": 1}', 'the field "system" must be a text, not 1'),
         ('{"prompt": "\\ud800", "answer": "132"}', 'the field "prompt" is no valid Unicode'),
@@ -149,7 +149,7 @@ def test_any_lines_are_read_or_refused_with_file_and_line(
     path = directory / "data.jsonl"
     path.write_bytes(b"\n".join(content))
     refusal = refused_by(read, path)
-    assert refusal is None or re.match(re.escape(str(path)) + r":\d+: ", refusal)
+    assert refusal is None or re.match(re.escape(str(path)) + r"(:\d+)?: ", refusal)
 
 
 def refused_by(read: Callable[[Path], Any], path: Path) -> str | None:

@@ -1,5 +1,6 @@
 """How often a verifier and the labels of recorded responses agree, and where they do not."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,11 +37,13 @@ class Agreement:
 
 
 def agreement(groups: Sequence[RecordedGroup], verifier: Verifier) -> Agreement:
-    """Score recorded groups, which lie one a line in their file; a response without a reward disagrees."""
+    """Score recorded groups, which lie one a line in their file; a response without a reward disagrees, one without a
+    label is left out."""
     labelled = [
         (line, position, Item(response=text, answer=group.prompt.answer, prompt=group.prompt.text), label)
         for line, group in enumerate(groups, start=1)
         for position, (text, label) in enumerate(zip(group.texts, group.rewards, strict=True))
+        if not math.isnan(label)
     ]
     verdicts = verifier.score([item for _, _, item, _ in labelled])
     disagreements = tuple(

@@ -1,14 +1,19 @@
 """How good a policy is on a benchmark, through any engine, resumable.
 
-Guarantees: a problem counts once its line is on disk, whole; the same command goes on with those that are missing, and
-a record of other settings is refused, not mixed. Responses whose verification failed count as wrong and are counted
-apart; a problem whose generation failed is counted, but in no figure, and is tried again by the next call.
+Guarantees: a problem counts once its line is on disk, whole, with its responses; the same command goes on with those
+that are missing, and a record of anything else that determines a result is refused, not mixed: other problems, golds,
+templates, shots, system messages, chat templates, verifiers, weights, or sampling. Responses whose verification failed
+count as wrong and are counted apart; a problem whose generation failed is counted, but in no figure, and is tried again
+by the next call.
 """
 
+import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +45,16 @@ def run_benchmark(
 ) -> Score:
     """Answer the held-out problems that the record does not have yet, and score all of it.
 
-    `record` is a file of JSON lines, made where it is missing. Its first line holds the `settings` that determine the
-    answers (model, sampling, ...). `progress` is called with the problems that are done and those there are.
+    `record` is a file of JSON lines, made where it is missing. Its first line holds what determines the rewards: the
+    `settings` (model, sampling, ...) and the task's own. Each other one is a problem with its responses. `progress` is
+    called with the problems that are done and those there are.
 
     Raises:
         ConfigError: the record is that of other settings; nothing was answered.
         EngineError: a problem can never be answered (prompt too long for the model), or none was.
     """
     size = len(task.heldout)
-    determined = {"benchmark": task.name, "samples": samples, "problems": size, **settings}
+    determined = {"benchmark": task.name, "samples": samples, "problems": size, **task_facts(task, codec), **settings}
     done = {problem.index: problem for problem in read_record(record, determined)}
     missing = {position: prompt for position, prompt in enumerate(task.heldout) if position not in done}
     failed, failure = 0, ""
@@ -67,7 +73,9 @@ def run_benchmark(
             )
             done[problem.index] = problem
             # One line at once, handed to the system: a crash of this process loses none that was written.
-            file.write(json.dumps(asdict(problem)) + "\n")
+            asked = task.heldout[problem.index]
+            line = asdict(problem) | {"prompt": asked.text, "answer": asked.answer}
+            file.write(json.dumps(line) + "\n")
             file.flush()
             progress(len(done), size)
     fsync(record)
@@ -110,6 +118,71 @@ def writer_of(engine: Engine, model: Path, *, retokenize: bool) -> dict[str, Any
     return {"served_model": name, "dialect": dialect, "tokenizer": tokenizer, "retokenize": retokenize}
 
 
+_DIFFERENCES = {
+    "benchmark": "the benchmark",
+    "problems": "the number of problems",
+    "questions": "the problems, the template around them, the shots before them or the system message",
+    "golds": "the gold answers",
+    "prompt_tokens": "the chat template or the tokenizer",
+    "verifier": "the verifier",
+    "weights": "the weights of the model",
+    "samples": "evaluation.samples",
+}
+
+
+def task_facts(task: Task, codec: Codec) -> dict[str, Any]:
+    """The facts of a task that determine its rewards: digests of the held-out questions, of the token ids that the
+    chat template makes of them, and of the gold answers; the verifier."""
+    return {
+        "questions": _digest((prompt.system, prompt.turns, prompt.text) for prompt in task.heldout),
+        "golds": _digest(prompt.answer for prompt in task.heldout),
+        "prompt_tokens": _digest(codec.encode(prompt).tolist() for prompt in task.heldout),
+        "verifier": _verifier_facts(task.verifier),
+    }
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps(part).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _verifier_facts(names: str | Sequence[str]) -> list[str]:
+    """Each verifier by its name and version: the packages' for ours, the source file's digest for your own."""
+    said = []
+    for name in [names] if isinstance(names, str) else names:
+        module, own, _ = name.partition(":")
+        if not own:
+            said.append(" ".join((name, *map(_version, ("driftproof", "math-verify")))))
+        elif (source := _source(module)) is not None:
+            said.append(f"{name} {hashlib.sha256(source.read_bytes()).hexdigest()[:16]}")
+        else:
+            said.append(name)
+    return said
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module, found without importing it or a package around it."""
+    first, *rest = module.split(".")
+    try:
+        spec = find_spec(first)
+    except (ImportError, ValueError):
+        return None
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = [Path(folder, *rest[:-1], f"{rest[-1]}.py") for folder in folders] if rest else []
+    if spec and spec.origin and not rest:
+        files = [Path(spec.origin)]
+    return next((file for file in files if file.is_file()), None)
+
+
 def read_record(record: Path, settings: Mapping[str, Any]) -> list[Problem]:
     """The problems of a record; it is begun where it is missing, and what a crash cut off is taken away."""
     header = json.dumps(dict(settings), sort_keys=True)
@@ -122,12 +195,30 @@ def read_record(record: Path, settings: Mapping[str, Any]) -> list[Problem]:
     first, *lines = whole.splitlines() or [""]
     if first != header:
         raise ConfigError(
-            f"{record} is the record of another evaluation ({first[:200]}); this one has {header[:200]}; "
-            "choose another --output, or remove it"
+            f"{record} is the record of another evaluation: it differs in {_differences(first, settings)}; choose "
+            "another --output, or remove it"
         )
     if whole != text:
         record.write_text(whole)
     return [_read_problem(line, f"{record}, line {number}") for number, line in enumerate(lines, start=2)]
+
+
+def _differences(first: str, settings: Mapping[str, Any]) -> str:
+    """The settings in which the first line of a record differs, in words."""
+    try:
+        theirs = json.loads(first)
+    except (ValueError, RecursionError):
+        theirs = None
+    if not isinstance(theirs, dict):
+        return f"its first line, which is no record's ({first[:60]!r})"
+    ours = json.loads(json.dumps(dict(settings)))
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return ", ".join(
+        f"{name} ({str(theirs.get(name, 'none'))[:60]}, now {str(ours.get(name, 'none'))[:60]})"
+        if name not in _DIFFERENCES
+        else _DIFFERENCES[name]
+        for name in names
+    )
 
 
 def _read_problem(line: str, where: str) -> Problem:

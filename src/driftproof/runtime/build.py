@@ -23,12 +23,13 @@ from driftproof.objectives import Objective, build, find
 from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory
 from driftproof.runtime.resources import resolve_device
+from driftproof.tasks.checks import limit_characters, limit_tokens
 from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import Channel, Prompt, Sampling
 from driftproof.verify import Verifier
 from driftproof.verify.exact import ExactVerifier
-from driftproof.weights.models import inspect_model
+from driftproof.weights.models import ModelInfo, inspect_model
 
 if TYPE_CHECKING:
     from driftproof.engines.embedded.engine import EmbeddedEngine
@@ -47,12 +48,25 @@ def make_objective(config: Config) -> Objective:
 
 
 def make_task(config: Config) -> Task:
-    """The task; where there is a recorded trace, its groups stand behind the task's prompts, or are the task."""
-    name, path = config.task.name, config.rollouts.path
+    """The task; where there is a recorded trace, its groups stand behind the task's prompts, or are the task. What is
+    too long is refused by its characters, or dropped."""
+    name, path, drop = config.task.name, config.rollouts.path, config.task.too_long == "drop"
     if name == "recorded":
-        return tasks.build(name, **config.task.fields | ({} if path is None else {"path": path}))
-    task = tasks.build(name, **config.task.fields)
-    return task if path is None else tasks.with_recorded(task, path)
+        task = tasks.build(name, **config.task.fields | ({} if path is None else {"path": path}))
+    else:
+        task = tasks.build(name, **config.task.fields)
+        task = task if path is None else tasks.with_recorded(task, path)
+    task = limit_characters(task, config.task.max_characters, drop=drop)
+    if drop:
+        # Every process must have the same prompts, so each leaves out what is too long.
+        task = limit_task_tokens(config, task, inspect_model(config.model.path), Codec(config.model.path))
+    return task
+
+
+def limit_task_tokens(config: Config, task: Task, model: ModelInfo, codec: Codec) -> Task:
+    """The task without what is too long for the model; TaskError unless the recipe drops it."""
+    drop = config.task.too_long == "drop"
+    return limit_tokens(task, codec, model.context, config.sampling.max_tokens, note=model.context_note, drop=drop)
 
 
 def make_sampling(config: Config, codec: Codec) -> Sampling:

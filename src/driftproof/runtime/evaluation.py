@@ -16,6 +16,7 @@ from driftproof.learner.learner import Learner
 from driftproof.ledger.ledger import Ledger
 from driftproof.run import RunDirectory
 from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_task, make_verifier, open_engine
+from driftproof.tasks.checks import limit_characters
 from driftproof.tasks.codec import Codec
 from driftproof.weights.snapshots import latest
 
@@ -59,7 +60,15 @@ def score_benchmarks(
         ValueError: unknown benchmark or unreadable data; no held-out prompts; a record in `output` of other settings.
         EngineError: the engine cannot be used, answered nothing, or its servers do not serve one model.
     """
-    benchmarks = [benchmark_task(name, data, config.task.fields if name == config.task.name else {}) for name in names]
+    benchmarks = [
+        # Without a problem the figure would be another, so none is dropped.
+        limit_characters(
+            benchmark_task(name, data, config.task.fields if name == config.task.name else {}),
+            config.task.max_characters,
+            drop=False,
+        )
+        for name in names
+    ]
     codec = Codec(config.model.path)
     sampling = make_sampling(config, codec)
     samples = config.evaluation.samples

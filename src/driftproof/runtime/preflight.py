@@ -18,10 +18,10 @@ from driftproof.metrics.trackers import check_trackers
 from driftproof.objectives import Objective
 from driftproof.run import LOCK, RunDirectory, claimed, partial_name, written_whole
 from driftproof.runtime.architecture import check_architecture
-from driftproof.runtime.build import make_objective, make_task, make_verifier
+from driftproof.runtime.build import limit_task_tokens, make_objective, make_task, make_verifier
 from driftproof.runtime.resources import count_parameters, resolve_device
+from driftproof.tasks.checks import warnings
 from driftproof.tasks.codec import Codec
-from driftproof.tasks.protocol import Task
 from driftproof.types import GROUP_CHANNELS, Channel
 from driftproof.weights.models import ModelInfo, inspect_model
 
@@ -66,8 +66,10 @@ def preflight(config: Config, warn: Say = lambda _: None) -> Plan:
             "engine; set it to 0 to evaluate before and after only"
         )
     codec = Codec(config.model.path)
-    _check_lengths(config, model, task, codec)
+    limit_task_tokens(config, task, model, codec)
     _warn_of_lone_responses(config, objective, warn)
+    for warning in warnings(task):
+        warn(warning)
     return Plan(
         seed=config.run.seed,
         prompts=len(task.live),
@@ -161,26 +163,6 @@ def _check_reference(config: Config, model: ModelInfo, objective: Objective) -> 
             f"{model.vocabulary}; a KL term needs the same tokens in both"
         )
     check_architecture(config.model.reference, decoded=False)
-
-
-def _check_lengths(config: Config, model: ModelInfo, task: Task, codec: Codec) -> None:
-    for group in (*task.recorded, *task.recorded_heldout):
-        length = len(codec.encode(group.prompt)) + max(len(codec.encode_response(text)) for text in group.texts)
-        if length > model.context:
-            raise TaskError(
-                f"{config.rollouts.path}: the prompt {group.prompt.text[:60]!r} and its longest response have "
-                f"{length} tokens, the model's context is {model.context}{model.context_note}; drop the group, or use "
-                "another model"
-            )
-    room = model.context - config.sampling.max_tokens
-    answered = () if task.recorded_heldout else task.heldout
-    longest, index = max(((len(codec.encode(p)), p.index) for p in (*task.live, *answered)), default=(0, 0))
-    if longest > room:
-        raise TaskError(
-            f"prompt {index} of task {task.name!r} has {longest} tokens; with sampling.max_tokens="
-            f"{config.sampling.max_tokens} the model's context of {model.context}{model.context_note} leaves {room}. "
-            "Lower sampling.max_tokens, drop the long prompts, or use a model with a longer context"
-        )
 
 
 def prepare_directory(config: Config, plan: Plan) -> RunDirectory:

@@ -4,14 +4,15 @@ Prompts are made in one way for all of them: `template` with the problem in it, 
 show a base model how an answer is written. The gold answer of a worked solution is what its last `\boxed{}` holds.
 """
 
-from collections.abc import Callable, Iterator
+import re
 from pathlib import Path
 
 from driftproof.errors import TaskError
 from driftproof.tasks.answers import last_boxed
-from driftproof.tasks.protocol import Task, numbered, task_of_file
-from driftproof.tasks.rows import Row, read_rows
-from driftproof.types import Prompt
+from driftproof.tasks.conversations import VERL_ANSWER, Form
+from driftproof.tasks.protocol import Task, numbered, own_rewards, task_of_file
+from driftproof.tasks.rows import Row
+from driftproof.tasks.sources import read_rows
 
 TEMPLATE = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
 
@@ -24,6 +25,8 @@ BENCHMARKS = {
 }
 """The places where they are published."""
 
+_EXAMPLE = '{"problem": "What is 6 times 7?", "answer": "42"}'
+
 EXAMPLES = (
     ("What is the area of a rectangle with sides 7 and 12?", "The area is 7 * 12 = 84. The answer is \\boxed{84}."),
     ("Solve 3x + 5 = 4.", "Subtracting 5 gives 3x = -1, so x = -1/3. The answer is \\boxed{-\\frac{1}{3}}."),
@@ -31,6 +34,10 @@ EXAMPLES = (
     ("A fair die is thrown twice. What is the probability that both throws are sixes?",
      "The throws are independent: 1/6 * 1/6 = 1/36. The answer is \\boxed{\\frac{1}{36}}."),
 )  # fmt: skip
+
+_EMPTY = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*\}|[{}\s]|\\[ ,;!]")
+"""Nothing, as LaTeX may write it."""
+_BARE_BOX = re.compile(r"\\f?boxed\s+([^\s{$]+?)(?=[.,]?(?:[\s$]|$))")
 
 
 def benchmark(
@@ -41,8 +48,16 @@ def benchmark(
     `path` is a local file of JSON lines or Parquet, or another dataset; by default it comes from Hugging Face. `shots`
     of the 4 worked examples stand before each problem, which takes the place of `{problem}` in `template`.
     """
-    read = _reader(("problem", "question"), ("answer", "solution"), shots, template, system)
-    return Task(name=name, train=(), heldout=numbered(read(path or BENCHMARKS[name])), verifier="math")
+    form = _form(
+        ("problem", "question", "prompt", "messages"),
+        ("answer", "solution", VERL_ANSWER),
+        shots,
+        template,
+        system,
+        "math",
+    )
+    rows = read_rows(path or BENCHMARKS[name], _EXAMPLE)
+    return Task(name=name, train=(), heldout=numbered(map(form.read, rows)), verifier="math")
 
 
 def math(
@@ -57,52 +72,46 @@ def math(
     template: str = TEMPLATE,
     system: str = "",
 ) -> Task:
-    r"""Problems to train on, from JSON lines, Parquet or a dataset `hf:NAME:SPLIT`.
+    r"""Problems to train on, from JSON lines, a JSON array, Parquet or a dataset `hf:NAME:SPLIT`.
 
-    `problem_field` and `answer_field` name the columns; a dot reaches into a column, as in `reward_model.ground_truth`.
-    An answer that holds a `\boxed{}` is a worked solution. `heldout` is a count, drawn by `seed`, or another source.
+    `problem_field` and `answer_field` name the columns; a dot reaches into a column. A problem may be chat messages,
+    whose last goes into the template; rows of verl's and OpenAI's are read as the task `jsonl` reads them. An answer
+    that holds a `\boxed{}` is a worked solution. `heldout` is a count, drawn by `seed`, or another source.
     """
-    read = _reader((problem_field,), (answer_field,), shots, template, system)
-    return task_of_file("math", read, path, heldout, seed, verifier)
+    problems = (problem_field, "prompt", "messages") if problem_field == "problem" else (problem_field,)
+    answers = (answer_field, VERL_ANSWER) if answer_field == "answer" else (answer_field,)
+    form = _form(problems, answers, shots, template, system, verifier)
+    example = f'{{"{problem_field}": "What is 6 times 7?", "{answer_field}": "42"}}'
+    return task_of_file("math", form.read, example, path, heldout, seed, verifier)
 
 
-def _reader(
-    problem_fields: tuple[str, ...], answer_fields: tuple[str, ...], shots: int, template: str, system: str
-) -> Callable[[str | Path], Iterator[Prompt]]:
-    """A function that reads the prompts of a source, each from the first of these columns that its row has."""
+def _form(
+    problem: tuple[str, ...], answer: tuple[str, ...], shots: int, template: str, system: str, verifier: str
+) -> Form:
     if not 0 <= shots <= len(EXAMPLES):
         raise TaskError(f"shots is {shots}; it must be between 0 and {len(EXAMPLES)}")
     if "{problem}" not in template:
         raise TaskError(f"template is {template!r}; it must say where the problem goes: {{problem}}")
     worked = "".join(f"{template.replace('{problem}', asked)}\n{solution}\n\n" for asked, solution in EXAMPLES[:shots])
-    example = f'{{"{problem_fields[0]}": "What is 6 times 7?", "{answer_fields[0]}": "42"}}'
-
-    def read(source: str | Path) -> Iterator[Prompt]:
-        for row in read_rows(source, example):
-            text = worked + template.replace("{problem}", _column(row, problem_fields))
-            yield Prompt(index=0, text=text, answer=_gold(row, _column(row, answer_fields)), system=system)
-
-    return read
-
-
-def _column(row: Row, names: tuple[str, ...]) -> str:
-    """The text of the first column that is there; numbers, as datasets have them, are written out."""
-    name = next((name for name in names if name.partition(".")[0] in row.fields), names[0])
-    first, *path = name.split(".")
-    value = row.value(first)
-    for part in path:
-        if not isinstance(value, dict) or part not in value:
-            raise row.error(f'the field "{name}" is missing')
-        value = value[part]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    return row.filled(name, value)
+    return Form(
+        prompt=problem,
+        answer=answer,
+        system=system,
+        wrap=lambda problem: worked + template.replace("{problem}", problem),
+        gold=_gold,
+        needs_answer=not own_rewards(verifier),
+        keeps_columns=own_rewards(verifier),
+    )
 
 
 def _gold(row: Row, answer: str) -> str:
-    if "\\boxed" not in answer:
+    if not _EMPTY.sub("", answer):
+        raise row.error(f"the answer {answer!r} says nothing")
+    if "\\boxed" not in answer and "\\fbox" not in answer:
         return answer
-    gold = last_boxed(answer)
-    if gold is None or not gold.strip():
+    gold = last_boxed(answer.replace("\\fbox", "\\boxed"))
+    if gold is None and (bare := _BARE_BOX.findall(answer)):
+        gold = bare[-1]
+    if gold is None or not _EMPTY.sub("", gold):
         raise row.error("the solution has no closed \\boxed{} with an answer in it")
     return gold.strip()

@@ -1,10 +1,15 @@
 """Prompts and answers from a user's file; a row that is not one is refused with its file and line."""
 
+import re
 from pathlib import Path
 
-from driftproof.tasks.protocol import Task, task_of_file
-from driftproof.tasks.rows import Row, read_rows
-from driftproof.types import Prompt
+from driftproof.tasks.answers import after_hashes
+from driftproof.tasks.conversations import VERL_ANSWER, Form
+from driftproof.tasks.protocol import Task, own_rewards, task_of_file
+from driftproof.tasks.rows import Row
+
+_NUMBER_AND_UNIT = re.compile(r"(-?)\$?(\d+(?:\.\d+)?(?:/\d+)?)(?:\s+[^\W\d]|%?\.?$)")
+"""A number, and what may stand around it: a dollar sign, a word, as in `72 clips`, a percent sign, a full stop."""
 
 
 def jsonl(
@@ -19,36 +24,42 @@ def jsonl(
 ) -> Task:
     """A task from rows like `{"prompt": "47+85=", "answer": "132"}`; the system message may be missing.
 
-    `heldout` is a count of rows, drawn by `seed`, or another file that holds them; `verifier` is a name that
-    `driftproof.verify.build` knows.
+    The prompt is a text or chat messages, or the row is a conversation `messages` whose last message, the assistant's,
+    is the answer where there is no other. A dot reaches into a field; rows of verl's have their answer in
+    `reward_model.ground_truth`, which is found. `heldout` is a count of rows, drawn by `seed`, or another file that
+    holds them; `verifier` is a name that `driftproof.verify.build` knows. A reward function of your own gets all
+    columns, and needs no answer.
     """
+    form = Form(
+        prompt=(prompt_field, "messages"),
+        answer=(answer_field, VERL_ANSWER) if answer_field == "answer" else (answer_field,),
+        system_field=system_field,
+        needs_answer=not own_rewards(verifier),
+        keeps_columns=own_rewards(verifier),
+    )
     example = f'{{"{prompt_field}": "47+85=", "{answer_field}": "132"}}'
-
-    def prompt(row: Row) -> Prompt:
-        system = row.optional_text(system_field)
-        return Prompt(index=0, text=row.text(prompt_field), answer=row.text(answer_field), system=system)
-
-    return task_of_file("jsonl", lambda file: map(prompt, read_rows(file, example)), path, heldout, seed, verifier)
+    return task_of_file("jsonl", form.read, example, path, heldout, seed, verifier)
 
 
 def gsm8k(path: str | Path, *, heldout: int | str | Path = 256, seed: int = 0, system: str = "") -> Task:
     """Word problems in GSM8K's published format: a worked answer whose last line is `#### number`.
 
     The gold answer is that number without commas, the verifier "math". `path` may be the published train.jsonl;
-    `heldout` is a count of problems, drawn by `seed`, or another file, such as the published test.jsonl.
+    `heldout` is a count of problems, drawn by `seed`, or another file, such as the published test.jsonl. The rows that
+    verl makes of it are read as well.
     """
+    form = Form(prompt=("question", "prompt", "messages"), answer=("answer", VERL_ANSWER), system=system, gold=_gold)
     example = '{"question": "...", "answer": "... #### 72"}'
-
-    def prompt(row: Row) -> Prompt:
-        return Prompt(index=0, text=row.text("question"), answer=_after_hashes(row), system=system)
-
-    return task_of_file("gsm8k", lambda file: map(prompt, read_rows(file, example)), path, heldout, seed, "math")
+    return task_of_file("gsm8k", form.read, example, path, heldout, seed, "math")
 
 
-def _after_hashes(row: Row) -> str:
-    _, marker, gold = row.text("answer").rpartition("####")
-    if not marker:
+def _gold(row: Row, answer: str) -> str:
+    if "####" not in answer:
+        if not row.given("answer") and row.given(VERL_ANSWER):
+            return answer.strip()
         raise row.error('the field "answer" has no "####"')
-    if not (gold := gold.replace(",", "").strip()):
+    line = (after_hashes(answer) or "").replace(",", "").strip()
+    number = _NUMBER_AND_UNIT.match(line)
+    if not (gold := "".join(number.groups()) if number else line):
         raise row.error('the field "answer" has nothing after "####"')
     return gold

@@ -3,6 +3,7 @@
 A task that makes one list of prompts splits it here: drawn by a seed, disjoint, each part numbered from 0.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from driftproof.errors import TaskError
+from driftproof.tasks.rows import Row
+from driftproof.tasks.sources import read_rows
 from driftproof.types import Prompt
 
 
@@ -22,14 +25,14 @@ class RecordedGroup:
     texts: tuple[str, ...]
     """[G], G >= 1."""
     rewards: tuple[float, ...]
-    """[G], finite; 1.0 and 0.0 for responses marked correct or not."""
+    """[G], finite; 1.0 and 0.0 for responses marked correct or not, NaN for those without a reward."""
     unfinished: frozenset[int] = frozenset()
     """Positions of the responses that a token limit ended; they have no end-of-sequence token."""
 
     @property
     def mixed(self) -> bool:
         """Whether some responses are worth more than others."""
-        return len(set(self.rewards)) > 1
+        return len({reward for reward in self.rewards if not math.isnan(reward)}) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class Task:
     """Groups of the last training prompts, in their order; the prompts before them are answered live."""
     recorded_heldout: Sequence[RecordedGroup] = ()
     """Groups of the held-out prompts, in their order: of all of them or of none."""
+    dropped: Sequence[str] = ()
+    """Places of the prompts that were left out because they are too long."""
 
     @property
     def live(self) -> Sequence[Prompt]:
@@ -84,18 +89,41 @@ def hold_out(
 
 def task_of_file(
     name: str,
-    read: Callable[[str | Path], Iterable[Prompt]],
+    read: Callable[[Row], Prompt],
+    example: str,
     path: str | Path,
     heldout: int | str | Path,
     seed: int,
     verifier: str,
 ) -> Task:
-    """A task of the prompts that `read` finds in `path`; held out are `heldout` of them, or the file `heldout`."""
+    """A task of the prompts that `read` makes of the rows of `path`, which look like `example`; held out are `heldout`
+    of them, or those of the file `heldout`."""
+
+    def prompts(file: str | Path) -> list[Prompt]:
+        found = list(map(read, read_rows(file, example)))
+        without = [prompt for prompt in found if not prompt.answer]
+        if 0 < len(without) < len(found):
+            raise TaskError(
+                f"{without[0].source}: the row has no answer, but others have ({len(without):,} of {len(found):,} have "
+                "none); give each one an answer, or none of them"
+            )
+        return found
+
     if isinstance(heldout, int):
-        train, held = hold_out(list(read(path)), heldout, generator(seed), str(path))
+        train, held = hold_out(prompts(path), heldout, generator(seed), str(path))
     else:
-        train, held = numbered(read(path)), numbered(read(heldout))
+        train, held = numbered(prompts(path)), numbered(prompts(heldout))
     return Task(name=name, train=train, heldout=held, verifier=verifier)
+
+
+def own_rewards(verifier: str | Sequence[str]) -> bool:
+    """Whether rewards come, at least in part, from functions of the user's, which may read every column."""
+    return any(":" in name for name in ([verifier] if isinstance(verifier, str) else verifier))
+
+
+def identity(prompt: Prompt) -> tuple[object, str]:
+    """The question of a prompt, whatever system message stands before it: equal for prompts that are the same."""
+    return prompt.turns, prompt.text.strip()
 
 
 def numbered(prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:

@@ -1,8 +1,8 @@
 """Recorded traces: prompts with the responses that other models wrote, as text, and what each was worth.
 
 Guarantees: a file has one style, driftproof's, TRL's or OpenAI's, that of its first row; whatever a row holds that a
-prompt or a response cannot express is an error with file and line, never left out: conversations of several turns,
-tools, images, hidden reasoning. A field that is null is not given.
+prompt or a response cannot express is an error with file and line, never left out: tools, images, hidden reasoning. A
+field that is null is not given; a reward that is null is none, and its response is trained on without effect.
 """
 
 import math
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from driftproof.errors import TaskError
-from driftproof.tasks.protocol import RecordedGroup, Task, generator
-from driftproof.tasks.rows import Row, read_rows, shown
+from driftproof.tasks.conversations import VERL_ANSWER, Form, check_nothing_else, read_messages, read_reply
+from driftproof.tasks.protocol import RecordedGroup, Task, generator, identity, own_rewards
+from driftproof.tasks.rows import Row, shown
+from driftproof.tasks.sources import read_rows
 from driftproof.types import Prompt
 
 
@@ -36,10 +38,10 @@ class _Style:
 
 _MARKS = ("correct", "label")
 """Fields of rewards that are true or false; all others are numbers."""
-_REST = ("tool_calls", "function_call", "audio", "reasoning", "reasoning_content", "thinking")
-"""Fields that a chat message may have beside its content."""
-_CONTEXT = ("tools", "functions", "chat_template_kwargs")
-"""Fields of a row that would change the text of its prompt."""
+_FORM = Form(
+    prompt=("prompt",), answer=("answer", "ground_truth", VERL_ANSWER), system_field="system", needs_answer=False
+)
+_OURS = Form(prompt=("problem",), answer=("answer",), system_field="system")
 
 
 def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, verifier: str = "math") -> Task:
@@ -48,7 +50,7 @@ def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, 
     `heldout_fraction` of the groups is held out, drawn by `seed`, with the same share of mixed groups as in the file.
     The verifier scores fresh responses; the recorded ones keep their rewards.
     """
-    groups = read_recorded(path)
+    groups = read_recorded(path, keeps_columns=own_rewards(verifier))
     count = math.ceil(heldout_fraction * len(groups)) if 0 <= heldout_fraction < 1 else -1
     if not 0 <= count < len(groups):
         raise TaskError(
@@ -75,8 +77,8 @@ def with_recorded(task: Task, path: str | Path) -> Task:
     """A task, and behind its training prompts those of a file's groups; TaskError where the task holds one out."""
     first = len(task.train)
     groups = _numbered(read_recorded(path), first)
-    heldout = {prompt.text.strip() for prompt in task.heldout}
-    found = [group.prompt.text for group in groups if group.prompt.text.strip() in heldout]
+    heldout = set(map(identity, task.heldout))
+    found = [group.prompt.text for group in groups if identity(group.prompt) in heldout]
     if found:
         raise TaskError(
             f"{path}: {len(found)} of {len(groups)} prompts are held out by task {task.name!r} and must not be trained "
@@ -89,11 +91,12 @@ def _numbered(groups: Sequence[RecordedGroup], first: int = 0) -> list[RecordedG
     return [replace(group, prompt=replace(group.prompt, index=index)) for index, group in enumerate(groups, first)]
 
 
-def read_recorded(path: str | Path) -> list[RecordedGroup]:
+def read_recorded(path: str | Path, *, keeps_columns: bool = False) -> list[RecordedGroup]:
     """All groups of a file, their prompts numbered from 0 in the order in which they first appear.
 
     A row of ours is a group; rows of the other styles with equal prompts are one group together. Fields that are not of
-    the style are ignored; TaskError for a row of another style than the first one's, or one prompt with two answers.
+    the style are ignored, or kept as the prompt's columns; TaskError for a row of another style than the first one's,
+    one prompt with two answers, or a file without any reward.
     """
     style: _Style | None = None
     groups: dict[object, tuple[Prompt, list[_Response]]] = {}
@@ -104,21 +107,26 @@ def read_recorded(path: str | Path) -> list[RecordedGroup]:
         if found is not style:
             raise row.error(f"the row is {found.name}, but the file's first one is {style.name}")
         prompt, responses = style.read(row)
-        group = position if style is STYLES[0] else (prompt.system, prompt.text)
+        if keeps_columns:
+            prompt = replace(prompt, columns=row.columns(without=("prompt", "messages", "problem")))
+        group = position if style is STYLES[0] else (prompt.system, prompt.turns, prompt.text)
         first, gathered = groups.setdefault(group, (prompt, []))
-        if first != prompt:
+        if first.answer != prompt.answer:
             earlier = f"in an earlier row of the prompt {shown(first.answer)}"
             raise row.error(f"the answer is {shown(prompt.answer)}, {earlier}")
         gathered += responses
-    return [
-        RecordedGroup(
-            prompt=replace(prompt, index=index),
-            texts=tuple(response.text for response in responses),
-            rewards=tuple(response.reward for response in responses),
-            unfinished=frozenset(i for i, response in enumerate(responses) if response.unfinished),
-        )
-        for index, (prompt, responses) in enumerate(groups.values())
-    ]
+    if all(math.isnan(response.reward) for _, responses in groups.values() for response in responses):
+        raise TaskError(f"{path}: no response has a reward; a line is a JSON object like {STYLES[0].example}")
+    return [_recorded_group(index, *group) for index, group in enumerate(groups.values())]
+
+
+def _recorded_group(index: int, prompt: Prompt, responses: Sequence[_Response]) -> RecordedGroup:
+    return RecordedGroup(
+        prompt=replace(prompt, index=index),
+        texts=tuple(response.text for response in responses),
+        rewards=tuple(response.reward for response in responses),
+        unfinished=frozenset(i for i, response in enumerate(responses) if response.unfinished),
+    )
 
 
 def _style(row: Row) -> _Style:
@@ -129,8 +137,7 @@ def _style(row: Row) -> _Style:
 
 
 def _read_ours(row: Row) -> tuple[Prompt, list[_Response]]:
-    prompt = Prompt(index=0, text=row.text("problem"), answer=row.text("answer"), system=row.optional_text("system"))
-    responses = []
+    prompt, responses = _OURS.read(row), []
     for position, response in enumerate(_listed(row, "responses", "response")):
         what = f"response {position}"
         if not isinstance(response, dict):
@@ -141,27 +148,31 @@ def _read_ours(row: Row) -> tuple[Prompt, list[_Response]]:
 
 
 def _read_trl(row: Row) -> tuple[Prompt, list[_Response]]:
-    _check_nothing_else(row, "the row", row.fields, _CONTEXT)
+    check_nothing_else(row, "the row", row.fields)
     field = _only(row, "the row", row.fields, ("completion", "completions"))
-    name = _only(row, "the row", row.fields, ("reward", "rewards", "label"))
+    name = _reward_name(row, "the row", row.fields, ("reward", "rewards", "label"))
     completions, rewards = [row.fields[field]], [row.fields[name]]
     if field == "completions":
         completions = _listed(row, field, "completion")
         rewards = _listed(row, name, field, len(completions))
-    texts = [_completion(row, f"completion {i}", completion) for i, completion in enumerate(completions)]
-    return _prompt(row, "prompt"), list(map(_Response, texts, _rewards(row, name, rewards)))
+    texts = [read_reply(row, f"completion {i}", completion) for i, completion in enumerate(completions)]
+    return _FORM.read(row), list(map(_Response, texts, _rewards(row, name, rewards)))
 
 
 def _read_openai(row: Row) -> tuple[Prompt, list[_Response]]:
-    _check_nothing_else(row, "the row", row.fields, _CONTEXT)
+    check_nothing_else(row, "the row", row.fields)
     if not _given(row.fields, ("choices",)):
-        *asked, (role, text) = _messages(row, '"messages"', row.value("messages"))
+        *asked, (role, text) = read_messages(row, '"messages"', row.value("messages"))
         reward = _reward_of(row, "the row", row.fields, ("reward", "correct"))
         if role != "assistant":
             said = f"which is the response, not of role {shown(role)}"
             raise row.error(f"the last message must be the assistant's, {said}")
-        return _chat_prompt(row, asked), [_Response(text, reward)]
-    prompt = _prompt(row, _only(row, "the row", row.fields, ("messages", "prompt")))
+        return _FORM.of_messages(row, "messages", asked), [_Response(text, reward)]
+    field = _only(row, "the row", row.fields, ("messages", "prompt"))
+    if field == "messages":
+        prompt = _FORM.of_messages(row, field, read_messages(row, '"messages"', row.value(field)))
+    else:
+        prompt = _FORM.read(row)
     choices = _listed(row, "choices", "choice")
     texts = [_choice(row, f"choice {i}", choice) for i, choice in enumerate(choices)]
     rewards = _choice_rewards(row, choices)
@@ -192,39 +203,6 @@ STYLES = (
 """The styles, the first of which is meant where a row has the fields of several."""
 
 
-def _prompt(row: Row, field: str) -> Prompt:
-    """The prompt in a field that holds a text or chat messages."""
-    value = row.value(field)
-    if isinstance(value, list):
-        return _chat_prompt(row, _messages(row, f'"{field}"', value))
-    return Prompt(index=0, text=row.text(field), answer=row.optional_text("answer"), system=row.optional_text("system"))
-
-
-def _chat_prompt(row: Row, messages: Sequence[tuple[str, str]]) -> Prompt:
-    """The prompt that is one user message, after a system message or none."""
-    roles = [role for role, _ in messages]
-    if roles not in (["user"], ["system", "user"], ["developer", "user"]):
-        raise row.error(
-            "a prompt can be one user message, after a system message or none, and nothing else; this one has the "
-            f"roles {shown(roles)}"
-        )
-    for role, content in messages:
-        if not content.strip():
-            raise row.error(f"the {role} message is empty")
-    system = messages[0][1] if len(messages) == 2 else ""
-    return Prompt(index=0, text=messages[-1][1], answer=row.optional_text("answer"), system=system)
-
-
-def _completion(row: Row, what: str, value: Any) -> str:
-    if not isinstance(value, list):
-        return row.check_text(what, value)
-    messages = _messages(row, what, value)
-    roles = [role for role, _ in messages]
-    if roles != ["assistant"]:
-        raise row.error(f"{what} must be one message of the assistant, not messages of the roles {shown(roles)}")
-    return messages[0][1]
-
-
 def _choice(row: Row, what: str, choice: Any) -> tuple[str, bool]:
     """Text of a choice, and whether it is unfinished."""
     if not isinstance(choice, dict):
@@ -232,7 +210,7 @@ def _choice(row: Row, what: str, choice: Any) -> tuple[str, bool]:
     if _only(row, what, choice, ("message", "text")) == "text":
         text = row.check_text(f'{what}: "text"', choice["text"])
     else:
-        text = _completion(row, what, [choice["message"]])
+        text = read_reply(row, what, [choice["message"]])
     finish = choice.get("finish_reason")
     if finish not in (None, "stop", "length"):
         raise row.error(f"{what}: \"finish_reason\" must be 'stop' or 'length', not {shown(finish)}")
@@ -255,27 +233,6 @@ def _choice_rewards(row: Row, choices: Sequence[dict[str, Any]]) -> list[float]:
     return [_reward_of(row, f"choice {i}", choice, names) for i, choice in enumerate(choices)]
 
 
-def _messages(row: Row, what: str, value: Any) -> list[tuple[str, str]]:
-    """Role and content of chat messages, at least one."""
-    if not isinstance(value, list) or not value:
-        raise row.error(f"{what} must be a list with at least one message, not {shown(value)}")
-    messages = []
-    for position, message in enumerate(value):
-        where = f"{what}: message {position}"
-        if not isinstance(message, dict):
-            raise row.error(f"{where} must be an object, not {shown(message)}")
-        _check_nothing_else(row, where, message, _REST)
-        role = row.check_text(f'{where}: "role"', message.get("role"))
-        messages.append((role, row.check_text(f'{where}: "content"', message.get("content"))))
-    return messages
-
-
-def _check_nothing_else(row: Row, what: str, fields: Mapping[str, Any], names: Sequence[str]) -> None:
-    for name in names:
-        if fields.get(name):
-            raise row.error(f'{what} has "{name}", which a recorded trace cannot express')
-
-
 def _listed(row: Row, field: str, of: str, count: int | None = None) -> list[Any]:
     """The list in a field, with as many values as there are of something else, or at least one."""
     value = row.value(field)
@@ -286,8 +243,15 @@ def _listed(row: Row, field: str, of: str, count: int | None = None) -> list[Any
 
 
 def _reward_of(row: Row, what: str, fields: Mapping[str, Any], names: Sequence[str]) -> float:
-    name = _only(row, what, fields, names)
+    name = _reward_name(row, what, fields, names)
     return _number(row, f'{what}: "{name}"', name, fields[name])
+
+
+def _reward_name(row: Row, what: str, fields: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The one of these fields that is given; the one that is there where all are null, for a response without a
+    reward."""
+    there = [name for name in names if name in fields]
+    return there[0] if len(there) == 1 and there[0] != "rewards" else _only(row, what, fields, names)
 
 
 def _rewards(row: Row, field: str, values: Sequence[Any]) -> list[float]:
@@ -295,6 +259,8 @@ def _rewards(row: Row, field: str, values: Sequence[Any]) -> list[float]:
 
 
 def _number(row: Row, what: str, field: str, value: Any) -> float:
+    if value is None:
+        return math.nan
     if field in _MARKS:
         if not isinstance(value, bool):
             raise row.error(f"{what} must be true or false, not {shown(value)}")

@@ -1,20 +1,15 @@
-"""Rows of JSON lines, Parquet, or a Hugging Face dataset, read strictly.
+"""One row of a file of prompts: what it holds, checked, or an error that names FILE:LINE and what a row looks like."""
 
-Every row is an object, or the error names FILE:LINE and what a row looks like. A dataset is named like a file,
-`hf:NAME:SPLIT` or `hf:NAME:CONFIGURATION:SPLIT`, for example `hf:openai/gsm8k:main:test`; the name may be a directory
-of data files. No code that a dataset brings with it is ever run.
-"""
-
-import json
+import math
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from driftproof.errors import TaskError
-
-_LOCAL = "give the path of a local JSON lines or Parquet file"
 
 shown = reprlib.repr
 """A value for an error message, cut short."""
@@ -26,23 +21,43 @@ class Row:
 
     path: Path | str
     line: int
-    """1-based; of Parquet and of datasets the number of the row."""
+    """1-based; of a JSON array, of Parquet and of datasets the number of the row."""
     fields: dict[str, Any]
     example: str
     """A valid row, shown in errors."""
 
+    @property
+    def place(self) -> str:
+        return f"{self.path}:{self.line}"
+
     def error(self, problem: str) -> TaskError:
-        return TaskError(f"{self.path}:{self.line}: {problem}; a line is a JSON object like {self.example}")
+        return TaskError(f"{self.place}: {problem}; a line is a JSON object like {self.example}")
+
+    def given(self, field: str) -> bool:
+        """Whether a field is there and not null, as tables have what is not there."""
+        return _find(self.fields, field) is not None
 
     def value(self, field: str) -> Any:
-        """The value of a field that must be there."""
-        if field not in self.fields:
+        """The value of a field that must be there; a dot reaches into a field, as in `reward_model.ground_truth`."""
+        found = _find(self.fields, field, _MISSING)
+        if found is _MISSING:
             raise self.error(f'the field "{field}" is missing (there are: {shown(list(self.fields))})')
-        return self.fields[field]
+        return found
 
     def text(self, field: str) -> str:
         """The text of a field that must be there and not be blank."""
         return self.filled(field, self.value(field))
+
+    def answer(self, field: str) -> str:
+        """The text of a field like `text`; a number as a person would write it."""
+        value = self.value(field)
+        if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise self.error(f'the field "{field}" is {value}, which is no number; correct or drop the row')
+            return written(value)
+        if value is None or isinstance(value, bool):
+            raise self.error(f'the field "{field}" must be a text or a number, not {value}')
+        return self.filled(field, value)
 
     def filled(self, field: str, value: Any) -> str:
         """`value` where it is a text that is not blank."""
@@ -66,80 +81,63 @@ class Row:
             raise self.error(f"{what} is no valid Unicode: {error.reason} at character {error.start}") from error
         return value
 
-
-def read_rows(path: str | Path, example: str) -> Iterator[Row]:
-    """The rows of a JSON lines file in UTF-8 (blank lines at its end only), a `.parquet` file or a dataset `hf:...`;
-    TaskError where it cannot be read, has no rows, or a line is not a JSON object."""
-    if str(path).startswith("hf:"):
-        return _tabular(str(path), _load_dataset(str(path)), example)
-    if Path(path).suffix == ".parquet":
-        return _tabular(path, _load_parquet(Path(path)), example)
-    return _json_lines(Path(path), example)
-
-
-def _tabular(path: str | Path, table: Iterable[dict[str, Any]], example: str) -> Iterator[Row]:
-    number = 0
-    for number, fields in enumerate(table, start=1):
-        yield Row(path=path, line=number, fields=fields, example=example)
-    if not number:
-        raise TaskError(f"{path}: there are no rows; a row looks like {example}")
+    def columns(self, without: Collection[str]) -> dict[str, Any]:
+        """The row as JSON values, but for some fields: dates as ISO texts, NaN as null. A field that JSON cannot hold,
+        such as an image, is left out."""
+        columns = {}
+        for name, value in self.fields.items():
+            try:
+                if name not in without:
+                    columns[name] = _json_value(value)
+            except _NoJson:
+                continue
+            except RecursionError as error:
+                raise self.error(f'the field "{name}" is nested too deeply') from error
+        return columns
 
 
-def _load_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise TaskError(
-            f"{path}: reading Parquet needs pyarrow ({error}): pip install 'driftproof[datasets]'"
-        ) from error
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        yield from (row for batch in table.iter_batches() for row in batch.to_pylist())
-    # What is compressed or encoded wrongly shows as one of these when it is read.
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise TaskError(f"{path}: no Parquet file that can be read: {error}") from error
+def written(number: int | float | Decimal) -> str:
+    """A finite number as a person would write it: 132 for 132.0, 0.5, 0.00001; very large and small ones as 1e300."""
+    if isinstance(number, int):
+        return str(number)
+    exact = Decimal(repr(number)) if isinstance(number, float) else number
+    if exact and not -20 <= exact.adjusted() <= 20:
+        return str(exact).lower().replace("e+", "e")
+    digits = f"{exact:f}"
+    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return "0" if digits == "-0" else digits
 
 
-def _load_dataset(source: str) -> Iterable[dict[str, Any]]:
-    name, *configuration, split = source.split(":")[1:] if source.count(":") in (2, 3) else ("", "")
-    if not (name and split):
-        raise TaskError(f"{source}: a dataset is named hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT")
-    try:
-        import datasets
-    except ImportError as error:
-        raise TaskError(
-            f"{source}: Hugging Face datasets is missing ({error}): pip install 'driftproof[datasets]', or {_LOCAL}"
-        ) from error
-    if int(datasets.__version__.partition(".")[0]) < 4:
-        raise TaskError(
-            f"{source}: datasets {datasets.__version__} may run code that a dataset brings with it; version 4 and "
-            f"newer never do: pip install -U 'driftproof[datasets]', or {_LOCAL}"
-        )
-    try:
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(name, *configuration, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        # Of a file that cannot be read the cause alone says why.
-        said = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise TaskError(f"{source}: the dataset cannot be loaded: {said}; correct the name, or {_LOCAL}") from error
-    return rows
+_MISSING = object()
 
 
-def _json_lines(path: Path, example: str) -> Iterator[Row]:
-    try:
-        lines = path.read_bytes().rstrip().split(b"\n")
-    except OSError as error:
-        raise TaskError(f"{path}: {error.strerror}; give a file of JSON lines like {example}") from error
-    for number, line in enumerate(lines, start=1):
-        row = Row(path=path, line=number, fields={}, example=example)
-        if not line.strip():
-            raise row.error("the file is empty" if len(lines) == 1 else "the line is empty")
-        try:
-            fields = json.loads(line.decode())
-        except json.JSONDecodeError as error:
-            raise row.error(f"no JSON: {error.msg} at column {error.colno}") from error
-        except (ValueError, RecursionError) as error:  # not UTF-8, an integer of thousands of digits, nested too deeply
-            raise row.error(f"no JSON that can be read: {error}") from error
-        if not isinstance(fields, dict):
-            raise row.error(f"no JSON object: {shown(fields)}")
-        yield Row(path=path, line=number, fields=fields, example=example)
+def _find(fields: Mapping[str, Any], field: str, missing: Any = None) -> Any:
+    """A field by its name, or by the names on the way to it."""
+    if field in fields:
+        return fields[field]
+    value: Any = fields
+    for name in field.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return missing
+        value = value[name]
+    return value
+
+
+class _NoJson(Exception):
+    """A value that JSON cannot hold."""
+
+
+def _json_value(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return _json_value(float(value))
+    if isinstance(value, date | time):  # also datetime
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(name): _json_value(inner) for name, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
+        return [_json_value(inner) for inner in value]
+    raise _NoJson

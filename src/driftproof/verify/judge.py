@@ -4,6 +4,7 @@ Guarantees: the same answer gets the same rewards on every way (rollout worker, 
 reward stays what it is, and the verifier is not asked; a request that failed becomes a group without rewards.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,9 +32,15 @@ def judge(codec: Codec, verifier: Verifier, completed: Sequence[Completed]) -> l
 
 def _group(completed: Completed, fresh: Iterator[Verdict]) -> Group:
     rewards = [response.reward for response in completed.responses]
-    verdicts = [next(fresh) if reward is None else Verdict(reward=reward) for reward in rewards]
+    verdicts = [next(fresh) if reward is None else _on_record(reward) for reward in rewards]
     request = completed.request
     return Group.from_responses(request.prompt.index, request.prompt_tokens, completed.responses, verdicts)
+
+
+def _on_record(reward: float) -> Verdict:
+    return (
+        Verdict(reward=None, problem="the trace has no reward for it") if math.isnan(reward) else Verdict(reward=reward)
+    )
 
 
 def _failed(completed: Completed) -> Group:
