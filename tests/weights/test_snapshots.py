@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -14,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from driftproof.weights.files import WEIGHTS
+from driftproof.errors import DamageError
+from driftproof.weights.files import WEIGHTS, other_files, read_header
 from driftproof.weights.snapshots import Publisher, Snapshot, discard_after, latest, list_snapshots
 
 
@@ -27,8 +29,10 @@ def base(tmp_path: Path) -> Path:
     """A model directory with everything that can lie in one; two shards of weights."""
     path = tmp_path / "base"
     path.mkdir()
+    (path / "additional_chat_templates").mkdir()
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "vocab.txt"):
-        (path / name).write_text(name)
+        (path / name).write_text(json.dumps(name))
+    (path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
         (path / name).write_text("weights of the base model")
     (path / "original").mkdir()
@@ -78,24 +82,80 @@ def test_keeping_one_snapshot_is_refused(base: Path, tmp_path: Path):
         publisher(tmp_path, keep=1)
 
 
-def test_configuration_and_tokenizer_are_hard_links_and_no_weights_of_the_base_come_along(base: Path, tmp_path: Path):
+def test_all_but_the_weights_of_the_base_is_copied_and_shared_with_nobody(base: Path, tmp_path: Path):
     """An index of shards beside the new weights would make readers open the old ones."""
     before = {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()}
-    path = publisher(tmp_path).publish(1, state(1)).path
+    publish = publisher(tmp_path)
+    first, path = publish.publish(0, state(0)).path, publish.publish(1, state(1)).path
     names = {"config.json", "tokenizer.json", "chat_template.jinja", "vocab.txt"}
-    assert {file.name for file in path.iterdir()} == names | {WEIGHTS}
-    assert all((path / name).samefile(base / name) for name in names)
+    assert {file.name for file in path.iterdir()} == names | {WEIGHTS, "additional_chat_templates"}
+    copied = [*names, "additional_chat_templates/tool_use.jinja"]
+    assert all((path / name).stat().st_nlink == 1 for name in copied)
+    for name in copied:
+        (path / name).write_text("changed in place")
+        assert (first / name).read_bytes() == (base / name).read_bytes()
     assert {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()} == before
 
 
-def test_files_are_copied_where_links_are_not_possible(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(source: object, target: object) -> None:
-        raise OSError("cross-device link")
+def test_links_of_the_hubs_cache_become_files(base: Path, tmp_path: Path):
+    cached = in_the_cache(base, tmp_path / "hub" / "models--me--tiny")
+    assert (cached / "config.json").is_symlink()
+    path = Publisher(tmp_path / "snapshots", cached).publish(1, state(1)).path
+    files = [file for file in path.rglob("*") if not file.is_dir()]
+    assert len(files) == 6
+    assert not any(file.is_symlink() for file in files)
+    assert (path / "vocab.txt").read_text() == '"vocab.txt"'
 
-    monkeypatch.setattr(os, "link", refuse)
+
+@pytest.mark.parametrize("target", ["secret", "../secret", "blobs/../../secret"])
+def test_a_link_out_of_the_model_is_refused(base: Path, tmp_path: Path, target: str):
+    cached = in_the_cache(base, tmp_path / "hub" / "models--me--tiny")
+    for secret in (tmp_path / "secret", tmp_path / "hub" / "secret", cached.parent.parent / "secret"):
+        secret.write_text('{"key": "sk-1"}')
+    (cached / "extra.json").symlink_to(Path("../..") / target)
+    with pytest.raises(DamageError, match=r"extra\.json is a link that leads out of the model"):
+        Publisher(tmp_path / "snapshots", cached).publish(1, state(1))
+    with pytest.raises(DamageError):
+        other_files(cached)
+    assert list_snapshots(tmp_path / "snapshots") == []
+
+
+def in_the_cache(model: Path, repository: Path) -> Path:
+    """A copy of a model directory as the hub's library keeps it: a folder of links to blobs."""
+    snapshot = repository / "snapshots" / ("c" * 40)
+    for file in [path for path in model.rglob("*") if path.is_file()]:
+        name = file.relative_to(model)
+        blob = repository / "blobs" / str(name).replace("/", "-")
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blob)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(os.path.relpath(blob, (snapshot / name).parent))
+    return snapshot
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"dtype": "bfloat16", "a": 1}, {"dtype": "float32", "a": 1}),
+        ({"torch_dtype": "float16"}, {"torch_dtype": "float32"}),
+        (
+            {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16", "b": 2}},
+            {"dtype": "float32", "text_config": {"dtype": "float32", "b": 2}},
+        ),
+        ({"dtype": "float32"}, None),
+        ({"a": 1}, None),
+    ],
+)
+def test_the_configuration_names_the_type_of_the_weights_beside_it(
+    base: Path, tmp_path: Path, config: dict[str, object], expected: dict[str, object] | None
+):
+    (base / "config.json").write_text(json.dumps(config))
     path = publisher(tmp_path).publish(1, state(1)).path
-    assert (path / "config.json").read_text() == "config.json"
-    assert not (path / "config.json").samefile(base / "config.json")
+    if expected is None:
+        assert (path / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    else:
+        assert json.loads((path / "config.json").read_text()) == expected
+    assert {stored.dtype for stored in read_header(path / WEIGHTS).values()} == {"F32"}
 
 
 def test_snapshots_after_a_step_are_discarded(base: Path, tmp_path: Path):
@@ -164,7 +224,7 @@ def test_killed_at_any_moment_every_visible_snapshot_is_whole(base: Path, tmp_pa
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         for snapshot in list_snapshots(snapshots):
             torch.testing.assert_close(load_file(snapshot.path / WEIGHTS), state(snapshot.step, size=20_000))
-            assert (snapshot.path / "config.json").read_text() == "config.json"
+            assert (snapshot.path / "config.json").read_text() == '"config.json"'
         newest = latest(snapshots)
         assert newest is not None
         assert newest in list_snapshots(snapshots)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
 from rich.console import Console
 
 from driftproof.errors import ConfigError
 
+if TYPE_CHECKING:
+    from driftproof.config import Config
+
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 """A place for commands, or for the actions of a command."""
 Run = Callable[[argparse.Namespace], int | None]
 """A command: from its arguments, `settings` among them, to an exit code (None: 0)."""
+AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,3 +54,18 @@ def print_lines(console: Console, *lines: str) -> None:
     """Print lines as they are, neither marked up nor broken."""
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def located(config: AnyConfig) -> AnyConfig:
+    """A configuration whose models are directories: those named as on the hub are looked up there or in its cache.
+
+    Raises:
+        ModelError: the hub has no such model, or cannot be reached.
+    """
+    from driftproof.weights.hub import locate, origin_of
+
+    model = locate(config.model)
+    for given, found in ((config.model.path, model.path), (config.model.reference, model.reference)):
+        if found is not None and found != given and (origin := origin_of(found)):
+            print(f"{origin[0]} is commit {origin[1]} of the hub, in {found}", file=sys.stderr)
+    return config.model_copy(update={"model": model})

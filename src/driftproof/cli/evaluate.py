@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from driftproof.cli.commands import Commands, command, print_lines
+from driftproof.cli.commands import Commands, command, located, print_lines
 from driftproof.config import Config, load_config
 from driftproof.errors import ConfigError, command_line
 from driftproof.run import LATEST, RunDirectory
@@ -20,7 +20,7 @@ EMBEDDED = ["--engine.name", "embedded", "--engine.url", "[]", "--engine.launch"
 
 def add(commands: Commands) -> None:
     evaluation = command(commands, "eval", _eval, "accuracy of a model on held-out prompts", settings=True)
-    evaluation.add_argument("model", type=Path, help="a model directory, such as a run's snapshots/latest")
+    evaluation.add_argument("model", type=Path, help="a directory, such as a run's snapshots/latest, or a hub name")
     evaluation.add_argument(
         "recipe", type=Path, nargs="?", help="recipe that says task and sampling; a run's snapshot has its own"
     )
@@ -34,14 +34,15 @@ def add(commands: Commands) -> None:
 
 def _eval(known: Namespace) -> int:
     from driftproof.runtime.resources import evaluation_threads, limit_threads, quiet_libraries
+    from driftproof.weights.hub import named
     from driftproof.weights.models import inspect_model
 
     quiet_libraries()
-    config = _recipe(known)
+    config = located(_recipe(known))
     inspect_model(config.model.path)
     limit_threads(evaluation_threads(config))
     # Servers have weights of their own.
-    writer = ", ".join(config.engine.url) or str(config.model.path)
+    writer = ", ".join(config.engine.url) or named(config.model.path)
     if known.benchmarks:
         output = known.output or Path("evals") / known.model.resolve().name
         return _eval_benchmarks(config, writer, known.benchmarks.split(","), known.data, output)
@@ -83,11 +84,10 @@ def _recipe(known: Namespace) -> Config:
 def _eval_heldout(config: Config, writer: str) -> None:
     from driftproof.evaluation.heldout import evaluate
     from driftproof.report.tables import evaluation_table
-    from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_task, make_verifier
-    from driftproof.tasks.codec import Codec
+    from driftproof.runtime.build import make_codec, make_evaluation_engine, make_sampling, make_task, make_verifier
 
     task = make_task(config)
-    codec = Codec(config.model.path)
+    codec = make_codec(config)
     prompts = task.heldout[: config.evaluation.prompts]
     if not prompts:
         raise ConfigError(f"task {task.name!r} has no held-out prompts, or evaluation.prompts is 0")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from driftproof.cli.commands import Commands, command, print_lines
+from driftproof.cli.commands import Commands, command, located, print_lines
 from driftproof.lab.settings import LabConfig
 
 
@@ -35,7 +35,7 @@ def _run(known: Namespace) -> None:
 
     quiet_libraries()
     check_store()
-    config = LabConfig.load(known.recipe, known.settings)
+    config = located(LabConfig.load(known.recipe, known.settings))
     directory = config.lab.directory or Path("labs") / config.run.name
     check_grid(config)
     found = read_results(config, directory)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from driftproof.cli.commands import Commands, command, print_lines, whole_number
+from driftproof.cli.commands import Commands, command, located, print_lines, whole_number
 from driftproof.config import Config, load_config
 from driftproof.errors import ConfigError, EngineError, InputError, ModelError
 from driftproof.values import parse_overrides
@@ -44,7 +44,7 @@ def _check(known: Namespace) -> int:
         raise ConfigError("settings belong to a recipe: driftproof check RECIPE --section.key value")
     console = Console()
     console.print(_machine_table())
-    return 0 if known.recipe is None else _check_recipe(console, load_config(known.recipe, known.settings))
+    return 0 if known.recipe is None else _check_recipe(console, located(load_config(known.recipe, known.settings)))
 
 
 def _machine_table() -> Table:

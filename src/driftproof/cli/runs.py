@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from driftproof.cli.commands import Commands, command, print_lines, whole_number
+from driftproof.cli.commands import Commands, command, located, print_lines, whole_number
 from driftproof.config import Config, load_config
 from driftproof.errors import ConfigError, RunError, command_line
 from driftproof.ledger.records import Plan
@@ -57,7 +57,7 @@ def _train(known: Namespace) -> None:
     recipe, run, settings = known.recipe, known.resume, known.settings
     if (recipe is None) == (run is None):
         raise ConfigError("give a recipe to start a run, or --resume RUN to go on with one")
-    config = load_config(recipe, settings) if recipe else Config.written_in(run, settings)
+    config = located(load_config(recipe, settings) if recipe else Config.written_in(run, settings))
     if known.dry_run:
         _dry_run(config)
         return

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from driftproof.tasks.codec import chat_messages
+from driftproof.tasks.chat import chat_messages
 from driftproof.types import Request
 
 MAX_PROMPTS = 64

@@ -26,7 +26,7 @@ from driftproof.ledger.order import PromptOrder
 from driftproof.metrics import names
 from driftproof.metrics.steps import mean_metrics
 from driftproof.rollout.requests import make_request
-from driftproof.runtime.build import make_learner, make_sampling, make_task, make_verifier, open_engine
+from driftproof.runtime.build import make_codec, make_learner, make_sampling, make_task, make_verifier, open_engine
 from driftproof.tasks.codec import Codec
 from driftproof.types import Batch, Channel, FinishReason, Group, Prompt, Request, Response, Verdict
 from driftproof.verify.judge import judge
@@ -71,7 +71,7 @@ class Sampler:
 
     def __init__(self, config: Config, want_logprobs: bool) -> None:
         self.task = make_task(config)
-        self.codec = Codec(config.model.path)
+        self.codec = make_codec(config)
         self.engine = open_engine(config, config.model.path)
         self.verifier = make_verifier(config, self.task)
         self.sampling = make_sampling(config, self.codec)

@@ -22,6 +22,7 @@ from driftproof.lab.summary import Summary, collapsed_at, missing_cells, summari
 from driftproof.report.tables import plain_table
 from driftproof.report.text import printable
 from driftproof.run import written_whole
+from driftproof.weights.hub import named
 
 HOW_TO_READ = (
     "Accuracies are means over the seeds after the last step, in brackets their 95% bootstrap interval over the seeds; "
@@ -170,7 +171,7 @@ def setting_text(config: LabConfig) -> str:
     seeds = ", ".join(map(str, dict.fromkeys(config.lab.seeds)))
     fields = "".join(f", {name} {value}" for name, value in config.task.fields.items())
     return escaped(
-        f"Model {config.model.path.name}, task {config.task.name}{fields}; {config.run.steps} steps of "
+        f"Model {Path(named(config.model.path)).name}, task {config.task.name}{fields}; {config.run.steps} steps of "
         f"{config.learner.groups_per_step} groups of {config.rollouts.group_size} responses; accuracy every "
         f"{config.lab.evaluate_every} steps on {config.evaluation.prompts} held-out prompts; seeds {seeds}."
     )

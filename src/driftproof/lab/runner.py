@@ -27,7 +27,8 @@ from driftproof.run import written_whole
 from driftproof.runtime.build import make_task
 from driftproof.runtime.preflight import preflight
 from driftproof.runtime.resources import limit_threads, quiet_libraries
-from driftproof.weights.models import fingerprint_weights
+from driftproof.weights.hub import origin_of
+from driftproof.weights.models import earlier_fingerprint, fingerprint_weights
 
 PRELOADED = ["driftproof.lab.runner", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"]
 """Modules imported once, in the process that the grid's are forked from."""
@@ -59,7 +60,7 @@ def run_grid(config: LabConfig, directory: Path, progress: Callable[[int, int], 
     try:
         (directory / "runs").mkdir(parents=True, exist_ok=True)
         base, of_base = directory / "base.json", json.dumps({"base": fingerprint_weights(config.model.path)})
-        if base.is_file() and base.read_text() != of_base:
+        if base.is_file() and base.read_text() not in (of_base, json.dumps({"base": _earlier_base(config)})):
             raise ConfigError(
                 f"{directory} has results of another base policy than the one that {config.model.path} holds now; "
                 "choose another --lab.directory"
@@ -72,6 +73,11 @@ def run_grid(config: LabConfig, directory: Path, progress: Callable[[int, int], 
     tuned = _run_cells(config, tuning, directory, lambda done: progress(done, total))
     cells = grid_cells(config, tuned_rates(config, tuned))
     return [*tuned, *_run_cells(config, cells, directory, lambda done: progress(len(tuned) + done, total))]
+
+
+def _earlier_base(config: LabConfig) -> str:
+    """The base policy as earlier versions wrote it."""
+    return fingerprint_weights(config.model.path, earlier_fingerprint(config.model.path))
 
 
 def check_grid(config: LabConfig) -> None:
@@ -180,7 +186,12 @@ def _result_file(directory: Path, cell: Cell) -> Path:
 def settings_hash(config: LabConfig, cell: Cell) -> str:
     """A hash of all that determines a run's numbers."""
     resolved = cell_config(config, cell).model_dump(mode="json", exclude=NOT_DETERMINING)
-    learner = config.learner
+    learner, model = config.learner, resolved["model"]
+    if origin := origin_of(config.model.path):
+        model["path"] = origin[0]
+    for name in [name for name in ("revision", "chat_template_kwargs") if not model[name]]:
+        # As earlier versions had it.
+        del model[name]
     # Settings that were, with the values that they have now: results of earlier versions stay valid.
     resolved["learner"] |= {"token_budget": learner.positions, "row_tokens": learner.row_tokens, "entropy": True}
     lab = {name: str(getattr(config.lab, name)) for name in ("schedule", "replay", "evaluate_every")}

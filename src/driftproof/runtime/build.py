@@ -69,6 +69,11 @@ def limit_task_tokens(config: Config, task: Task, model: ModelInfo, codec: Codec
     return limit_tokens(task, codec, model.context, config.sampling.max_tokens, note=model.context_note, drop=drop)
 
 
+def make_codec(config: Config) -> Codec:
+    """The tokenizer of the policy's model, with the variables of its chat template."""
+    return Codec(config.model.path, config.model.chat_template_kwargs)
+
+
 def make_sampling(config: Config, codec: Codec) -> Sampling:
     return Sampling(**asdict(config.sampling), stop_ids=codec.stop_ids, seed=config.run.seed)
 
@@ -102,7 +107,7 @@ def make_worker(
 ) -> RolloutWorker:
     phase("loads its model and starts its verifier")
     task = make_task(config)
-    codec = Codec(config.model.path)
+    codec = make_codec(config)
     return RolloutWorker(
         name,
         leases,
@@ -196,7 +201,7 @@ def open_inbox(path: Path) -> Inbox:
             f"{path} mixes recorded groups with live ones (rollouts.recorded_share); which of them a lease is of "
             "cannot be chosen, so there is no inbox; built-in workers write them all (rollouts.workers)"
         )
-    codec = Codec(config.model.path)
+    codec = make_codec(config)
     return Inbox(
         directory,
         task,

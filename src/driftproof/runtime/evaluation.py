@@ -15,9 +15,15 @@ from driftproof.evaluation.score import Score
 from driftproof.learner.learner import Learner
 from driftproof.ledger.ledger import Ledger
 from driftproof.run import RunDirectory
-from driftproof.runtime.build import make_evaluation_engine, make_sampling, make_task, make_verifier, open_engine
+from driftproof.runtime.build import (
+    make_codec,
+    make_evaluation_engine,
+    make_sampling,
+    make_task,
+    make_verifier,
+    open_engine,
+)
 from driftproof.tasks.checks import limit_characters
-from driftproof.tasks.codec import Codec
 from driftproof.weights.snapshots import latest
 
 HELDOUT_SEED = 1_000_003
@@ -28,7 +34,7 @@ def record_heldout(config: Config, directory: RunDirectory, ledger: Ledger, lear
     """Record how the newest snapshot does on the task's held-out part; of recorded traces, how likely it finds them."""
     task, snapshot = make_task(config), latest(directory.snapshots)
     if task.recorded_heldout:
-        result = learner.nll_by_sign(recorded_groups(task.recorded_heldout, Codec(config.model.path)))
+        result = learner.nll_by_sign(recorded_groups(task.recorded_heldout, make_codec(config)))
         ledger.record_evaluation("heldout_nll", learner.step, result)
     elif task.heldout[: config.evaluation.prompts] and snapshot is not None:
         with closing(open_engine(config, snapshot.path)) as engine, heldout_evaluation(config) as evaluate_engine:
@@ -39,7 +45,7 @@ def record_heldout(config: Config, directory: RunDirectory, ledger: Ledger, lear
 def heldout_evaluation(config: Config) -> Iterator[Callable[[Engine], dict[str, Any]]]:
     """A function that evaluates an engine on the task's held-out prompts: always the same, with one seed."""
     task = make_task(config)
-    codec = Codec(config.model.path)
+    codec = make_codec(config)
     prompts = task.heldout[: config.evaluation.prompts]
     sampling = replace(make_sampling(config, codec), seed=config.run.seed + HELDOUT_SEED)
     with closing(make_verifier(config, task)) as verifier:
@@ -69,7 +75,7 @@ def score_benchmarks(
         )
         for name in names
     ]
-    codec = Codec(config.model.path)
+    codec = make_codec(config)
     sampling = make_sampling(config, codec)
     samples = config.evaluation.samples
     with closing(make_evaluation_engine(config, benchmarks[0].heldout[0], codec)) as engine:

@@ -18,7 +18,7 @@ from driftproof.metrics.trackers import check_trackers
 from driftproof.objectives import Objective
 from driftproof.run import LOCK, RunDirectory, claimed, partial_name, written_whole
 from driftproof.runtime.architecture import check_architecture
-from driftproof.runtime.build import limit_task_tokens, make_objective, make_task, make_verifier
+from driftproof.runtime.build import limit_task_tokens, make_codec, make_objective, make_task, make_verifier
 from driftproof.runtime.resources import count_parameters, resolve_device
 from driftproof.tasks.checks import warnings
 from driftproof.tasks.codec import Codec
@@ -65,7 +65,7 @@ def preflight(config: Config, warn: Say = lambda _: None) -> Plan:
             "evaluation.every needs held-out prompts (evaluation.prompts, and a task that has some) and the embedded "
             "engine; set it to 0 to evaluate before and after only"
         )
-    codec = Codec(config.model.path)
+    codec = make_codec(config)
     limit_task_tokens(config, task, model, codec)
     _warn_of_lone_responses(config, objective, warn)
     for warning in warnings(task):

@@ -26,6 +26,7 @@ from driftproof.runtime.preflight import is_unbegun, preflight, prepare_director
 from driftproof.runtime.resources import resolve, resolve_device, thread_count
 from driftproof.runtime.supervisor import Supervisor, directory_gone, resume_hint
 from driftproof.weights.checkpoints import check_checkpoint, list_checkpoints
+from driftproof.weights.models import earlier_fingerprint
 from driftproof.weights.snapshots import discard_after
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
     plan = preflight(config, lambda text: display.message(f"warning: {text}"))
     config = resolve(config)
     with locked(path, display.message), Ledger(directory.ledger) as ledger:
-        _check_same_run(path, plan, ledger.plan)
+        _check_same_run(path, _as_before(plan, config, ledger.plan), ledger.plan)
         step = _step_to_go_on_from(directory, config, ledger.step)
         settled = _write_beside(directory.config, config.to_toml())
         try:
@@ -117,13 +118,19 @@ def _write_beside(path: Path, text: str) -> Path:
     return partial
 
 
+def _as_before(ours: Plan, config: Config, theirs: Plan) -> Plan:
+    """Our plan as an earlier version wrote it, to which a model's chat template was no part of it, if theirs is one."""
+    earlier = earlier_fingerprint(config.model.path)
+    return replace(ours, model=earlier) if theirs.model == earlier else ours
+
+
 def _check_same_run(path: Path, ours: Plan, theirs: Plan) -> None:
     """Refuse to go on with a run under settings that would make it another."""
     if theirs.prompts == ours.recorded_prompts and not (ours.prompts or theirs.recorded_prompts):
         # Older runs on a trace alone have its prompts as live ones, in the same order.
         ours = replace(ours, prompts=theirs.prompts, recorded_prompts=0, recorded_share=0.0)
     what = {
-        "model": "another model (its configuration or tokenizer differ)",
+        "model": "another model (its configuration, tokenizer or chat template differ)",
         "prompts": f"a task of {theirs.prompts} training prompts, not {ours.prompts}",
         "recorded_prompts": f"a trace of {theirs.recorded_prompts} recorded prompts beside the task's, not "
         f"{ours.recorded_prompts}",

@@ -1,34 +1,55 @@
 """Text to token ids and back, by the learner's tokenizer: the only place where either is made.
 
-Guarantees: a prompt is tokenized once by each process, as long as its tokens find room in `REMEMBERED_TOKENS`; any
-number of threads may use one codec.
+Guarantees: a prompt is tokenized once by each process, as long as its tokens find room in `REMEMBERED_TOKENS`; it does
+not end in the token that ends a response, and a response that is known as text ends in one; any number of threads may
+use one codec.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from driftproof.errors import CodecError
+from driftproof.errors import CodecError, ConfigError
+from driftproof.tasks.chat import ChatTemplate
 from driftproof.types import Prompt, Tokens
-from driftproof.weights.models import load_tokenizer, stop_ids
+from driftproof.weights.models import is_panic, load_tokenizer, read_vocabulary, stop_ids
 
 REMEMBERED_TOKENS = 16 * 2**20
 """Tokens of prompts that a codec keeps, 64 MiB of them; prompts beyond are tokenized whenever they are asked for."""
+NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
 class Codec:
-    """The tokenizer of a model directory."""
+    """The tokenizer of a model directory, with its chat template where it has one."""
 
-    def __init__(self, model: Path) -> None:
-        """Raises ModelError where there is no usable tokenizer."""
+    def __init__(self, model: Path, chat_template_kwargs: Mapping[str, Any] = NO_VARIABLES) -> None:
+        """`chat_template_kwargs` are variables of the chat template.
+
+        Raises:
+            ModelError: there is no usable tokenizer. ConfigError: the chat template has no such variable.
+        """
         self._tokenizer: Any = load_tokenizer(model)
+        self._vocabulary = read_vocabulary(model)
+        self._chat: ChatTemplate | None = None
+        if self._tokenizer.chat_template is not None:
+            self._chat = ChatTemplate(self._tokenizer, model, chat_template_kwargs)
+        elif chat_template_kwargs:
+            raise ConfigError(f"model.chat_template_kwargs is given, but {model} has no chat template; leave it out")
         self.eos_id = int(self._tokenizer.eos_token_id)
         self.stop_ids = stop_ids(self._tokenizer, model)
+        added = {int(index): str(token) for index, token in self._tokenizer.added_tokens_decoder.items()}
+        self._added = {*added, *self._tokenizer.all_special_ids}
+        """Tokens that a tokenizer may put around a text."""
+        ends = {text: index for index, text in added.items() if index in self.stop_ids}
+        ends[str(self._tokenizer.eos_token)] = self.eos_id
+        self._ends = dict(sorted(ends.items(), key=lambda end: -len(end[0])))
+        """Tokens of their own that end a response, by their text, longest first."""
         # A tokenizer must not be used by two threads at once.
         self._lock = threading.Lock()
         self._prompts: dict[tuple[object, ...], Tokens] = {}
@@ -36,14 +57,13 @@ class Codec:
 
     def encode(self, prompt: Prompt) -> Tokens:
         """Token ids of a prompt, int32 [P], not to be written to; through the chat template where there is one;
-        CodecError where the tokenizer has no tokens for it."""
+        CodecError where the tokenizer has no tokens for it, or the template refuses it."""
         key = (prompt.system, prompt.turns, prompt.text)
         with self._lock:
             known = self._prompts.get(key)
             if known is not None:
                 return known
-            with _readable(prompt.text):
-                tokens = np.array(encode_prompt(self._tokenizer, prompt), dtype=np.int32)
+            tokens = np.array(self._encode(prompt), dtype=np.int32)
             tokens.setflags(write=False)
             if self._remembered + len(tokens) <= REMEMBERED_TOKENS:
                 self._prompts[key] = tokens
@@ -52,22 +72,57 @@ class Codec:
 
     def render(self, prompt: Prompt) -> str:
         """The text that `encode` makes tokens of, without the token that every text begins with."""
-        if self._tokenizer.chat_template is None:
+        if self._chat is None:
             return _plain_text(prompt)
-        chat = chat_messages(prompt)
-        text = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        return str(text).removeprefix(self._tokenizer.bos_token or "")
+        return self._chat.render(prompt).removeprefix(self._tokenizer.bos_token or "")
 
     def encode_response(self, text: str) -> list[int]:
-        """Token ids of a response that is known as text, the end-of-sequence token behind them; CodecError where
-        the tokenizer has none for it."""
-        with self._lock, _readable(text):
-            return [*self._tokenizer.encode(text, add_special_tokens=False), self.eos_id]
+        """Token ids of a response that is known as text, behind them one end-of-sequence token, which the text may end
+        in; CodecError where the tokenizer has none for it."""
+        text, end = self._without_end(text)
+        with self._lock:
+            return [*self._tokens(text, text, add_special_tokens=False), end]
 
     def decode(self, tokens: ArrayLike) -> str:
         """The text of response tokens, special tokens left out."""
         with self._lock:
             return str(self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True))
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if self._chat is not None:
+            return self._tokens(self._chat.render(prompt), prompt.text, add_special_tokens=False)
+        text = _plain_text(prompt)
+        tokens = self._tokens(text, prompt.text, add_special_tokens=True)
+        if not tokens or tokens[-1] not in self._added:
+            return tokens
+        # Some tokenizers end every text with the token that ends a response, which a prompt leaves to the model.
+        bare = self._tokens(text, prompt.text, add_special_tokens=False)
+        starts = (start for start in range(len(tokens) - len(bare) + 1) if tokens[start : start + len(bare)] == bare)
+        start = next(starts, None)
+        return tokens if start is None else tokens[: start + len(bare)]
+
+    def _tokens(self, text: str, of: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text; errors name the prompt or response `of` which it is made."""
+        with _readable(of):
+            tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        if tokens and max(tokens) >= self._vocabulary:
+            raise CodecError(
+                f"{of[:60]!r} has the token {self._tokenizer.convert_ids_to_tokens(max(tokens))!r}, which the model, "
+                f"whose vocabulary is {self._vocabulary}, does not know; leave it out"
+            )
+        return tokens
+
+    def _without_end(self, text: str) -> tuple[str, int]:
+        """A response's text without the end-of-sequence tokens that it ends in, and the first of them."""
+        length, end = len(text), self.eos_id
+        while True:
+            shorter = length
+            while shorter and text[shorter - 1].isspace():
+                shorter -= 1
+            found = next((token for token in self._ends if text.endswith(token, 0, shorter)), None)
+            if found is None:
+                return text[:length], end
+            length, end = shorter - len(found), self._ends[found]
 
 
 @contextmanager
@@ -76,8 +131,10 @@ def _readable(text: str) -> Iterator[None]:
         yield
     except CodecError:
         raise
-    except Exception as error:
-        # The tokenizers library raises nothing narrower.
+    except BaseException as error:
+        # The tokenizers library raises nothing narrower; its regular expressions may give up outside of `Exception`.
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise CodecError(
             f"the tokenizer cannot read {text[:60]!r}: {error}; use a model whose tokenizer covers this text "
             "(`driftproof tiny-model DIR --tokenizer bytes` reads any)"
@@ -91,18 +148,3 @@ def _plain_text(prompt: Prompt) -> str:
             "the model's tokenizer has no chat template to write it with; use a model that has one"
         )
     return f"{prompt.system}\n{prompt.text}" if prompt.system else prompt.text
-
-
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: through the chat template where the tokenizer has one, else the text as it is."""
-    if tokenizer.chat_template is None:
-        return list(tokenizer.encode(_plain_text(prompt)))
-    encoded = tokenizer.apply_chat_template(chat_messages(prompt), add_generation_prompt=True, return_dict=True)
-    return list(encoded["input_ids"])
-
-
-def chat_messages(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt as the messages of a chat."""
-    system = [("system", prompt.system)] if prompt.system else []
-    messages = (*system, *prompt.turns, ("user", prompt.text))
-    return [{"role": role, "content": content} for role, content in messages]

@@ -1,7 +1,8 @@
 """Safetensors: the one reader and the one writer, and which files make up a model directory.
 
 Guarantees: nothing is unpickled; a file that is not as long as its header says is refused before any of it is used; an
-index of shards reaches no file outside its directory. Headers are read without torch.
+index of shards reaches no file outside its directory, and neither does a link among the other files. Headers are read
+without torch.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TEMPLATES = "additional_chat_templates"
+"""Folder of a model's chat templates beside the one that is used."""
 # Bytes; the format allows no more.
 LARGEST_HEADER = 100_000_000
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -128,6 +131,31 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # Safetensors writes for the owner alone; an inference server may run as somebody else.
     path.chmod(path.parent.stat().st_mode & 0o666)
     fsync(path)
+
+
+def other_files(directory: Path) -> dict[str, Path]:
+    """Configuration, tokenizer and chat templates of a model directory, by their names in it; no weights, no code.
+
+    Raises:
+        DamageError: one of them is a link that leads out of the model.
+    """
+    directory = directory.resolve()
+    # In the hub's cache every file is a link into the blobs beside.
+    homes = [directory, directory.parent.parent / "blobs"] if directory.parent.name == "snapshots" else [directory]
+    found = {}
+    for file in sorted([*directory.iterdir(), *(directory / TEMPLATES).glob("*.jinja")]):
+        if file.suffix not in (".json", ".jinja", ".txt", ".model") or file.name.endswith(".index.json"):
+            continue
+        target = file.resolve()
+        if not target.is_file():
+            continue
+        if not any(target.is_relative_to(home) for home in homes):
+            raise DamageError(
+                f"{file} is a link that leads out of the model, to {target}; snapshots have copies of it, which may be "
+                "sent to workers: put the file itself there"
+            )
+        found[str(file.relative_to(directory))] = target
+    return found
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -2,19 +2,24 @@
 
 A snapshot is a plain Hugging Face directory `step-00000042`, written under another name, fsynced, then renamed;
 `latest` is a symbolic link that is swapped atomically. Never pickle.
+
+Guarantees: a snapshot shares no file with the base model or another snapshot; its configuration names the type that its
+weights have, so that what is opened is what was trained.
 """
 
-import os
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from driftproof.faults import fault_points
 from driftproof.run import (
     LATEST,
+    fsync,
     partial_name,
     remove_at_once,
     rename_durably,
@@ -22,7 +27,7 @@ from driftproof.run import (
     step_directory,
     step_of,
 )
-from driftproof.weights.files import WEIGHTS, write_tensors
+from driftproof.weights.files import TEMPLATES, WEIGHTS, other_files, write_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,7 @@ class Publisher:
     """Writes the snapshots of a run into `directory` and keeps the newest `keep`."""
 
     def __init__(self, directory: Path, model: Path, keep: int = 3) -> None:
-        """`model`: the directory whose configuration and tokenizer every snapshot gets, hard-linked where possible."""
+        """`model`: the directory whose configuration, tokenizer and chat templates are copied into every snapshot."""
         if keep < 2:
             raise ValueError(f"keep is {keep}; at least 2, for a worker may still be reading the one before the newest")
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,10 +79,14 @@ class Publisher:
         partial = partial_name(path)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for file in sorted(self._model.iterdir()):
-            # Neither weights nor an index of them.
-            if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
-                _link_or_copy(file, partial / file.name)
+        for name, source in other_files(self._model).items():
+            content = source.read_bytes()
+            if name == "config.json":
+                content = _with_dtype(content, state)
+            try:
+                _write_file(partial / name, content)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path / name)) from error
         with fault_points("snapshot write"):
             write_tensors(partial / WEIGHTS, state)
         with fault_points("snapshot rename"):
@@ -106,8 +115,30 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
     return [Snapshot(step=step, path=path) for step, path in step_directories(directory).items()]
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _write_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    fsync(path)
+    if path.parent.name == TEMPLATES:
+        fsync(path.parent)
+
+
+def _with_dtype(content: bytes, state: Mapping[str, Tensor]) -> bytes:
+    """A `config.json` whose type is that of the weights beside it; unchanged where it agrees, or names none."""
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) != 1:
+        return content
+    (dtype,) = dtypes
+    config = json.loads(content)
+    return (json.dumps(config, indent=2) + "\n").encode() if _set_dtype(config, dtype) else content
+
+
+def _set_dtype(config: Any, dtype: str) -> bool:
+    """Set the type that a configuration, or one within it, names; whether it was another."""
+    if not isinstance(config, dict):
+        return False
+    changed = [_set_dtype(value, dtype) for value in config.values()]
+    for key in {"dtype", "torch_dtype"} & config.keys():
+        changed.append(config[key] != dtype)
+        config[key] = dtype
+    return any(changed)

@@ -7,7 +7,7 @@ tokens and their cache, and go on with the new weights.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ from driftproof.engines.embedded.schedule import Admission, Job, Schedule
 from driftproof.engines.protocol import Capabilities, Completed, check_request, name_of
 from driftproof.errors import EngineError
 from driftproof.types import Request
-from driftproof.weights.models import UNTRUSTED
+from driftproof.weights.models import UNTRUSTED, ids_without_text
 
 
 class EmbeddedEngine:
@@ -44,19 +44,21 @@ class EmbeddedEngine:
         max_length: int | None = None,
         device: torch.device | str | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
+        excluded: Sequence[int] = (),
     ) -> None:
         """Take over `model`: its attention function is replaced by an equivalent one and it is put into eval mode.
 
         EngineError for a bad number, or a model whose attention or cache this engine cannot reproduce. `max_length`
         counts prompt and response together, by default the model's `max_position_embeddings`; `prefill_tokens`, read
-        in one forward pass, bound the memory of long prompts.
+        in one forward pass, bound the memory of long prompts; `excluded` are token ids that are never sampled.
         """
         if slots < 1 or prefill_tokens < 1:
             raise EngineError(f"slots is {slots} and prefill_tokens {prefill_tokens}; both must be at least 1")
         # One row more than slots: it keeps the prompt of a group of which only a part has been admitted.
         self._decoder = Decoder(model.to(device), rows=slots + 1, max_length=max_length, prefill_tokens=prefill_tokens)
         self._schedule = Schedule(slots)
-        self._rows = Rows(slots)
+        never = torch.tensor(excluded, dtype=torch.int64, device=self._decoder.device) if excluded else None
+        self._rows = Rows(slots, never)
         self._closed = False
         self.slots = slots
         self.max_length = self._decoder.max_length
@@ -65,7 +67,8 @@ class EmbeddedEngine:
 
     @classmethod
     def from_directory(cls, path: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> Self:
-        """The engine of a model directory, with `options`; EngineError where it cannot be opened or lacks weights."""
+        """The engine of a model directory, with `options`, which never samples ids that only pad the vocabulary;
+        EngineError where it cannot be opened or lacks weights."""
         if not (path / "config.json").is_file():
             raise EngineError(f"{path} has no config.json; give a Hugging Face model directory")
         try:
@@ -77,7 +80,7 @@ class EmbeddedEngine:
             raise EngineError(f"{path} cannot be opened as a causal language model: {error}") from error
         if loading["missing_keys"]:
             raise EngineError(f"{path}: the weights lack {', '.join(sorted(loading['missing_keys'])[:3])}")
-        return cls(model, **options)
+        return cls(model, **{"excluded": ids_without_text(path)} | options)
 
     @property
     def counters(self) -> Mapping[str, float]:

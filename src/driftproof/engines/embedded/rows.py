@@ -33,8 +33,10 @@ _ROW = np.dtype(
 class Rows:
     """A table of at most `slots` responses; the active ones are always rows [0, active)."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, excluded: Tensor | None = None) -> None:
+        """`excluded`, int64 [E], are ids that are never sampled."""
         self.active = 0
+        self._excluded = excluded
         self._rows = np.zeros(slots, dtype=_ROW)
         self._tokens = np.zeros((slots, 1), dtype=np.int32)
         self._logprobs = np.zeros((slots, 1), dtype=np.float32)
@@ -77,7 +79,12 @@ class Rows:
         settings = self._settings if first == 0 else None
         if settings is None:
             settings = RowSettings.of(
-                rows["temperature"], rows["top_k"], rows["top_p"], vocabulary=logits.shape[-1], device=logits.device
+                rows["temperature"],
+                rows["top_k"],
+                rows["top_p"],
+                vocabulary=logits.shape[-1],
+                device=logits.device,
+                excluded=self._excluded,
             )
         if first == 0:
             self._settings = settings

@@ -3,6 +3,9 @@
 Guarantees: a row's token depends on its logits, its settings and one uniform number, never on the other rows; a token
 that the settings exclude, or of probability 0, is never drawn; a row whose logits are no distribution (NaN or infinite)
 is marked by the token V, one past the vocabulary, never hidden; log-probs are computed only when asked for.
+
+Ids that only pad the vocabulary are never drawn, which is all that makes the sampled distribution differ from the
+learner's: log-probs stay those of the whole vocabulary, so that the ratio of fresh data is 1.
 """
 
 from dataclasses import dataclass
@@ -48,6 +51,8 @@ class RowSettings:
     all_greedy: bool
     cut: tuple[Tensor, Tensor, Tensor] | None
     """The rows with top_k or top_p, int64 [F]; top_k, int64 [F, 1], V where off; top_p, float32 [F, 1], 2 where off."""
+    excluded: Tensor | None
+    """int64 [E]: ids that are never drawn, in any row."""
 
     @classmethod
     def of(
@@ -58,6 +63,7 @@ class RowSettings:
         *,
         vocabulary: int,
         device: torch.device,
+        excluded: Tensor | None = None,
     ) -> Self:
         """Settings from arrays [B] in the meaning of `Sampling`; `vocabulary` is V."""
         greedy = temperature == 0
@@ -72,6 +78,7 @@ class RowSettings:
             greedy=tensor(np.flatnonzero(greedy)) if greedy.any() else None,
             all_greedy=bool(greedy.all()),
             cut=(tensor(cut), tensor(k[:, None]), tensor(p[:, None])) if len(cut) else None,
+            excluded=excluded,
         )
 
 
@@ -81,9 +88,13 @@ def sample(
     """Draw one token per row of `logits` [B, V], of any floating dtype, at `uniform` [B] in [0, 1).
 
     Returns tokens int64 [B], V where a row is no distribution; and, if wanted, log-probs float32 [B], at most 0, of the
-    distribution that was sampled from: after temperature, top_k and top_p, renormalised. A greedy row is sampled from a
-    point mass, so its log-prob is 0, as with top_k = 1.
+    distribution that was sampled from: after temperature, top_k and top_p, renormalised; without either, that of the
+    whole vocabulary, excluded ids and all. A greedy row is sampled from a point mass, so its log-prob is 0, as with
+    top_k = 1.
     """
+    whole = logits
+    if settings.excluded is not None:
+        logits = logits.index_fill(-1, settings.excluded, -torch.inf)
     if settings.all_greedy:
         best = logits.max(dim=-1)
         tokens = best.indices.masked_fill(~best.values.isfinite(), logits.shape[-1])
@@ -93,21 +104,38 @@ def sample(
     if not want_logprobs:
         return tokens, None
     known = tokens.clamp(max=logits.shape[-1] - 1)
-    return tokens, adjusted.log_softmax(dim=-1).gather(1, known[:, None]).squeeze(1).clamp(max=0)
+    logprobs = adjusted.log_softmax(dim=-1).gather(1, known[:, None]).squeeze(1)
+    if settings.excluded is not None:
+        logprobs += _taken(whole, settings.excluded, settings)
+    return tokens, logprobs.clamp(max=0)
 
 
 def adjust(logits: Tensor, settings: RowSettings) -> Tensor:
     """float32 logits [B, V] whose softmax is the distribution to sample from; -inf where it is 0."""
-    logits = logits.float()
-    if settings.temperature is not None:
-        # From the largest down, so that no temperature, however small, can overflow.
-        logits = (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
+    logits = _scaled(logits, settings)
     if settings.cut is not None:
         rows, top_k, top_p = settings.cut
         logits = logits.index_copy(0, rows, _cut(logits[rows], top_k, top_p))
     if settings.greedy is not None:
         logits = logits.index_copy(0, settings.greedy, _point_mass(logits[settings.greedy]))
     return logits
+
+
+def _scaled(logits: Tensor, settings: RowSettings) -> Tensor:
+    logits = logits.float()
+    if settings.temperature is None:
+        return logits
+    # From the largest down, so that no temperature, however small, can overflow.
+    return (logits - logits.amax(dim=-1, keepdim=True)) / settings.temperature
+
+
+def _taken(logits: Tensor, excluded: Tensor, settings: RowSettings) -> Tensor:
+    """By how much the excluded ids lower the log-probs [B] of the others; not at all in rows that are cut or greedy."""
+    scaled = _scaled(logits, settings)
+    taken = scaled.index_fill(-1, excluded, -torch.inf).logsumexp(dim=-1) - scaled.logsumexp(dim=-1)
+    for rows in (settings.greedy, settings.cut[0] if settings.cut else None):
+        taken = taken if rows is None else taken.index_fill(0, rows, 0.0)
+    return taken
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
