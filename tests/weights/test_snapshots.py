@@ -150,7 +150,7 @@ def test_the_configuration_names_the_type_of_the_weights_beside_it(
     base: Path, tmp_path: Path, config: dict[str, object], expected: dict[str, object] | None
 ):
     (base / "config.json").write_text(json.dumps(config))
-    path = publisher(tmp_path).publish(1, state(1)).path
+    path = publisher(tmp_path).publish(1, state(1.0)).path
     if expected is None:
         assert (path / "config.json").read_bytes() == (base / "config.json").read_bytes()
     else:

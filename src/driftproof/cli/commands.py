@@ -65,7 +65,8 @@ def located(config: AnyConfig) -> AnyConfig:
     from driftproof.weights.hub import locate, origin_of
 
     model = locate(config.model)
-    for given, found in ((config.model.path, model.path), (config.model.reference, model.reference)):
-        if found is not None and found != given and (origin := origin_of(found)):
+    given = (config.model.path, config.model.reference)
+    for found in {path: None for path in (model.path, model.reference) if path is not None and path not in given}:
+        if origin := origin_of(found):
             print(f"{origin[0]} is commit {origin[1]} of the hub, in {found}", file=sys.stderr)
     return config.model_copy(update={"model": model})

@@ -5,7 +5,8 @@ that the settings exclude, or of probability 0, is never drawn; a row whose logi
 is marked by the token V, one past the vocabulary, never hidden; log-probs are computed only when asked for.
 
 Ids that only pad the vocabulary are never drawn, which is all that makes the sampled distribution differ from the
-learner's: log-probs stay those of the whole vocabulary, so that the ratio of fresh data is 1.
+learner's: log-probs stay those of the whole vocabulary, so that the ratio of fresh data is 1. Greedy rows are not drawn
+for: they take the likeliest id of all, as `generate` of transformers does.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class RowSettings:
     cut: tuple[Tensor, Tensor, Tensor] | None
     """The rows with top_k or top_p, int64 [F]; top_k, int64 [F, 1], V where off; top_p, float32 [F, 1], 2 where off."""
     excluded: Tensor | None
-    """int64 [E]: ids that are never drawn, in any row."""
+    """int64 [E]: ids that are never drawn."""
 
     @classmethod
     def of(
@@ -92,9 +93,6 @@ def sample(
     whole vocabulary, excluded ids and all. A greedy row is sampled from a point mass, so its log-prob is 0, as with
     top_k = 1.
     """
-    whole = logits
-    if settings.excluded is not None:
-        logits = logits.index_fill(-1, settings.excluded, -torch.inf)
     if settings.all_greedy:
         best = logits.max(dim=-1)
         tokens = best.indices.masked_fill(~best.values.isfinite(), logits.shape[-1])
@@ -106,18 +104,21 @@ def sample(
     known = tokens.clamp(max=logits.shape[-1] - 1)
     logprobs = adjusted.log_softmax(dim=-1).gather(1, known[:, None]).squeeze(1)
     if settings.excluded is not None:
-        logprobs += _taken(whole, settings.excluded, settings)
+        logprobs += _taken(logits, settings.excluded, settings)
     return tokens, logprobs.clamp(max=0)
 
 
 def adjust(logits: Tensor, settings: RowSettings) -> Tensor:
     """float32 logits [B, V] whose softmax is the distribution to sample from; -inf where it is 0."""
+    whole = logits
+    if settings.excluded is not None:
+        logits = logits.index_fill(-1, settings.excluded, -torch.inf)
     logits = _scaled(logits, settings)
     if settings.cut is not None:
         rows, top_k, top_p = settings.cut
         logits = logits.index_copy(0, rows, _cut(logits[rows], top_k, top_p))
     if settings.greedy is not None:
-        logits = logits.index_copy(0, settings.greedy, _point_mass(logits[settings.greedy]))
+        logits = logits.index_copy(0, settings.greedy, _point_mass(whole[settings.greedy].float()))
     return logits
 
 
