@@ -59,7 +59,7 @@ def make_task(config: Config) -> Task:
     task = limit_characters(task, config.task.max_characters, drop=drop)
     if drop:
         # Every process must have the same prompts, so each leaves out what is too long.
-        task = limit_task_tokens(config, task, inspect_model(config.model.path), Codec(config.model.path))
+        task = limit_task_tokens(config, task, inspect_model(config.model.path), make_codec(config))
     return task
 
 

@@ -21,7 +21,6 @@ from driftproof.runtime.architecture import check_architecture
 from driftproof.runtime.build import limit_task_tokens, make_codec, make_objective, make_task, make_verifier
 from driftproof.runtime.resources import count_parameters, resolve_device
 from driftproof.tasks.checks import warnings
-from driftproof.tasks.codec import Codec
 from driftproof.types import GROUP_CHANNELS, Channel
 from driftproof.weights.models import ModelInfo, inspect_model
 
@@ -87,7 +86,7 @@ def preflight(config: Config, warn: Say = lambda _: None) -> Plan:
 def longest_texts(config: Config) -> tuple[int, int]:
     """Tokens of the longest prompt, and of the longest response that may be written or is on record."""
     inspect_model(config.model.path)
-    task, codec = make_task(config), Codec(config.model.path)
+    task, codec = make_task(config), make_codec(config)
     prompts = (len(codec.encode(prompt)) for prompt in (*task.train, *task.heldout))
     recorded = (len(codec.encode_response(text)) for group in task.recorded for text in group.texts)
     return max(prompts, default=0), max([config.sampling.max_tokens if task.live else 1, *recorded])
