@@ -206,6 +206,8 @@ CHAT = [{"role": "system", "content": "Add."}, *ASK, {"role": "assistant", "cont
     [
         ({"prompt": ASK, "answer": "1"}, {}, "1"),  # F14
         ({"prompt": ASK, "answer": 1}, {}, "1"),
+        ({"prompt": ASK, "answer": ["1"]}, {}, "1"),
+        ({"prompt": ASK, "answer": [1.0]}, {}, "1"),
         ({"prompt": ASK, "solution": "1"}, {"answer_field": "solution"}, "1"),
         ({"prompt": ASK, "ground_truth": 1.0, "level": 3}, {"answer_field": "ground_truth"}, "1"),
         ({"prompt": ASK, "completion": CHAT[-1:]}, {"answer_field": "completion"}, "1"),
@@ -407,6 +409,18 @@ def test_f18_duplicates_over_the_split_are_counted_and_told(byte_model: Path, tm
     told = trained(tmp_path, byte_model, "--task.path", same, "--task.heldout", 2, "--task.verifier", "exact")
     assert told.code == 0
     assert "warning: 2 of 2 held-out prompts are trained on as well" in told.stderr
+
+
+def test_f18_a_trace_with_a_held_out_question_is_refused_whatever_the_template(tmp_path: Path) -> None:
+    held = save(tmp_path / "held.jsonl", [{"problem": "6 times 7?", "answer": "42"}])
+    task = build(
+        "math", path=str(save(tmp_path / "train.jsonl", [{"problem": "1+1?", "answer": "2"}])), heldout=str(held)
+    )
+    responses = [{"text": "42", "correct": True}, {"text": "41", "correct": False}]
+    for text in ("6 times 7?", task.heldout[0].text):
+        trace = save(tmp_path / "trace.jsonl", [{"problem": text, "answer": "42", "responses": responses}])
+        assert "1 of 1 prompts are held out by task 'math'" in refusal(partial(with_recorded, task, trace))
+    assert len(with_recorded(build("math", path=str(held), heldout=0), trace).train) == 2
 
 
 def test_g26_groups_of_one_response_are_counted_and_told(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Message(BaseModel):
 
 
 class ChatMessage(Message):
-    role: Literal["system", "user"]
+    role: Literal["system", "user", "assistant"]
     content: str
 
 

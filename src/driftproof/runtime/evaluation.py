@@ -81,7 +81,7 @@ def score_benchmarks(
     with closing(make_evaluation_engine(config, benchmarks[0].heldout[0], codec)) as engine:
         settings = {
             **writer_of(engine, config.model.path, retokenize=config.engine.retokenize),
-            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "max_tokens")},
+            **{name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "max_tokens", "stop_ids")},
             "first_seed": sampling.seed,
         }
         for task in benchmarks:

@@ -10,7 +10,8 @@ from pathlib import Path
 from driftproof.errors import TaskError
 from driftproof.tasks.answers import last_boxed
 from driftproof.tasks.conversations import VERL_ANSWER, Form
-from driftproof.tasks.protocol import Task, numbered, own_rewards, task_of_file
+from driftproof.tasks.files import task_of_file
+from driftproof.tasks.protocol import Task, numbered, own_rewards
 from driftproof.tasks.rows import Row
 from driftproof.tasks.sources import read_rows
 
@@ -57,7 +58,7 @@ def benchmark(
         "math",
     )
     rows = read_rows(path or BENCHMARKS[name], _EXAMPLE)
-    return Task(name=name, train=(), heldout=numbered(map(form.read, rows)), verifier="math")
+    return Task(name=name, train=(), heldout=numbered(map(form.read, rows)), verifier="math", wrap=form.wrap)
 
 
 def math(
@@ -82,7 +83,7 @@ def math(
     answers = (answer_field, VERL_ANSWER) if answer_field == "answer" else (answer_field,)
     form = _form(problems, answers, shots, template, system, verifier)
     example = f'{{"{problem_field}": "What is 6 times 7?", "{answer_field}": "42"}}'
-    return task_of_file("math", form.read, example, path, heldout, seed, verifier)
+    return task_of_file("math", form, example, path, heldout, seed, verifier)
 
 
 def _form(

@@ -7,6 +7,7 @@ images, hidden reasoning, roles out of order. A field that is null is not given.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from driftproof.errors import TaskError
@@ -103,7 +104,7 @@ class Form:
         if self.keeps_columns and isinstance(value, list | dict | bool):
             return json.dumps(value, default=str)
         answer = row.answer(name)
-        return self.gold(row, answer) if isinstance(value, str) else answer
+        return answer if isinstance(value, int | float | Decimal) else self.gold(row, answer)
 
 
 def _missing_answer(row: Row, field: str) -> TaskError:

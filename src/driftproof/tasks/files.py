@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+from driftproof.errors import TaskError
 from driftproof.tasks.answers import after_hashes
 from driftproof.tasks.conversations import VERL_ANSWER, Form
-from driftproof.tasks.protocol import Task, own_rewards, task_of_file
+from driftproof.tasks.protocol import Task, generator, hold_out, numbered, own_rewards
 from driftproof.tasks.rows import Row
+from driftproof.tasks.sources import read_rows
+from driftproof.types import Prompt
 
 _NUMBER_AND_UNIT = re.compile(r"(-?)\$?(\d+(?:\.\d+)?(?:/\d+)?)(?:\s+[^\W\d]|%?\.?$)")
 """A number, and what may stand around it: a dollar sign, a word, as in `72 clips`, a percent sign, a full stop."""
@@ -38,7 +41,7 @@ def jsonl(
         keeps_columns=own_rewards(verifier),
     )
     example = f'{{"{prompt_field}": "47+85=", "{answer_field}": "132"}}'
-    return task_of_file("jsonl", form.read, example, path, heldout, seed, verifier)
+    return task_of_file("jsonl", form, example, path, heldout, seed, verifier)
 
 
 def gsm8k(path: str | Path, *, heldout: int | str | Path = 256, seed: int = 0, system: str = "") -> Task:
@@ -50,7 +53,30 @@ def gsm8k(path: str | Path, *, heldout: int | str | Path = 256, seed: int = 0, s
     """
     form = Form(prompt=("question", "prompt", "messages"), answer=("answer", VERL_ANSWER), system=system, gold=_gold)
     example = '{"question": "...", "answer": "... #### 72"}'
-    return task_of_file("gsm8k", form.read, example, path, heldout, seed, "math")
+    return task_of_file("gsm8k", form, example, path, heldout, seed, "math")
+
+
+def task_of_file(
+    name: str, form: Form, example: str, path: str | Path, heldout: int | str | Path, seed: int, verifier: str
+) -> Task:
+    """A task of prompts in the rows of `path`, which look like `example`; held out are `heldout` of them, or those of
+    the file `heldout`."""
+    if isinstance(heldout, int):
+        train, held = hold_out(_prompts(path, form, example), heldout, generator(seed), str(path))
+    else:
+        train, held = (numbered(_prompts(file, form, example)) for file in (path, heldout))
+    return Task(name=name, train=train, heldout=held, verifier=verifier, wrap=form.wrap)
+
+
+def _prompts(file: str | Path, form: Form, example: str) -> list[Prompt]:
+    found = list(map(form.read, read_rows(file, example)))
+    without = [prompt for prompt in found if not prompt.answer]
+    if 0 < len(without) < len(found):
+        raise TaskError(
+            f"{without[0].source}: the row has no answer, but others have ({len(without):,} of {len(found):,} have "
+            "none); give each one an answer, or none of them"
+        )
+    return found
 
 
 def _gold(row: Row, answer: str) -> str:

@@ -5,15 +5,12 @@ A task that makes one list of prompts splits it here: drawn by a seed, disjoint,
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from pathlib import Path
 
 import numpy as np
 
 from driftproof.errors import TaskError
-from driftproof.tasks.rows import Row
-from driftproof.tasks.sources import read_rows
 from driftproof.types import Prompt
 
 
@@ -52,6 +49,8 @@ class Task:
     """Groups of the last training prompts, in their order; the prompts before them are answered live."""
     recorded_heldout: Sequence[RecordedGroup] = ()
     """Groups of the held-out prompts, in their order: of all of them or of none."""
+    wrap: Callable[[str], str] = field(default=str, compare=False)
+    """The text of a prompt, made of a question as files have it."""
     dropped: Sequence[str] = ()
     """Places of the prompts that were left out because they are too long."""
 
@@ -85,35 +84,6 @@ def hold_out(
         )
     shuffled = [prompts[i] for i in random.permutation(len(prompts))]
     return numbered(shuffled[count:]), numbered(shuffled[:count])
-
-
-def task_of_file(
-    name: str,
-    read: Callable[[Row], Prompt],
-    example: str,
-    path: str | Path,
-    heldout: int | str | Path,
-    seed: int,
-    verifier: str,
-) -> Task:
-    """A task of the prompts that `read` makes of the rows of `path`, which look like `example`; held out are `heldout`
-    of them, or those of the file `heldout`."""
-
-    def prompts(file: str | Path) -> list[Prompt]:
-        found = list(map(read, read_rows(file, example)))
-        without = [prompt for prompt in found if not prompt.answer]
-        if 0 < len(without) < len(found):
-            raise TaskError(
-                f"{without[0].source}: the row has no answer, but others have ({len(without):,} of {len(found):,} have "
-                "none); give each one an answer, or none of them"
-            )
-        return found
-
-    if isinstance(heldout, int):
-        train, held = hold_out(prompts(path), heldout, generator(seed), str(path))
-    else:
-        train, held = numbered(prompts(path)), numbered(prompts(heldout))
-    return Task(name=name, train=train, heldout=held, verifier=verifier)
 
 
 def own_rewards(verifier: str | Sequence[str]) -> bool:

@@ -78,7 +78,13 @@ def with_recorded(task: Task, path: str | Path) -> Task:
     first = len(task.train)
     groups = _numbered(read_recorded(path), first)
     heldout = set(map(identity, task.heldout))
-    found = [group.prompt.text for group in groups if identity(group.prompt) in heldout]
+    # A trace may hold the bare question, or what the task's template made of it.
+    found = [
+        group.prompt.text
+        for group in groups
+        for text in {group.prompt.text, task.wrap(group.prompt.text)}
+        if identity(replace(group.prompt, text=text)) in heldout
+    ]
     if found:
         raise TaskError(
             f"{path}: {len(found)} of {len(groups)} prompts are held out by task {task.name!r} and must not be trained "

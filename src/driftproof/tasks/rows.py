@@ -49,8 +49,10 @@ class Row:
         return self.filled(field, self.value(field))
 
     def answer(self, field: str) -> str:
-        """The text of a field like `text`; a number as a person would write it."""
+        """The text of a field like `text`; a number as a person would write it; the only one of a list."""
         value = self.value(field)
+        if isinstance(value, list) and len(value) == 1:
+            (value,) = value
         if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
             if not math.isfinite(value):
                 raise self.error(f'the field "{field}" is {value}, which is no number; correct or drop the row')
