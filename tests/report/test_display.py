@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from driftproof.ledger.ledger import Ledger
-from driftproof.ledger.records import STOPPING
+from driftproof.ledger.records import STOPPING, Counters
 from driftproof.report import display
-from driftproof.report.display import LiveDisplay, LogLines, View, log_line, open_display, render, sparkline
+from driftproof.report.display import LiveDisplay, LogLines, log_line, open_display, render, sparkline
+from driftproof.report.view import View
 
 from .conftest import MakeLedger
 from .ledgers import grow, step_metrics
@@ -143,6 +144,99 @@ def test_figures_that_are_missing(make_ledger: MakeLedger) -> None:
     assert re.search(r"NLL of negatives +-", _shown(view, 110))
     assert "NLL of negatives - | scale imbalance - | entropy -" in log_line(view)
     assert "accuracy before -" in log_line(view)
+
+
+def test_a_terminal_lives_before_there_is_a_ledger() -> None:
+    console, threads = _terminal(80), threading.enumerate()
+    live = open_display(console)
+    live.starting("quick\x1b[2Jstart", "imports its libraries")
+    assert r"quick\x1b[2Jstart" in _output(console)
+    live.message("warning: mind the gap")
+    live.starting("runs/a", "checks the recipe")
+    live.close()
+    shown = _output(console)
+    assert "imports its libraries" in shown
+    assert "warning: mind the gap" in shown
+    assert re.search(r"checks the recipe \d:\d\d", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown))
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
+    for thread in threading.enumerate():
+        if thread not in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_lines_live_before_there_is_a_ledger() -> None:
+    console = _file()
+    lines = open_display(console)
+    lines.starting("runs/a", "imports its libraries")
+    assert _output(console) == "runs/a imports its libraries\n"
+
+
+DOING = {"learner": ("loads its model", 4.0), "worker-0": ("waits for the first snapshot", 63.0)}
+
+
+def test_what_is_waited_for_while_models_load(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger(0, planned=20, evaluated=False)
+    view = View.of(ledger, doing=DOING)
+    shown = _shown(view, 80)
+    for words in ("starting", "learner loads its model (0:04)", "worker-0 waits for the first snapshot (1:03)"):
+        assert words in shown
+        assert words in log_line(view)
+    # Written ahead while the learner still evaluates: nobody waits for groups.
+    _first_groups(ledger)
+    assert View.of(ledger, doing={"learner": ("evaluates held-out prompts", 1.0)}).activity == "starting"
+    waiting = {"learner": ("waits for groups", 9.0), **{f"worker-{i}": ("waits for its engine", 9.0) for i in range(9)}}
+    view = View.of(ledger, doing=waiting)
+    assert view.activity == "learner waits for the first groups"
+    assert "worker-2 waits for its engine (0:09)" in _shown(view, 80)
+    assert "and 6 more" in _shown(view, 80)
+
+
+def test_a_long_doing_is_told_among_figures(make_ledger: MakeLedger) -> None:
+    doing = {"learner": ("trains a step", 34.0), "worker-0": ("waits for its engine", 0.1)}
+    shown = _shown(View.of(make_ledger(3, planned=20), doing=doing), 80)
+    assert "learner trains a step (0:34)" in shown
+    assert "worker-0" not in shown
+
+
+def test_labels_say_what_a_figure_is_of(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger(3, planned=30)
+    assert "mean of the last 3 steps" in _shown(View.of(ledger), 80)
+    assert "of the first step" in _shown(View.of(make_ledger(1, planned=30)), 80)
+    grow(ledger, 20)
+    assert "mean of the last 20 steps" in _shown(View.of(ledger), 80)
+    assert "mean of 20: reward" in log_line(View.of(ledger))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ('[engine]\nname = "openai"\n', "fixed: the servers keep theirs"),
+        ("[rollouts]\nrecorded_share = 1\n", "none: responses are recorded"),
+        ('[engine]\nname = "vllm"\n', "step 2, newest step 3"),
+    ],
+)
+def test_weights_that_rollouts_are_written_with(make_ledger: MakeLedger, recipe: str, words: str) -> None:
+    ledger = make_ledger(3, planned=30)
+    (ledger.path.parent / "config.toml").write_text(recipe)
+    ledger.published(3)
+    ledger.report_worker("worker-0", Counters(snapshot=2, engine={"tokens_under_way": 1200.0}))
+    ledger.report_worker("worker-1", Counters(snapshot=3, engine={"tokens_under_way": 34.0}))
+    ledger.report_worker("stranger", Counters())
+    view = View.of(ledger)
+    assert view.now["rollout weights"] == words
+    assert view.now["under way"] == "1,234 tokens"
+
+
+def test_a_silent_run_is_told_to_be_alive(make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, console = make_ledger(2, planned=300), _file()
+    lines = LogLines(console, every_seconds=0)
+    lines.update(ledger)
+    lines.update(ledger)
+    assert len(_output(console).splitlines()) == 1
+    monkeypatch.setattr(display, "SILENT_SECONDS", 0.0)
+    lines.update(ledger)
+    assert len(_output(console).splitlines()) == 2
 
 
 def test_a_terminal_is_drawn_over(make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driftproof.ledger.ledger import Ledger
-from driftproof.report.picture import draw, merge, moving_mean
+from driftproof.report.figure import new_figure
+from driftproof.report.picture import _from_zero, _Run, draw, merge, moving_mean
 
 from .conftest import MakeLedger
 
@@ -31,6 +32,19 @@ def test_any_number_of_steps(make_ledger: MakeLedger, tmp_path: Path, steps: int
     height, width, _ = pixels.shape
     assert width > height > 500
     assert (pixels[..., :3].min(axis=2) < 0.9).mean() > 0.005
+
+
+@pytest.mark.parametrize(("steps", "window"), [(0, 1), (1, 1), (2, 1), (9, 3), (60, 20), (90, 20)])
+def test_a_short_run_shows_its_steps_and_not_one_mean_of_all(make_ledger: MakeLedger, steps: int, window: int) -> None:
+    assert _Run(make_ledger(steps), Path()).window == window
+
+
+def test_what_begins_at_zero_is_seen_whole_be_it_one_point() -> None:
+    axes = new_figure(4, "", title_size=10, dpi=50, pad=0.1).add_subplot()
+    axes.plot([1], [300.0])
+    axes.plot([1], [math.nan])
+    _from_zero(axes)
+    assert axes.get_ylim() == pytest.approx((0, 324))
 
 
 @pytest.mark.filterwarnings("error")

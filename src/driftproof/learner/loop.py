@@ -16,6 +16,7 @@ from typing import Any
 from driftproof.errors import DivergenceError, StallError
 from driftproof.learner.checkpoint import save_checkpoint
 from driftproof.learner.learner import Learner
+from driftproof.learner.phases import PHASES
 from driftproof.learner.skipped import save_skipped
 from driftproof.ledger.backoff import Backoff
 from driftproof.ledger.maintenance.prune import prune
@@ -28,17 +29,6 @@ from driftproof.metrics.trackers import Tracker
 from driftproof.types import Batch
 from driftproof.weights.checkpoints import list_checkpoints
 from driftproof.weights.snapshots import Publisher
-
-WAITS_FOR_GROUPS = "waits for groups"
-"""Phase of a learner that has nothing to train on."""
-PHASES = {
-    names.WAIT_SECONDS: WAITS_FOR_GROUPS,
-    names.TRAIN_SECONDS: "trains a step",
-    names.PUBLISH_SECONDS: "publishes weights",
-    names.RECORD_SECONDS: "records its step",
-    names.CHECKPOINT_SECONDS: "writes a checkpoint",
-}
-"""Phases of a step, by the metric that counts their time."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from driftproof.ledger.reader import LedgerReader
-from driftproof.ledger.records import RUNNING
+from driftproof.ledger.records import FINISHED, RUNNING
 from driftproof.report.text import duration, printable, shorten
 from driftproof.report.view import Doing, View, doing_lines
 
@@ -165,7 +165,7 @@ def _of_note(view: View) -> tuple[object, ...]:
 
 def _tells_doing(view: View) -> bool:
     """Whether figures do not say yet, or no longer, what is waited for."""
-    return not view.recent or view.step >= view.plan.steps
+    return view.status.state != FINISHED and (not view.recent or view.step >= view.plan.steps)
 
 
 def render(view: View, width: int, elapsed: float = 0.0) -> RenderableType:

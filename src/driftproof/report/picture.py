@@ -20,6 +20,8 @@ Series = NDArray[np.float64]
 
 POINTS = 1500
 """Most points of a curve; more are merged."""
+FEW = 10
+"""Points of a curve up to which each is marked."""
 
 
 def draw(ledger: LedgerReader, path: Path) -> None:
@@ -50,6 +52,8 @@ class _Run:
         self.x = merge(self.series("step"), POINTS)
         self.window = max(min(20, len(self.steps) // 3), len(self.steps) // 50, 1)
         """Steps of the moving means; of a short run, so few that its curve is not a mean of all."""
+        self.burst = max(20, len(self.steps) // 50)
+        """Steps of the moving sums of what comes in bursts."""
 
     def series(self, name: str) -> Series:
         """float64 [steps]; NaN where a step does not have the metric."""
@@ -113,7 +117,7 @@ def _nll(axes: Any, run: _Run) -> None:
         before, after = (result.get(f"{sign}_nll") for result in heldout)
         _marks(axes, run, marker, color, f"{sign}, held out", before, after)
     _finish(axes, x_label=False)
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
 
 
 def _imbalance(axes: Any, run: _Run) -> None:
@@ -121,7 +125,7 @@ def _imbalance(axes: Any, run: _Run) -> None:
     _smooth(axes, run, run.series(names.SCALE_IMBALANCE), GREEN, "")
     _reference(axes, 1)
     _finish(axes, "needs positives and negatives")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
 
 
 def _age(axes: Any, run: _Run) -> None:
@@ -132,7 +136,7 @@ def _age(axes: Any, run: _Run) -> None:
     _smooth(axes, run, run.series(names.AGE_MEAN), BLUE, "mean")
     _reference(axes, run.max_staleness, f"max_staleness: {run.max_staleness}")
     _finish(axes, loc="lower right")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
 
 
 def _entropy_or_gradient(axes: Any, run: _Run) -> None:
@@ -150,7 +154,7 @@ def _speed(axes: Any, run: _Run) -> None:
     _line(axes, run, _quotient(run, run.series(names.ROLLOUT_TOKENS), rollouts), GREEN, "rollouts", "-")
     _line(axes, run, _quotient(run, run.series(names.RESPONSE_TOKENS), learner), BLUE, "learner", "--")
     _finish(axes, x_label=False)
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
 
 
 def _busy(axes: Any, run: _Run) -> None:
@@ -158,7 +162,8 @@ def _busy(axes: Any, run: _Run) -> None:
     _panel(axes, f"Busy: {words}" if words else "Busy", run)
     wall = run.series(names.STEP_SECONDS)
     learner, rollouts = _busy_seconds(run)
-    _line(axes, run, 100 * _quotient(run, rollouts, wall), GREEN, "", "-")
+    # Work of before the first step is reported in it.
+    _line(axes, run, np.minimum(100 * _quotient(run, rollouts, wall), 100), GREEN, "", "-")
     _line(axes, run, 100 * _quotient(run, learner, wall), BLUE, "", "--")
     _finish(axes)
     axes.set_ylim(0, 110)
@@ -174,7 +179,7 @@ def _busy_seconds(run: _Run) -> tuple[Series, Series]:
 def _quotient(run: _Run, part: Series, whole: Series) -> Series:
     """part / whole, both summed over the moving window: groups arrive in bursts."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        quotient = moving_mean(part, run.window) / moving_mean(whole, run.window)
+        quotient = moving_mean(part, run.burst) / moving_mean(whole, run.burst)
     return np.where(np.isfinite(quotient), quotient, np.nan)
 
 
@@ -190,8 +195,8 @@ def _line(axes: Any, run: _Run, values: Series, color: str, label: str, style: s
 
 
 def _marker(values: Series) -> str:
-    """A line through a single point would not be seen."""
-    return "o" if np.isfinite(values).sum() == 1 else ""
+    """A line through a single point would not be seen, and through a few it is read as more than there are."""
+    return "o" if np.isfinite(values).sum() <= FEW else ""
 
 
 def _marks(axes: Any, run: _Run, marker: str, color: str, name: str, before: float | None, after: float | None) -> None:
@@ -213,6 +218,12 @@ def _panel(axes: Any, title: str, run: _Run) -> None:
     axes.set_xlim(0, max(run.summary.steps, 1) * 1.02)
 
 
+def _from_zero(axes: Any) -> None:
+    """Let the values begin at 0 and end a little above the highest, be there one or many."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()] or [np.zeros(0)])
+    axes.set_ylim(0, max(values[np.isfinite(values)], default=1.0) * 1.08 or 1.0)
+
+
 def _reference(axes: Any, value: float, label: str | None = None) -> None:
     if has_data(axes):
         axes.axhline(value, color=GREY, linewidth=1, linestyle=":", label=label)
@@ -229,4 +240,6 @@ def _finish(axes: Any, missing: str = "not recorded", *, loc: str = "best", x_la
         axes.tick_params(labelleft=False)
         return
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=8, frameon=False, loc=loc)
+        # The usual place is free of curves that are long.
+        few = max(len(line.get_xdata()) for line in axes.get_lines()) <= FEW
+        axes.legend(fontsize=8, frameon=False, loc="best" if few else loc)

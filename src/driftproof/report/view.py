@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from driftproof.learner.phases import TRAINS, WAITS_FOR_GROUPS
 from driftproof.ledger.reader import LedgerReader
 from driftproof.ledger.records import FINISHED, STOPPING, Counters, Plan, Status
 from driftproof.metrics import names
@@ -18,6 +19,9 @@ RECENT = 20
 """Steps that the shown means are taken over, or as many as there are."""
 UNDER_WAY = "tokens_under_way"
 """Counter of an engine that knows how many tokens the responses have that it is writing."""
+
+FIRST = (WAITS_FOR_GROUPS, TRAINS)
+"""Phases of a learner that makes its first step."""
 
 Doing = Mapping[str, tuple[str, float]]
 """The doing of each process of a run, in the third person, and for how many seconds."""
@@ -77,7 +81,8 @@ class View:
 
     @property
     def seconds_left(self) -> float | None:
-        return self.trained_seconds / self.step * (self.plan.steps - self.step) if self.rewards else None
+        left = self.plan.steps - self.step
+        return self.trained_seconds / self.step * left if self.rewards and left else None
 
     @property
     def age_max(self) -> int | None:
@@ -89,8 +94,9 @@ class View:
 
     @property
     def starting(self) -> bool:
-        """Whether models are still loaded, or held-out prompts evaluated, before anything is written."""
-        return self.status.dispatched == 0 and self.step == 0
+        """Whether models are still loaded, or held-out prompts evaluated, before the first step."""
+        phase, _ = self.doing.get("learner", ("", 0.0))
+        return self.step == 0 and (phase not in FIRST if phase else self.status.dispatched == 0)
 
     @property
     def activity(self) -> str:
@@ -102,7 +108,7 @@ class View:
         if self.step >= self.plan.steps:
             return "all steps are done; held-out prompts are evaluated"
         if self.starting:
-            return "starting: models are loaded, held-out prompts are evaluated"
+            return "starting" if self.doing else "starting: models are loaded, held-out prompts are evaluated"
         if self.status.dispatched >= self.plan.steps * self.plan.groups_per_step:
             return "rollouts are done; the learner trains what they left"
         return self.overlap.waiting(self.plan.max_staleness) or "learner waits for the first groups"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from driftproof.learner.loop import WAITS_FOR_GROUPS
+from driftproof.learner.phases import WAITS_FOR_GROUPS
 from driftproof.ledger.records import Counters, Status
 from driftproof.runtime.activity import Activity
 
