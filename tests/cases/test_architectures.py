@@ -5,6 +5,8 @@ The names of rows (A1, D7, ...) are those of the collection of situations from p
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,16 @@ def test_check_counts_memory_of_every_architecture(
     shown = capsys.readouterr().out
     assert "learner" in shown
     assert "this recipe can be run here" in shown
+
+
+def test_a_quantized_model_is_refused(few: dict[str, Path], tmp_path: Path) -> None:
+    """Its snapshots would have the configuration of quantized weights, and hold others."""
+    model = shutil.copytree(few["gpt_oss"], tmp_path / "model")
+    configuration = json.loads((model / "config.json").read_text())
+    configuration["quantization_config"] = {"quant_method": "mxfp4"}
+    (model / "config.json").write_text(json.dumps(configuration))
+    with pytest.raises(ModelError, match=r"is quantized \(mxfp4\), and quantized weights cannot be trained; give"):
+        check_architecture(model, decoded=True)
 
 
 def write_recipe(directory: Path, model: Path) -> Path:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
 from driftproof.errors import ModelError
-from driftproof.runtime.resources import engine_memory, learner_memory, read_config
+from driftproof.runtime.memory import engine_memory, learner_memory
+from driftproof.runtime.resources import read_config
 
 ROWS, TOKENS = 8, 96
 
@@ -48,6 +49,13 @@ def test_activations_are_those_of_a_real_pass(kind: Any, changes: dict[str, int]
     found = learner_memory(config(kind, **changes), rows=ROWS, row_tokens=TOKENS, bfloat16=bfloat16)
     real = kept_by_a_real_pass(AutoModelForCausalLM.from_config(config(kind, **changes)).eval(), bfloat16)
     assert found["activations"] == pytest.approx(real, rel=0.05)
+
+
+def test_activations_of_experts_are_those_of_a_real_pass() -> None:
+    experts = config(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96)
+    found = learner_memory(experts, rows=ROWS, row_tokens=TOKENS)
+    real = kept_by_a_real_pass(AutoModelForCausalLM.from_config(experts).eval(), bfloat16=False)
+    assert found["activations"] == pytest.approx(real, rel=0.1)
 
 
 def test_weights_gradients_and_moments_are_those_of_a_real_step() -> None:

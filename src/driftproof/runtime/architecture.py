@@ -28,6 +28,12 @@ def check_architecture(model: Path, *, decoded: bool, gradient_checkpointing: bo
 @lru_cache(maxsize=16)
 def _check(configuration: str, model: Path, decoded: bool, gradient_checkpointing: bool) -> None:
     config = read_config(model)
+    if quantization := getattr(config, "quantization_config", None):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        raise ModelError(
+            f"{model} is quantized ({method}), and quantized weights cannot be trained; give the model's directory in "
+            "bfloat16, float16 or float32"
+        )
     small = stand_in(config)
     try:
         if small is None:

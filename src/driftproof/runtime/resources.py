@@ -1,12 +1,9 @@
 """The devices, cores and memory of this machine: what a recipe needs of them, and what its `auto` settings come to.
 
 Guarantees: nothing is downloaded, loaded or started; of a model only `config.json` and the headers of its weights are
-read. Memory is counted, not fitted: the model runs once on tensors without storage, and what autograd would keep of
-that pass is added up, whatever the architecture; libraries, CUDA's context and fragmentation are not in it. Tiny models
-always get one thread and the largest budget, so that their runs are the same on every machine.
+read. Tiny models always get one thread and the largest budget, so that their runs are the same on every machine.
 """
 
-import logging
 import math
 import os
 from dataclasses import dataclass, replace
@@ -14,15 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from driftproof.config import Config
 from driftproof.errors import ConfigError, DamageError, ModelError
 from driftproof.learner.settings import MOST_POSITIONS
-from driftproof.logprobs.variants import DEFAULT_BUDGET_BYTES
+from driftproof.runtime.memory import engine_memory, learner_memory
 from driftproof.weights.files import read_shapes
-from driftproof.weights.models import UNTRUSTED, checkpoint_activations, readable
+from driftproof.weights.models import UNTRUSTED, readable
+from driftproof.weights.names import is_weight
 
 TINY_PARAMETERS = 10_000_000
 """Parameters up to which a second thread does not make a model faster, and memory is not a question."""
@@ -213,7 +209,7 @@ def evaluation_threads(config: Config) -> int:
 def count_parameters(model: Path) -> int:
     """Parameters of a model directory, from the headers of its weights."""
     try:
-        return sum(math.prod(shape) for shape in read_shapes(model).values())
+        return sum(math.prod(shape) for name, shape in read_shapes(model).items() if is_weight(name))
     except (DamageError, OSError) as error:
         raise ModelError(f"the weights of {model} cannot be read: {error}") from error
 
@@ -301,73 +297,6 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def learner_memory(
-    config: Any, *, rows: int, row_tokens: int, bfloat16: bool = False, gradient_checkpointing: bool = False
-) -> dict[str, int]:
-    """Bytes at the peak of a step whose largest micro-batch has `rows` rows of `row_tokens` tokens, by their purpose.
-
-    Weights, gradients and AdamW's two moments are float32; activations are all that autograd keeps of a forward pass,
-    bfloat16 copies of the weights included; logits are their blocks, with gradients, and the hidden states before them.
-
-    Args:
-        config: a transformers configuration of a causal language model, see `read_config`.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
-
-    with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config).eval()
-        weights = sum(parameter.numel() * 4 for parameter in model.parameters())
-        if gradient_checkpointing:
-            checkpoint_activations(model)
-        activations = _activations(model, rows, row_tokens, bfloat16)
-    hidden_bytes = rows * row_tokens * config.get_text_config().hidden_size * (2 if bfloat16 else 4)
-    return {
-        "weights": weights,
-        "gradients": weights,
-        "optimizer": 2 * weights,
-        "activations": activations,
-        "logits": 2 * DEFAULT_BUDGET_BYTES + 2 * hidden_bytes,
-    }
-
-
-def _activations(model: Any, rows: int, row_tokens: int, bfloat16: bool) -> int:
-    """Bytes that autograd keeps of a forward pass of a model without storage."""
-    kept = _Kept(model)
-    ids = torch.zeros(rows, row_tokens, dtype=torch.long)
-    mask = torch.ones(rows, 1, row_tokens, row_tokens, dtype=torch.bool)
-    # Positions as in a row of several responses, which may be longer than the model's last one.
-    inputs = {"input_ids": ids, "position_ids": torch.zeros_like(ids), "attention_mask": mask}
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    logged, logger.disabled = logger.disabled, True
-    try:
-        with kept, _DenseExperts(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-            model.get_decoder()(**inputs, use_cache=False)
-    except Exception:  # noqa: BLE001 (what depends on values fails in as many ways as there are models)
-        # A layer of that width keeps about so many numbers of each position.
-        text = model.config.get_text_config()
-        numbers: int = rows * row_tokens * text.num_hidden_layers * 32 * text.hidden_size
-        return max(kept.bytes, numbers * (2 if bfloat16 else 4)) + mask.numel()
-    finally:
-        logger.disabled = logged
-    return kept.bytes + mask.numel()
-
-
-def engine_memory(config: Any, *, slots: int, tokens: int) -> dict[str, int]:
-    """Bytes of an embedded engine, all float32, with a cache for `slots` prompts and responses of `tokens` tokens."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
-
-    with FakeTensorMode():
-        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-    text = config.get_text_config()
-    queries = getattr(text, "num_attention_heads", None) or 1
-    heads = getattr(text, "num_key_value_heads", None) or queries
-    width = getattr(text, "head_dim", None) or text.hidden_size // queries
-    cached = 2 * text.num_hidden_layers * heads * width
-    return {"weights": 4 * parameters, "cache": 4 * slots * tokens * cached}
-
-
 def read_config(model: Path) -> Any:
     """The transformers configuration of a model directory; only its `config.json` is read.
 
@@ -378,39 +307,3 @@ def read_config(model: Path) -> Any:
 
     with readable(f"{model} has no usable config.json"):
         return AutoConfig.from_pretrained(model, **UNTRUSTED)
-
-
-class _DenseExperts(TorchFunctionMode):
-    """Takes the products of experts with their tokens for products of as many numbers: torch cannot tell the shapes of
-    the former without their values, and not in float32."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.grouped_mm:
-            tokens_SK, weights_EKN = args[:2]
-            # As the real one, it stays in the type of the weights under autocast.
-            with torch.autocast("cpu", enabled=False):
-                return tokens_SK @ weights_EKN[0]
-        return func(*args, **(kwargs or {}))
-
-
-class _Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the storages that a forward pass keeps for its backward pass, each once; weights are not among them."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._weights = {_storage(parameter) for parameter in model.parameters()}
-        self._kept: dict[int, Tensor] = {}
-        """A tensor of each storage: one that is freed could come again as another one."""
-        super().__init__(self._keep, lambda tensor: tensor)
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        if (storage := _storage(tensor)) not in self._weights:
-            self._kept[storage] = tensor
-        return tensor
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
