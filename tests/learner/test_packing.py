@@ -125,7 +125,7 @@ def test_logprobs_and_gradients_are_those_of_the_model_itself(architecture: str,
     responses = flat_responses(groups)
     model = tiny_model(architecture)
     policy = Policy(model)
-    assert policy.share_prompts == (architecture != "gemma2")
+    assert policy.can_share_prompts(groups) == (architecture != "gemma2")
     weights_N = torch.linspace(-1, 1, sum(len(response) for _, response in responses))
 
     own_N = torch.cat([own_logprobs(model, prompt, response) for prompt, response in responses])
@@ -134,7 +134,9 @@ def test_logprobs_and_gradients_are_those_of_the_model_itself(architecture: str,
     model.zero_grad()
 
     ours_N = torch.empty_like(weights_N)
-    for micro_batch in pack(groups, share_prompts=policy.share_prompts, **({"token_budget": 999} | packing)):
+    for micro_batch in pack(
+        groups, share_prompts=policy.can_share_prompts(groups), **({"token_budget": 999} | packing)
+    ):
         scored_N = policy.score(micro_batch).logprobs_N
         ours_N[micro_batch.tokens_N] = scored_N.detach()
         (scored_N * weights_N[micro_batch.tokens_N]).sum().backward()

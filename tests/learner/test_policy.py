@@ -6,9 +6,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from driftproof.errors import ModelError
+from driftproof.learner.learner import Learner
 from driftproof.learner.packing import pack
 from driftproof.learner.policy import Policy
+from driftproof.learner.settings import LearnerSettings
 from driftproof.logprobs import TokenValues
+from driftproof.objectives import build
 from tests.groups import make_group
 
 from .tiny import own_logprobs, tiny_model
@@ -17,7 +20,7 @@ GROUP = make_group([3, 4, 5], [[6, 7, 8], [9, 2], [1]])
 
 
 def score(policy: Policy, **options: bool) -> torch.Tensor:
-    (micro_batch,) = pack([GROUP], token_budget=999, share_prompts=policy.share_prompts)
+    (micro_batch,) = pack([GROUP], token_budget=999, share_prompts=policy.can_share_prompts([GROUP]))
     return policy.score(micro_batch, **options).logprobs_N
 
 
@@ -61,7 +64,7 @@ def test_backward_is_the_gradient_through_score(architecture: str, dtype: torch.
     policy = Policy(tiny_model(architecture), temperature=0.7, dtype=dtype, value_head=True)
     assert policy.value_head is not None
     torch.nn.init.normal_(policy.value_head.weight)
-    (micro_batch,) = pack([GROUP], token_budget=999, share_prompts=policy.share_prompts)[:1]
+    (micro_batch,) = pack([GROUP], token_budget=999, share_prompts=policy.can_share_prompts([GROUP]))[:1]
     scored = policy.score(micro_batch, want_entropy=True)
     assert scored.entropy_N is not None
     assert scored.values_N is not None
@@ -94,8 +97,22 @@ def test_dropout_is_off():
 def test_eager_attention_takes_no_mask_so_prompts_are_not_shared():
     model = tiny_model(attn_implementation="eager")
     policy = Policy(model)
-    assert not policy.share_prompts
+    assert not policy.can_share_prompts([GROUP])
     torch.testing.assert_close(score(policy)[3:5], own_logprobs(model, [3, 4, 5], [9, 2]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [6, 5])
+def test_prompts_are_shared_as_long_as_no_window_is_shorter_than_prompt_and_response(window: int):
+    model = tiny_model("mistral", sliding_window=window)
+    policy = Policy(model)
+    assert policy.can_share_prompts([GROUP]) == (window == 6)
+    expected = [own_logprobs(model, [3, 4, 5], response) for response in ([6, 7, 8], [9, 2], [1])]
+    torch.testing.assert_close(
+        Learner(policy, build("asympo"), LearnerSettings(), steps=1).score([GROUP]).logprobs_N,
+        torch.cat(expected).detach(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("architecture", ["granite", "cohere", "hyperclovax"])

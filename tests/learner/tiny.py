@@ -11,6 +11,7 @@ from transformers import (
     GraniteConfig,
     HyperCLOVAXConfig,
     LlamaConfig,
+    MistralConfig,
     PreTrainedModel,
     Qwen3Config,
 )
@@ -43,6 +44,7 @@ CONFIGS = {
     "gemma2": lambda **changes: Gemma2Config(
         **_SIZES | {"sliding_window": 4, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8} | changes
     ),
+    "mistral": lambda **changes: MistralConfig(**_SIZES | changes),
     "granite": lambda **changes: GraniteConfig(**_SIZES | {"logits_scaling": 4.0} | changes),
     "cohere": lambda **changes: CohereConfig(**_SIZES | {"logit_scale": 0.25} | changes),
     "hyperclovax": lambda **changes: HyperCLOVAXConfig(**_SIZES | {"logits_scaling": 0.25} | changes),

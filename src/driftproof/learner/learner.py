@@ -145,7 +145,7 @@ class Learner:
             groups,
             token_budget=self.settings.positions,
             row_tokens=self.settings.row_tokens,
-            share_prompts=self.policy.share_prompts,
+            share_prompts=self.policy.can_share_prompts(groups),
         )
         return [micro_batch.to(self.policy.device) for micro_batch in packed]
 

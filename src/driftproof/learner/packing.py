@@ -76,8 +76,8 @@ def pack(
 ) -> list[MicroBatch]:
     """Micro-batches of at most `token_budget` positions each (a longer row is alone in its own).
 
-    A row takes another response while it stays within `row_tokens`; without `share_prompts`, as models without full
-    attention need it, every response has a row of its own.
+    A row takes another response while it stays within `row_tokens`; without `share_prompts`, as models need it that do
+    not attend to all that a mask allows, every response has a row of its own.
     """
     rows = sorted(_rows(groups, row_tokens if share_prompts else 0), key=lambda row: row.length, reverse=True)
     together: list[list[_Row]] = []

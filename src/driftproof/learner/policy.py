@@ -6,7 +6,7 @@ is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from driftproof.learner.packing import MicroBatch, pack
 from driftproof.logprobs import Head, TokenBuffer, TokenGradients, TokenValues, head_gradients, token_logprobs
 from driftproof.types import FinishReason, Group, Response, Tokens, Verdict
 from driftproof.weights.files import read_shapes
-from driftproof.weights.models import UNTRUSTED, attends_to_all, inspect_model, readable
+from driftproof.weights.models import UNTRUSTED, attention_reach, inspect_model, readable
 from driftproof.weights.names import file_state
 
 
@@ -47,7 +47,7 @@ class Policy:
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.logit_scale = 1.0
         """The factor by which the model multiplies its logits, before it caps them."""
-        self.share_prompts = attends_to_all(config) and config._attn_implementation == "sdpa"
+        self._reach = attention_reach(config) if config._attn_implementation == "sdpa" else 0
         self._stored: frozenset[str] = frozenset()
         """Names in the files that the model was opened from."""
         self.value_head: nn.Linear | None = None
@@ -87,6 +87,12 @@ class Policy:
     def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
+
+    def can_share_prompts(self, groups: Sequence[Group]) -> bool:
+        """Whether responses may stand behind one prompt: by a kernel that takes any mask, where no layer's window is
+        shorter than a prompt with its response."""
+        longest = (len(group.prompt_tokens) + int(group.response_lengths.max(initial=0)) for group in groups)
+        return max(longest, default=0) <= self._reach
 
     @property
     def vocabulary(self) -> int:
@@ -208,7 +214,7 @@ class Policy:
 
     def _logprobs(self, groups: list[Group], logit_scale: float) -> Tensor:
         self.logit_scale = logit_scale
-        micro_batches = pack(groups, token_budget=1 << 10, share_prompts=self.share_prompts)
+        micro_batches = pack(groups, token_budget=1 << 10, share_prompts=self.can_share_prompts(groups))
         logprobs_N = torch.zeros(sum(len(micro_batch.targets_N) for micro_batch in micro_batches))
         for micro_batch in micro_batches:
             logprobs_N[micro_batch.tokens_N] = self.score(micro_batch.to(self.device)).logprobs_N.cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,24 +17,23 @@ from driftproof.weights.models import checkpoint_activations, readable
 from driftproof.weights.standin import stand_in
 
 
-def check_architecture(model: Path, *, decoded: bool, gradient_checkpointing: bool = False) -> None:
-    """Refuse a model that would be trained or (`decoded`: by the embedded engine) decoded wrongly.
+def check_architecture(
+    model: Path, *, trained: bool = True, decoded: bool = True, gradient_checkpointing: bool = False
+) -> None:
+    """Refuse a model that would be trained or (by the embedded engine) decoded wrongly.
 
     Raises:
         ModelError: with the sentence that the run would end with.
     """
-    _check(read_config(model).to_json_string(use_diff=False), model, decoded, gradient_checkpointing)
+    configuration = read_config(model).to_json_string(use_diff=False)
+    _check(configuration, model, trained, decoded, gradient_checkpointing)
 
 
 @lru_cache(maxsize=16)
-def _check(configuration: str, model: Path, decoded: bool, gradient_checkpointing: bool) -> None:
+def _check(configuration: str, model: Path, trained: bool, decoded: bool, gradient_checkpointing: bool) -> None:
     config = read_config(model)
-    if quantization := getattr(config, "quantization_config", None):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-        raise ModelError(
-            f"{model} is quantized ({method}), and quantized weights cannot be trained; give the model's directory in "
-            "bfloat16, float16 or float32"
-        )
+    if trained:
+        _refuse_quantized(config, model)
     small = stand_in(config)
     try:
         if small is None:
@@ -43,10 +43,20 @@ def _check(configuration: str, model: Path, decoded: bool, gradient_checkpointin
             if decoded:
                 check_model(whole)
             return
-        Policy(small)
+        if trained:
+            Policy(small)
         if gradient_checkpointing:
             checkpoint_activations(small)
         if decoded:
             check_decoding(small)
     except (ModelError, EngineError) as error:
         raise ModelError(f"{model}: {error}") from error
+
+
+def _refuse_quantized(config: Any, model: Path) -> None:
+    if quantization := getattr(config, "quantization_config", None):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        raise ModelError(
+            f"{model} is quantized ({method}), and quantized weights cannot be trained; give the model's directory in "
+            "bfloat16, float16 or float32"
+        )

@@ -22,6 +22,7 @@ from driftproof.ledger.leases import Leases
 from driftproof.objectives import Objective, build, find
 from driftproof.rollout.worker import RolloutWorker
 from driftproof.run import RunDirectory
+from driftproof.runtime.architecture import check_architecture
 from driftproof.runtime.resources import resolve_device
 from driftproof.tasks.checks import limit_characters, limit_tokens
 from driftproof.tasks.codec import Codec
@@ -139,6 +140,7 @@ def make_evaluation_engine(config: Config, prompt: Prompt, codec: Codec) -> Engi
 
     Raises:
         ConfigError: it is asked to launch a server. EngineError: no server answers, or one of them cannot be used.
+        ModelError: the embedded engine would decode the model wrongly.
     """
     if config.engine.launch:
         raise ConfigError(
@@ -146,6 +148,8 @@ def make_evaluation_engine(config: Config, prompt: Prompt, codec: Codec) -> Engi
             "--engine.launch false --engine.url http://127.0.0.1:8000; to evaluate the model directory, "
             "--engine.launch false --engine.name embedded"
         )
+    if config.engine.name == "embedded":
+        check_architecture(config.model.path, trained=False)
     return _open_live(config, config.engine.url, prompt, codec, follows_weights=False)
 
 

@@ -214,10 +214,19 @@ def longest_context(config: Any) -> int | None:
     return longest or None
 
 
-def attends_to_all(config: Any) -> bool:
-    """Whether every layer attends to all positions before, by a text configuration."""
-    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return not slides and all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
+ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Layers of attention, as configurations call them."""
+UNLIMITED = 1 << 30
+
+
+def attention_reach(config: Any) -> int:
+    """Tokens up to which every layer attends to all before, by a text configuration; 0 where not all layers attend."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - ATTENTION:
+        return 0
+    slides = kinds - {"full_attention"} if kinds else getattr(config, "use_sliding_window", True)
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")] if slides else []
+    return min((window for window in windows if window), default=0 if kinds and slides else UNLIMITED)
 
 
 def checkpoint_activations(model: Any) -> None:

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
-    GPTJConfig,
+    GPTNeoConfig,
+    Lfm2Config,
     MambaConfig,
     MptConfig,
     PreTrainedModel,
 )
 
+from driftproof.engines.embedded.decode import check_decoding
 from driftproof.engines.embedded.engine import EmbeddedEngine
 from driftproof.engines.protocol import Capabilities, generate
 from driftproof.errors import EngineError
@@ -458,12 +460,47 @@ def test_bad_settings_are_refused():
     [
         (MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, vocab_size=20), "takes no position_ids"),
         (MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=20), "takes no position_ids"),
-        (GPTJConfig(n_embd=16, n_layer=1, n_head=2, rotary_dim=4, vocab_size=20), "attention in a way of its own"),
+        (
+            Lfm2Config(
+                hidden_size=16,
+                intermediate_size=16,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                layer_types=["conv"],
+                num_hidden_layers=1,
+                vocab_size=20,
+            ),
+            "has conv layers; this engine decodes chunked_attention, full_attention, sliding_attention",
+        ),
     ],
 )
 def test_models_it_cannot_decode_are_refused(config, problem):
     with pytest.raises(EngineError, match=problem):
         EmbeddedEngine(AutoModelForCausalLM.from_config(config), slots=1, max_length=16)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_check_that_a_small_model_is_decoded_right(architecture):
+    check_decoding(tiny_model(architecture))
+
+
+def test_what_is_decoded_wrongly_is_refused():
+    """GPT-Neo places the windows of its local layers by the length of the cache, whatever the rows hold."""
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=4,
+        vocab_size=20,
+        max_position_embeddings=32,
+        initializer_range=0.5,
+    )
+    with pytest.raises(
+        EngineError, match=r"GPTNeoForCausalLM is not decoded right by this engine, whose logits differ"
+    ):
+        check_decoding(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_closed_engine_takes_nothing():

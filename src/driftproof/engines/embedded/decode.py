@@ -18,12 +18,10 @@ from driftproof.engines.embedded.attention import IMPLEMENTATION
 from driftproof.engines.embedded.cache import SlotCache
 from driftproof.errors import EngineError
 from driftproof.types import Tokens
-from driftproof.weights.models import attends_to_all, longest_context
+from driftproof.weights.models import ATTENTION, UNLIMITED, attention_reach, longest_context
 
 PREFILL_TOKENS = 8192
 """Prompt tokens, padding included, in one forward pass."""
-KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-"""Layers that can be decoded, as configurations call them."""
 _INSTEAD = "have its responses written by a server: --engine.name vllm --engine.launch true, or --engine.url"
 _CLOSE = 1e-3
 """Logits of a small model, in float32, that rounding may be apart."""
@@ -41,7 +39,7 @@ class Decoder:
         self.device: torch.device = model.device
         self.vocabulary: int = model.get_input_embeddings().num_embeddings
         self.cache = SlotCache(layers=config.num_hidden_layers, rows=rows, limit=self.max_length)
-        self._attends_to_all = attends_to_all(config)
+        self._attends_to_all = attention_reach(config) == UNLIMITED
         self._prefill_tokens = prefill_tokens
         model.eval()
         # A model with attention of its own keeps it, and adds the masks that it is given to its scores.
@@ -119,10 +117,10 @@ def check_model(model: PreTrainedModel) -> None:
     config, problem = model.config.get_text_config(), ""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         problem = "takes no position_ids, by which this engine decodes rows of unequal length"
-    elif not (model._can_set_attn_implementation() or attends_to_all(config)):
+    elif not (model._can_set_attn_implementation() or attention_reach(config) == UNLIMITED):
         problem = "computes windows in a way of its own"
-    elif kinds := set(getattr(config, "layer_types", None) or ()) - KINDS:
-        problem = f"has {', '.join(sorted(kinds))} layers; this engine decodes {', '.join(sorted(KINDS))}"
+    elif kinds := set(getattr(config, "layer_types", None) or ()) - ATTENTION:
+        problem = f"has {', '.join(sorted(kinds))} layers; this engine decodes {', '.join(sorted(ATTENTION))}"
     if problem:
         raise EngineError(f"{type(model).__name__} {problem}; {_INSTEAD}")
 
