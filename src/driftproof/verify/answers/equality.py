@@ -20,7 +20,7 @@ from driftproof.verify.answers.forms import (
     Scalar,
     Words,
 )
-from driftproof.verify.answers.intervals import is_infinite
+from driftproof.verify.answers.intervals import is_infinite, merged
 from driftproof.verify.answers.numbers import Number, read_number, same_number
 from driftproof.verify.answers.reading import interval_of, normal_words
 from driftproof.verify.answers.tables import RATIOS
@@ -29,6 +29,7 @@ Expressions = Callable[[str, str], bool]
 """Whether two LaTeX expressions (the gold one first) are mathematically equal."""
 
 _MOST_ITEMS = 50
+_SPELLED = re.compile(r"[a-zA-Z]+|\d+ [a-zA-Z ]+")
 _COLUMN = re.compile(r"\\begin\{pmatrix\}([^&]*|(?:(?!\\\\).)*)\\end\{pmatrix\}")
 
 
@@ -83,7 +84,8 @@ def _value_and_other(scalar: Scalar, other: Form, expressions: Expressions) -> b
         parts = re.split(r"\\\\|&", column[1].strip().removesuffix("\\\\"))
         items = [item.latex if isinstance(item, Scalar) else "" for item in other.items]
         return len(parts) == len(items) and all(map(expressions, (part.strip() for part in parts), items))
-    return isinstance(other, Words) and scalar.latex.isalpha() and normal_words(scalar.latex) == other.text
+    whole = scalar.whole or scalar.latex
+    return isinstance(other, Words) and bool(_SPELLED.fullmatch(whole)) and normal_words(whole) == other.text
 
 
 def _is_decimal(latex: str) -> bool:
@@ -202,7 +204,7 @@ def _regions(gold: Form, found: Form, expressions: Expressions) -> bool:
     if isinstance(gold, Relation) or isinstance(found, Relation):
         latex = [one.latex for one in (gold, found) if isinstance(one, Region | Relation)]
         return len(latex) == 2 and all(latex) and expressions(*latex)
-    a, b = _region(gold), _region(found)
+    a, b = (None if one is None else merged(one) for one in (_region(gold), _region(found)))
     if a is None or b is None or len(a) != len(b) or len(a) > _MOST_ITEMS:
         return False
     variables = [one.variable for one in (gold, found) if isinstance(one, Region) and one.variable]

@@ -8,7 +8,7 @@ Pure functions whose time grows with the length of the response alone; what they
 import re
 
 from driftproof.tasks.answers import Box, boxes, says_nothing, tail
-from driftproof.verify.answers.prose import GROUP, Expression, expressions
+from driftproof.verify.answers.prose import GROUP, Expression, expressions, last_expression
 from driftproof.verify.answers.spelling import as_latex
 
 _LONGEST_ANSWER = 2_000
@@ -27,7 +27,7 @@ _END_OF_THINKING = re.compile(
     re.I,
 )
 _THINKING = re.compile(
-    rf"^\s*(?:<\s*{_THOUGHT}\s*>|<\|begin_of_th(?:ought|inking)\|>|◁think▷|\[THINK\]"
+    rf"^[ \t]*(?:<\s*{_THOUGHT}\s*>|<\|begin_of_th(?:ought|inking)\|>|◁think▷|\[THINK\]"
     r"|<\|channel\|>\s*analysis\s*<\|message\|>)",
     re.I | re.M,
 )
@@ -36,7 +36,10 @@ _TAGGED = re.compile(rf"<\s*{_TAG}\s*>|<\|begin_of_(?:solution|answer)\|>|\[ANSW
 _END_OF_TAG = re.compile(rf"</\s*{_TAG}\s*>|<\|end_of_(?:solution|answer)\|>|\[/ANSWER\]", re.I)
 
 _BETWEEN = r"(?:[\s$.,;&]|\\[\[\]()\\ ]|\\q?quad|\\text\s*\{\s*,?\s*(?:and|or)?\s*,?\s*\}|\b(?:and|or)\b)*"
-_JOIN = re.compile(rf"(?=.*(?:[,;&]|\b(?:and|or)\b)){_BETWEEN}(?:[a-zA-Z](?:_\{{?\w\}}?)?\s*=)?[\s$]*", re.S)
+_JOIN = re.compile(
+    rf"(?=.*(?:[,;&]|\b(?:and|or)\b)){_BETWEEN}(?:[a-zA-Z](?:_\{{?\w\}}?)?\s*=)?[\s$]*|[\s.,;]*\([b-h]\)\s*", re.S
+)
+_DENIED = re.compile(r"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of)|n't)(?:\s+be)?[\s$:]*$", re.I)
 _FILLERS = r"(?:\s+(?:equal\s+to|therefore|thus|then|simply|just|indeed|given\s+by|as\s+follows|clearly|exactly))*"
 _SAYS = (
     rf"(?:\s*(?:(?:is|are|was|be|equals?|becomes|(?:must|should|would|will)\s+be|reads?)\b{_FILLERS}\s*[:=]?)"
@@ -47,7 +50,7 @@ _STATED = re.compile(
     rf"\b(?:answer|ans)\b{_OF_WHAT}[\s*_\"'`]*?{_SAYS}"
     rf"|\bfinal\s+(?:result|value|solution)\b[\s*_]*{_SAYS}"
     rf"|\b(?:correct|right|best)\s+(?:option|choice)\b[\s*_]*{_SAYS}"
-    r"|^[#\s>*_-]*(?:the\s+)?(?:final\s+)?answer[ \t*_:]*\n"
+    r"|^[# \t>*_-]*(?:the\s+)?(?:final\s+)?answer[ \t*_:]*\n"
     r"|(?:答案|答え|解答|答|정답|답)\s*(?:应该|應該)?(?:是|为|為|は|은|는)?\s*:?"
     r"|\b(?:réponse|respuesta|risposta|resposta|antwort|ответ|odpowiedź|cevap|antwoord|svar)\b[^.:=\n]{0,40}?"
     r"(?:\b(?:est|es|è|é|ist|lautet|to|är|is)\b|[:=—-])\s*:?",
@@ -59,7 +62,7 @@ _CORRECTED = re.compile(
     r"|let\s+me\s+(?:re|fix|correct))\b",
     re.I,
 )
-_END_OF_SENTENCE = re.compile(r"\.(?=\s|\**\s|$)|[!?](?=\s|\**\s|$)|\n")
+_END_OF_SENTENCE = re.compile(r"\.(?<!\b[ie]\.[eg]\.)(?<!\b[ap]\.m\.)(?=\s|\**\s|$)|[!?](?=\s|\**\s|$)|\n")
 _LEADING = re.compile(r"^(?:[\s*_`\"':>#-]*(?:\*\*|[\s*_`\"':>#])|-\s+)+")
 _HEADING = re.compile(r"[\s*_#]*(?:[^\W\d_]{2,}|\d+[.)]\s+[^\W\d_]{2,})")
 _SCALE = re.compile(r"\s*(?:%|per\s?cent\b|percentage points\b|(?:hundred|thousand|million|billion|trillion)\b)", re.I)
@@ -135,13 +138,13 @@ def _is_marked(text: str) -> bool:
 
 def _in_boxes(part: str, found: list[Box], parts: int) -> list[str]:
     """The last box with those that a comma, `and` or `or` joins to it; as many boxes as `parts` near each other."""
-    found = [box for box in found if not says_nothing(box.content)]
+    found = [box for box in found if not (says_nothing(box.content) or _is_denied(part, box))]
     if not found:
         return []
     joined, near = [found[-1].content], [found[-1].content]
     for box, later in zip(found[-2::-1], found[:0:-1], strict=True):
         between = part[box.end : later.start]
-        if len(between) > _NEAR or "\n\n" in between:
+        if len(between) > _NEAR or ("\n\n" in between and between.strip()):
             break
         near.insert(0, box.content)
         if len(joined) == len(near) - 1 and _JOIN.fullmatch(between):
@@ -151,6 +154,10 @@ def _in_boxes(part: str, found: list[Box], parts: int) -> list[str]:
     if parts > 1 and len(joined) == 1 and len(near) == parts:
         readings.append(", ".join(near))
     return [reading for reading in readings if len(reading) <= _LONGEST_ANSWER]
+
+
+def _is_denied(part: str, box: Box) -> bool:
+    return bool(_DENIED.search(part[max(0, box.start - 30) : box.start]))
 
 
 def _hashed(part: str, headings: bool = True) -> tuple[int, list[str]]:
@@ -181,13 +188,13 @@ def _stated(text: str, strict: bool = False) -> list[str]:
     """The readings of the last statement of an answer; in the strict sense it must be one without doubt."""
     for statement in list(_STATED.finditer(text))[: -_MOST_STATEMENTS - 1 : -1]:
         clause, end = _sentence(text, statement.end())
-        readings = _clause(clause)
+        readings = _clause(clause) if text[end : end + 1] != "?" else []
         if strict and (_ROUNDED.match(clause) or len(readings) < 2):
             continue
         if not readings:
             continue
-        if (correction := _CORRECTED.search(text, end)) and (later := expressions(text[correction.end() :])):
-            return [_scaled(text[correction.end() :], later[-1])]
+        if (correction := _CORRECTED.search(text, end)) and (last := last_expression(text[correction.end() :])):
+            return [_scaled(text[correction.end() :], last)]
         return readings
     return []
 
@@ -234,6 +241,6 @@ def _last_expression(text: str) -> list[str]:
     readings = [whole] if 0 < len(whole) <= _LONGEST_CLAUSE and "\n" not in whole else []
     if choice := _LAST_CHOICE.search(text):
         readings.append(choice[1])
-    elif found := expressions(text):
-        readings.append(_scaled(text, found[-1]))
+    elif last := last_expression(text):
+        readings.append(_scaled(text, last))
     return readings

@@ -2,6 +2,7 @@ r"""Intervals and inequalities in one form: `-1 < x \le 3`, `3 \ge x > -1` and `
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from driftproof.verify.answers.forms import Interval, Region
 from driftproof.verify.answers.numbers import read_number
@@ -58,6 +59,30 @@ def intersection(regions: Sequence[Region]) -> Region | None:
     if not (is_infinite(above.high) and is_infinite(below.low) and low and high and low.value < high.value):
         return None
     return Region(regions[0].variable, (Interval(above.low, below.high, above.left_open, below.right_open),))
+
+
+def merged(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
+    """The intervals, those that touch as one, where all their ends are plain numbers."""
+    ends = {end: _value(end) for one in intervals for end in (one.low, one.high)}
+    if len(intervals) < 2 or None in ends.values():
+        return tuple(intervals)
+    values = {end: value for end, value in ends.items() if value is not None}
+    done: list[Interval] = []
+    for one in sorted(intervals, key=lambda one: (values[one.low], one.left_open)):
+        last = done[-1] if done else None
+        if last and (values[one.low], one.left_open and last.right_open) <= (values[last.high], False):
+            high = max(last, one, key=lambda each: (values[each.high], not each.right_open))
+            done[-1] = Interval(last.low, high.high, last.left_open, high.right_open)
+        else:
+            done.append(one)
+    return tuple(done)
+
+
+def _value(end: str) -> Fraction | float | None:
+    if is_infinite(end):
+        return float("inf") if end == _MOST else float("-inf")
+    number = read_number(end)
+    return number.value if number else None
 
 
 def _half(variable: str, sign: str, bound: str, text: str) -> Region | None:

@@ -44,12 +44,14 @@ _BARE_ROOT = re.compile(r"\\sqrt(\[[^\]]*\])?\s*(\d|[a-zA-Z]|\\[a-zA-Z]+)")
 _LEADING = re.compile(
     r"^\s*(?:[=:]|\\(?:approx|Rightarrow|rightarrow|implies|to|sim|therefore|because)(?![a-zA-Z])|→|⇒|≡|\\equiv\b)\s*(?!=)"
 )
-_TRAILING = re.compile(r"(?:[\s,;:*]|(?<![.\d])\.|(?<!\.)\.(?!\d)|\\\\|\\q?quad|✅|✓|☐|□)+$")
+_TRAILING = re.compile(r"(?:[\s,;:*]|(?<![.\d])\.|(?<!\.)\.(?!\d)|\\|\\q?quad|✅|✓|☐|□)+$")
 _ALIAS = (
     (re.compile(r"<=|=<"), r"\\le "),
     (re.compile(r">="), r"\\ge "),
     (re.compile(r"!="), r"\\ne "),
     (re.compile(r"\\(?:odot|oplus|bigstar|star)(?![a-zA-Z])"), "o"),
+    (re.compile(r"\\(?:vec|overrightarrow)\s*\{\s*([a-zA-Z]+)\s*\}|\\vec\s+([a-zA-Z])(?![a-zA-Z])"), r"\1\2"),
+    (re.compile(r"\\bmod(?![a-zA-Z])"), r"\\mod "),
     (re.compile(r"\\overline\s*\{\s*([A-Z]{2})\s*\}"), r"\1"),
     (re.compile(r"\\(?:leq?slant|leq)(?![a-zA-Z])"), r"\\le "),
     (re.compile(r"\\(?:geq?slant|geq)(?![a-zA-Z])"), r"\\ge "),

@@ -12,7 +12,7 @@ _MOST_DIGITS = 400
 """Digits of a number, and the size of a power of ten, that are read here."""
 _ENOUGH_DECIMALS = 6
 _GROUPED = re.compile(
-    r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}"
+    r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d?(?:,\d{2})+,\d{3}"
     r"|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+|\d{1,3}(?:_\d{3})+)(?![\d,'_]| \d)"
 )
 _DECIMAL = r"(?:\d+\.?\d*|\.\d+)"

@@ -7,6 +7,8 @@ r"""The mathematics in a sentence: its expressions, in order, with what joins th
 import re
 from dataclasses import dataclass
 
+from driftproof.verify.answers.claims import is_claimed, sign_in_words
+
 _DELIMITED = (
     r"\$\$(?:[^$]|\\\$){1,600}?(?<!\\)\$\$"
     r"|\\\[(?:[^\\]|\\(?!\])){1,600}?\\\]"
@@ -32,6 +34,8 @@ _TOKEN = re.compile(
     r"|(?P<other>.)",
     re.DOTALL,
 )
+_FEW = 250
+"""Characters at the end of a text in which its last expression is looked for first, from the start of their line."""
 _WORDS_IN_MATHEMATICS = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{3,}\s+[a-zA-Z]{2,}|^\d[\d.,]*\s+[a-zA-Z]{2,}\s")
 _JOINS = re.compile(r"\s*(?:,|,?\s*(?:and|or)|;)\s*")
 _COMMANDS_OF_TEXT = frozenset(
@@ -40,7 +44,6 @@ _COMMANDS_OF_TEXT = frozenset(
 _LEADING, _TRAILING = re.compile(r"^(?:[\s,;:*/=>!|^_%)\]}]|\.(?!\d))+"), re.compile(r"[\s,;:*/=<>+|^_([{.-]+$")
 _REMARK = re.compile(r"[(\[]\s*(?:=|[^\W\d_]{2,})(?<!sqrt)(?<!sin)(?<!cos)(?<!tan)(?<!log)(?<!pi)(?<!ln)(?<!exp)")
 """An opening bracket with words in it, or with the way to the number before it."""
-_DENIED = re.compile(r"(?:\b(?:not|cannot|never)|n't)\s+(?:be\s+|equal\s+(?:to\s+)?|=\s*)?\W*$", re.I)
 _CONTENT = re.compile(r"\d|\\(?!text|quad|[,;: ])[a-zA-Z]+|(?<![a-zA-Z])(?:pi|sqrt|infinity)|=\s*[a-zA-Z]")
 
 
@@ -56,8 +59,24 @@ class Expression:
 def expressions(text: str) -> list[Expression]:
     """The expressions of a passage, in order; those with a comma, `and` or `or` alone between them are one.
 
-    What a sentence denies (`it is not 9`) is not among them.
+    What a sentence denies (`it is not 9`), asks for or computes with is not among them.
     """
+    return [_signed(text, one) for one in _joined(text) if is_claimed(text, one.start, one.end)]
+
+
+def last_expression(text: str) -> Expression | None:
+    """The last of the expressions of a passage."""
+    lines = text.rfind("\n", 0, max(0, len(text) - _FEW)) + 1
+    for start in (lines, 0) if lines else (0,):
+        end = text[start:]
+        claimed = (one for one in reversed(_joined(end)) if is_claimed(end, one.start, one.end))
+        if last := next(claimed, None):
+            one = _signed(end, last)
+            return Expression(start + one.start, start + one.end, one.text)
+    return None
+
+
+def _joined(text: str) -> list[Expression]:
     found = [expression for run in _runs(text) if (expression := _trimmed(text, *run))]
     joined: list[Expression] = []
     for one in found:
@@ -66,7 +85,12 @@ def expressions(text: str) -> list[Expression]:
             joined.append(Expression(first.start, one.end, text[first.start : one.end]))
         else:
             joined.append(one)
-    return [one for one in joined if not _DENIED.search(text[max(0, one.start - 30) : one.start])]
+    return joined
+
+
+def _signed(text: str, one: Expression) -> Expression:
+    sign = sign_in_words(text, one.start) if one.text[:1].isdigit() else ""
+    return Expression(one.start, one.end, sign + one.text)
 
 
 def _runs(text: str) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ Reading is by structure alone: what the expressions in an answer are worth is fo
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 from driftproof.verify.answers.forms import (
     Based,
@@ -23,8 +24,8 @@ from driftproof.verify.answers.intervals import as_interval, intersection, read_
 from driftproof.verify.answers.notation import clean, trimmed
 from driftproof.verify.answers.numbers import read_number
 from driftproof.verify.answers.spelling import closing, plain_mathematics
-from driftproof.verify.answers.splitting import ENVIRONMENT, rows, split, split_words
-from driftproof.verify.answers.tables import BASES, MATHEMATICAL_WORDS
+from driftproof.verify.answers.splitting import ENVIRONMENT, rows, sides_of, split, split_words
+from driftproof.verify.answers.tables import BASES, MATHEMATICAL_WORDS, NUMBER_WORDS
 from driftproof.verify.answers.units import quantity
 
 _DEEPEST = 6
@@ -33,16 +34,24 @@ _STATEMENT = re.compile(
     rf"^{_TEXT}(?:so\s+|thus,?\s+|therefore,?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|ans|result)\s*(?:is|:|=)\s*:?\s*\}}?",
     re.I,
 )
+_HARMLESS = re.compile(
+    rf"^{_TEXT}(?:about|approximately|approx\.?|roughly|around|exactly|just|(?:a|the)?\s*total(?:\s+of)?)(?:\s*\}}|\s)\s*:?\s*"
+    r"(?=[-+\\$\d.])",
+    re.I,
+)
+_SIGN_IN_WORDS = re.compile(rf"^{_TEXT}(?:negative|minus)\s*\}}?\s*(?=[\d.\\])", re.I)
 _ASIDE = re.compile(r"(?<=\S)[\s,]*\\text\s*\{\s*,?\s*\(?(?:where|for (?:some|all|any|every)|with)\b.*$")
-_MODULUS = re.compile(r"\s*(?:\\pmod\s*(?:\{([^{}]*)\}|(\d))|\(?\s*\\(?:b?mod|text\{\s*mod\s*\})\s*([^()]*)\))\s*$")
+_MODULUS = re.compile(r"\s*(?:\\pmod\s*(?:\{([^{}]*)\}|(\d))|\(\s*\\(?:b?mod|text\{\s*mod\s*\})\s*([^()]*)\))\s*$")
 _SPELLED = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LIST_IN_TEXT = re.compile(r"\d|,|\b(?:and|or)\b")
 _LETTER = re.compile(rf"\(?\s*{_TEXT}\(?\s*([A-Za-z])\s*\)?\s*\.?\s*\}}?\s*\)?")
 _CHOICE = re.compile(
     rf"{_TEXT}(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*:?\s*(?:\}}\s*)?"
-    r"(?P<rest>(?!(?:\\text\{)?\s*(?:or|and)\b)[^\s^+*/=<>_].*)",
+    r"(?P<rest>(?!(?:\\text\s*\{)?\s*(?:(?:or|and|is|was|not|wrong|incorrect)\b|\([A-J]\)))"
+    r"(?:(?<![)}])[^\s^+*/=<>_,;]|(?<=[)}])[\d\\$(]).*)",
     re.S,
 )
+_LETTERS = frozenset("ABCDEFGHIJabcdefghij")
 _OPTION = re.compile(rf"{_TEXT}(?:option|choice)\s+\(?([A-Ja-j])\)?\s*\}}?", re.I)
 _COLON = re.compile(rf"(-?\d+(?:\.\d+)?)((?:\s*:\s*-?\d+(?:\.\d+)?)+)\s*{_TEXT}(?:([aApP])\s*\.?\s*[mM]\.?)?\s*\}}?")
 _DIGITS = rf"{_TEXT}\(?(\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\)?\s*\}}?\s*"
@@ -51,13 +60,15 @@ _BASED = (
     re.compile(rf"{_DIGITS}\(?\s*{_TEXT}\(?\s*(?:in\s+)?base[\s-]+(\d+|{'|'.join(BASES)})\s*\)?\s*\}}?\s*\)?"),
 )
 _FIRST_WORD = re.compile(rf"{_TEXT}([a-zA-Z]{{3,}}|[A-Z]{{2}})(?![a-zA-Z]*\s*(?:[(^_=+*/]|\s-|-\s|-\d))")
+_SENTENCE = re.compile(r"[a-zA-Z]{1,2}\s+[a-zA-Z]{3,}\s+[a-zA-Z]")
 _NAME = re.compile(
     r"(?:[a-zA-Z](?:\s*\([^()]*\))?|\\(?!text|frac|sqrt|sum|int|le|ge|ne|in|pm)[a-zA-Z]+"
-    r"|\\frac\{\s*d?[a-zA-Z]+\s*\}\{\s*d?[a-zA-Z]+\s*\}|\\text\s*\{[^{}\d]*\}|_\s*(?:\{[^{}]*\}|\w)"
+    r"|(?<=[}\w])\([a-zA-Z\\,\s]*\)|\\frac\{\s*d?[a-zA-Z]+\s*\}\{\s*d?[a-zA-Z]+\s*\}|\\text\s*\{[^{}\d]*\}|_\s*(?:\{[^{}]*\}|\w)"
     r"|['{}\s|:+*/-])+"
 )
 _TUPLE_OF_NAMES = re.compile(r"\(\s*[a-zA-Z](?:_\{?\w\}?)?(?:\s*,\s*[a-zA-Z](?:_\{?\w\}?)?)+\s*\)")
 _LABEL = re.compile(r"\\text\s*\{[^{}\d]*\}\s*|[a-zA-Z]{3,}(?:\s+[a-zA-Z]{2,})*\s*")
+_LABELED = re.compile(r"\\text|=.*\d|=\s*[+-]?\s*\\(?:pi|infty)")
 _COUNTING = re.compile(r"[\^_]\s*(?:\{[^{}]*\}|\d)|\([^()]*\)")
 _EQUALS = re.compile(r"(?<![<>!\\])=(?!=)")
 _ORDER = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
@@ -68,8 +79,11 @@ _BUILDER = re.compile(
 )
 _FOLLOWS = re.compile(r"\\(?:implies|(?:Long|long)?(?:R|r)ightarrow|iff|Leftrightarrow)(?![a-zA-Z])")
 _APPROX = re.compile(r"\\(?:approx|simeq|doteq|sim)(?![a-zA-Z])")
-_THOUSANDS = re.compile(r"(?<![\d,.(\[{])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)")
+_THOUSANDS = re.compile(r"(?<![\d,.(\[{])([1-9]\d{0,2}(?:,\d{3})+)(?![\d,]*\d)")
+_OUTWARD = re.compile(r"(?=\]|.*\[$)([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
+"""Intervals whose open ends have brackets that look outward: `]2, 7[`."""
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+_REALS_WITHOUT = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\\setminus|\\text\s*\{ except \}|-)(?=\s*\\\{)")
 _ALL_REALS = re.compile(rf"{_TEXT}(?:all )?real(?:s| numbers?)\s*\}}?|\\mathbb\s*\{{?\s*R\s*\}}?", re.I)
 
 
@@ -79,11 +93,13 @@ def read(text: str) -> Form | None:
 
 
 def _read(text: str, deep: int) -> Form | None:
-    text = trimmed(_STATEMENT.sub("", trimmed(text)))
+    text = trimmed(_HARMLESS.sub("", _STATEMENT.sub("", trimmed(text))))
     if not text or deep < 0:
         return None
     if read_number(text):
         return Scalar(text)
+    if signed := _SIGN_IN_WORDS.match(text):
+        return _read("-" + text[signed.end() :], deep - 1)
     if text == "\\emptyset":
         return Group("{", "}", ())
     if ENVIRONMENT.match(text):
@@ -107,7 +123,7 @@ def _is_list(spelled: re.Match[str], text: str) -> bool:
 
 def _special(text: str, deep: int) -> Form | None:
     """Choices, ratios, times, numbers with a base."""
-    if (found := _LETTER.fullmatch(text)) and (found[1].isupper() or not text.isalpha()):
+    if (found := _LETTER.fullmatch(text)) and found[1] in _LETTERS and (found[1].isupper() or not text.isalpha()):
         return Choice(found[1].upper())
     if found := _OPTION.fullmatch(text):
         return Choice(found[1].upper())
@@ -124,6 +140,9 @@ def _special(text: str, deep: int) -> Form | None:
 def _compound(text: str, deep: int) -> Form | None:
     """Lists, sets, tuples, intervals, unions, assignments and relations."""
     text = _THOUSANDS.sub(lambda found: found[1].replace(",", ""), text)
+    if outward := _OUTWARD.fullmatch(text):
+        opening, closer = "(" if outward[1] == "]" else "[", ")" if outward[3] == "[" else "]"
+        return _together(opening, closer, split(outward[2], ",", ";"), deep)
     if len(parts := split_words(text)) > 1:
         decimal = text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else ""
         return _together("", "", parts, deep, joined_by_and=" and" in text, decimal=decimal)
@@ -134,6 +153,8 @@ def _compound(text: str, deep: int) -> Form | None:
     if found := _MEMBER.match(text):
         value = _read(text[found.end() :], deep - 1)
         return Named(_name(found[1]), value, text) if value else None
+    if without := _REALS_WITHOUT.match(text):
+        return _reals_without(_read(text[without.end() :], deep - 1), text)
     if _ALL_REALS.fullmatch(text):
         return Region("", (Interval("-\\infty", "\\infty", True, True),), "\\mathbb{R}")
     if bracketed := _bracketed(text, deep):
@@ -156,6 +177,8 @@ def _together(
     flat: list[Form] = []
     for item in _without_repetitions(items) if opening == "{" else items:  # "1, 2 \pm 3" is one list
         flat.extend(item.items if opening in ("", "{") and isinstance(item, Group) and item.opening == "" else (item,))
+    if all(isinstance(item, Group) for item in flat):
+        flat = list(dict.fromkeys(flat))
     return _tuples_of_names(Group(opening, closer, tuple(flat), decimal))
 
 
@@ -204,6 +227,17 @@ def _union(parts: list[str], text: str, deep: int) -> Region | None:
     return Region(variable, tuple(intervals), text)
 
 
+def _reals_without(points: Form | None, text: str) -> Form:
+    """The region of all numbers but some."""
+    items = points.items if isinstance(points, Group) else (points,)
+    latex = [item.latex for item in items if isinstance(item, Scalar)]
+    numbers = {one: number.value for one in latex if (number := read_number(one))}
+    if len(latex) != len(items) or (len(latex) > 1 and len(numbers) < len(latex)):
+        return Relation(text)
+    ends = ["-\\infty", *sorted(latex, key=lambda one: numbers.get(one, 0)), "\\infty"]
+    return Region("", tuple(Interval(low, high, True, True) for low, high in pairwise(ends)), text)
+
+
 def interval_of(group: Group) -> Interval | None:
     """The interval that a group of two in round or square brackets can be read as."""
     if len(group.items) != 2 or not all(isinstance(item, Scalar) for item in group.items):
@@ -221,8 +255,6 @@ def _bracketed(text: str, deep: int) -> Form | None:
                 return _read(inside[builder.end() :], deep - 1)
             kind = "{}" if opening == "\\{" else "<>"
             return _together(kind[0], kind[1], split(inside, ",", ";"), deep)
-    if (text[0] == "]" or text[-1] == "[") and len(parts := split(text[1:-1], ",", ";")) == 2:
-        return _together("(" if text[0] == "]" else "[", ")" if text[-1] == "[" else "]", parts, deep)
     if text[0] not in "([" or closing(text, 0) != len(text) - 1:
         return None
     parts = split(text[1:-1], ",", ";")
@@ -234,7 +266,7 @@ def _bracketed(text: str, deep: int) -> Form | None:
 def _equation(text: str, deep: int) -> Form | None:
     """An assignment by its name and value, a true chain of numbers by its last, any other equation as it is."""
     exact, *rounded = _APPROX.split(text)
-    sides = [side.strip() for side in _EQUALS.split(exact)]
+    sides = sides_of(exact)
     if rounded and ((len(sides) == 1 and _NAME.fullmatch(sides[0])) or not sides[-1]):
         sides, rounded = [*sides, rounded[-1]], []
     if len(sides) < 2:
@@ -249,8 +281,12 @@ def _equation(text: str, deep: int) -> Form | None:
 
 def _assignment(first: str, last: str, text: str, sides: int, deep: int) -> Form | None:
     value, latex = _read(last, deep - 1), plain_mathematics(text)
-    if value is None or (_LABEL.fullmatch(first) and first.strip() not in MATHEMATICAL_WORDS):
+    if value is None:
+        return None
+    if _LABEL.fullmatch(first) and first.strip() not in MATHEMATICAL_WORDS and _LABELED.search(text):
         return value
+    if first.startswith("-"):
+        return Relation(latex, "" if read_number(last) else plain_mathematics(last))
     if _NAME.fullmatch(first) or _TUPLE_OF_NAMES.fullmatch(first):
         return Named(_name(first), value, latex)
     if sides == 2 and _NAME.fullmatch(last) and (swapped := _read(first, deep - 1)):
@@ -272,7 +308,8 @@ def _plus_minus(text: str, deep: int) -> Form | None:
 
 def _single(text: str) -> Form:
     if _is_words(text):
-        return Words(normal_words(text))
+        words = normal_words(text)
+        return Group("{", "}", ()) if words == "no solution" else Words(words)
     found = quantity(text)
     latex = plain_mathematics(found.value)
     whole = plain_mathematics(text) if found.value != text else ""
@@ -283,14 +320,21 @@ def _is_words(text: str) -> bool:
     """Whether an answer is in words, which say more than the numbers in them."""
     if _EQUALS.search(text):
         return False
+    if _SENTENCE.match(text):
+        return True
     first = _FIRST_WORD.match(text)
     return text.startswith("\\text") or bool(first and first[1].lower() not in MATHEMATICAL_WORDS)
 
 
 def normal_words(text: str) -> str:
-    """Words without case, punctuation and article."""
-    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
-    return " ".join(word for word in re.findall(r"[^\W_]+", text.casefold()) if word not in ("the", "a", "an"))
+    """Words without case, punctuation, article and plural; numbers in figures; signs of mathematics stay."""
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).casefold()
+    words = re.findall(r"[^\W_]+|[<>=]|(?<!\w)[-+]|[-+](?!\w)", re.sub(r"\b(?:the|an?)\s+(?=\w)", "", text))
+    return " ".join(NUMBER_WORDS.get(word, _singular(word)) for word in words)
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 4 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _name(text: str) -> str:
@@ -299,5 +343,6 @@ def _name(text: str) -> str:
 
 def _has_letters(text: str) -> bool:
     """Whether an expression has variables, or is no mathematics."""
+    text = re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}", "", text)
     plain = re.sub(r"\\[a-zA-Z]+", "", re.sub(r"\\text\s*\{[^{}]*\}", "", plain_mathematics(text)))
     return bool(re.search(r"[a-zA-Z]", plain))

@@ -14,6 +14,15 @@ _TOKEN = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}|\\[{}]|\\langle|\\rangle|\\[a
 
 def split(text: str, *separators: str) -> list[str]:
     """The parts of a text between separators (single characters or commands) outside all brackets, none empty."""
+    return [part for part in _all_parts(text, separators) if part]
+
+
+def sides_of(text: str) -> list[str]:
+    """The sides of an equation; those of a sum's bounds are none."""
+    return _all_parts(text, ("=",))
+
+
+def _all_parts(text: str, separators: tuple[str, ...]) -> list[str]:
     parts, depth, start = [], 0, 0
     for token in _TOKEN.finditer(text):
         word = token.group()
@@ -24,7 +33,7 @@ def split(text: str, *separators: str) -> list[str]:
         elif depth == 0 and word in separators:
             parts.append(text[start : token.start()])
             start = token.end()
-    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+    return [part.strip() for part in [*parts, text[start:]]]
 
 
 def split_words(text: str) -> list[str]:

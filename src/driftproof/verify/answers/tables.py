@@ -114,13 +114,18 @@ RATIOS = {
 """Sizes of measures in the base of their kind."""
 LETTER_UNITS = frozenset(_words("m s g h l L N J W V A K C F T"))
 """Units of one letter: they count behind white space or in upright type alone."""
+NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(_words("zero one two three four five six seven eight nine ten eleven twelve"))
+}
 NO_UNITS = frozenset(
     _words("""
     or and not maybe perhaps to from than more less then if is are was be between minus plus times over out but mod
-    pi sqrt sin cos tan log ln exp infinity inf half third thirds quarter quarters fourth fourths fifth fifths sixth
-    sixths eighth eighths tenth tenths squared cubed factorial base choose either neither no only least most about
-    approximately where when x y z i e b c d approx same true false undefined divided root which because since so
-    hence wait possible other another until into versus vs percent percentage
+    pi sqrt sin cos tan log ln exp infinity inf half halves quarter quarters squared cubed factorial base choose either
+    neither no only least most about approximately where when x y z i e b c d approx same true false undefined divided
+    root which because since so hence wait other another until into versus vs percent percentage tens ones below above
+    negative positive wrong incorrect correct doubled tripled halved inverse inverted reversed backwards remainder
+    dozens hundreds thousands millions billions trillions multiplied
     """)
 )
-"""Words with which something behind a number is no unit."""
+"""Words with which something behind a number is no unit; ordinals (`sevenths`) are not among units either."""

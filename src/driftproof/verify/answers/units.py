@@ -19,6 +19,10 @@ _BEHIND = re.compile(
     rf"|(?<=[\d}}\])])(?P<degrees>\s*\^\s*(?:\{{\s*\\circ\s*\}}|\\circ)\s*(?:[CF]\b|\\text\{{\s*[CF]\s*\}})?)\s*$"
     rf"|(?P<plain>(?<=[\d.)}}\]])(?:\s*(?=[a-zA-Z]{{2}})|\s+){_PLAIN}\s*)$"
 )
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^+-]*\^\{\\circ\}$")
+_ORDINAL = re.compile(
+    r"(?!months?$)\w+(?:th|ths|rd|rds)(?<!yard)(?<!yards)(?<!card)(?<!cards)(?<!bird)(?<!birds)(?<!board)"
+)
 _NO_LETTERS = re.compile(r"(?:[^a-zA-Z]|\\[a-zA-Z]+)*")
 _FRACTION = re.compile(rf"\\frac\{{\s*({_UPRIGHT})\s*\}}\{{\s*({_UPRIGHT})\s*\}}\s*$")
 _CURRENCY = re.compile(
@@ -45,6 +49,8 @@ class Quantity:
 def quantity(text: str) -> Quantity:
     r"""The expression of an answer apart from its unit: `\frac{5}{2}\text{ hours}` is `\frac{5}{2}`, in hours."""
     text = text.strip()
+    if _TRIGONOMETRY.search(text) and text.endswith("}"):
+        return Quantity(text)  # the degrees of its argument
     without = _CURRENCY.sub(r"\1", text)
     money = "dollar" if without != text and "$" in text[: len(text) - len(without) + 1] else ""
     without = _MONEY_BEHIND.sub("", without)
@@ -65,7 +71,7 @@ def _measured(whole: str, value: str, unit: str, money: str) -> Quantity:
     upright, apart = "\\text" in unit, unit[:1].isspace()
     words = re.findall(r"[a-zA-Z¢µΩ][a-zA-Z¢'.\-]*", unit.replace("\\text", " ").replace("\\cdot", " "))
     names = [word.lower().rstrip(".") for word in words]
-    if not names or any(name in NO_UNITS and name not in SCALES for name in names):
+    if not names or any((name in NO_UNITS and name not in SCALES) or _ORDINAL.fullmatch(name) for name in names):
         return Quantity(whole, money)
     if not upright and not (_NO_LETTERS.fullmatch(value) and _is_plain_unit(words[0], apart)):
         return Quantity(whole, money)

@@ -1,0 +1,43 @@
+"""Whether a sentence claims an expression in it: it may deny it, ask for it, suppose it or compute with it."""
+
+import re
+
+_NEAR = 60
+"""Characters around an expression that are looked at."""
+_BEFORE = re.compile(
+    r"(?:(?:\b(?:not|cannot|never|nor|neither)|n't)\s+(?:be\s+|equal\s+(?:to\s+)?|=\s*)?|\bneither\b[^.]*"
+    r"|\banything\s+but\s+|\b(?:greater|less|more|fewer|larger|smaller|higher|lower|bigger)\s+than\s+"
+    r"|\bat\s+(?:least|most)\s+|\b(?:twice|thrice|double|triple|half)\s+(?:of\s+)?"
+    r"|\b(?:square|cube|root|third|quarter|multiple|factor|power)s?\s+(?:root\s+)?of\s+"
+    r"|\b(?:divided|divisible|multiplied|increased|decreased)\s+by\s+|(?:%|\bpercent)\s+of\s+"
+    r"|\d\W{0,2}\s+(?:in|to|of|out\s+of)\s+"
+    r"|\b(?:times|plus|step|part|question|problem|case|equation|line|page|figure|example)\s+)[\s*$_(\"']*$",
+    re.I,
+)
+_AFTER = re.compile(
+    r"[\s*$_)]*(?:(?:times|divided|multiplied|plus|minus)\b|(?:more|less|fewer)\s+than\b|out\s+of\b"
+    r"|(?:of|in|to)\s+\W?\d|and\s+(?:a|one|two|three)\s+(?:half|halves|quarters?|thirds?|fourths?)\b"
+    r"|(?:is|are|was)\s*(?:not\b|n't)|(?:is|was)\s+(?:also\s+)?(?:wrong|incorrect|false)\b"
+    r"|(?:and\s+)?for\s+(?:part\s*)?\([b-z]\))|(?:st|nd|rd|th)\b",
+    re.I,
+)
+_SIGN = re.compile(r"(?<!\d)(?<!\d[\s$])\b(?:negative|minus)\s+[\s*$_]*$", re.I)
+_SUPPOSED = re.compile(r"^\W*(?:if|suppose|assume|assuming|unless)\b(?!.*(?:,|\bthen\b))", re.I | re.S)
+_SENTENCE_END = re.compile(r"[.!?](?<!\b[ie]\.[eg]\.)(?=\s|\*|$)|\n")
+
+
+def is_claimed(text: str, start: int, end: int) -> bool:
+    """Whether the sentence around this span says that it is so."""
+    before, after = text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
+    if _BEFORE.search(before) or _AFTER.match(after):
+        return False
+    stop = _SENTENCE_END.search(after)
+    if stop and stop.group() == "?":
+        return False
+    begins = [found.end() for found in _SENTENCE_END.finditer(text, max(0, start - 4 * _NEAR), start)]
+    return not _SUPPOSED.match(text[begins[-1] if begins else max(0, start - 4 * _NEAR) : start])
+
+
+def sign_in_words(text: str, start: int) -> str:
+    """The sign that is said in words in front of a number: `minus 5`, but not `7 minus 5`."""
+    return "-" if _SIGN.search(text[max(0, start - _NEAR) : start]) else ""
