@@ -8,6 +8,7 @@ is the same configuration.
 """
 
 import difflib
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -88,6 +89,8 @@ class RunSettings:
     """Name of the run, which goes to `runs/NAME`, or `runs/NAME-2` and so on if that exists."""
     directory: Path | None = None
     """Run directory itself; must be new or empty."""
+    recipe_directory: Path | None = None
+    """Directory of the recipe, set when it is read: verifiers, tasks and objectives of your own are found there."""
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0
     """Seed of prompt order, sampling and initialization."""
     steps: Annotated[int, Ge(1)] = 100
@@ -197,7 +200,10 @@ class Config(BaseModel):
     @classmethod
     def load(cls, recipe: Path | None, overrides: Sequence[str] = ()) -> Self:
         """A recipe (None: the defaults) with overrides `--section.key value` (or `--section.key=value`) on top."""
-        return cls._checked(_read(recipe) if recipe else {}, overrides)
+        tree = _read(recipe) if recipe else {}
+        if recipe and isinstance(run := tree.setdefault("run", {}), dict):
+            run.setdefault("recipe_directory", str(recipe.parent.absolute()))
+        return cls._checked(tree, overrides)
 
     @classmethod
     def _checked(cls, tree: dict[str, Any], overrides: Sequence[str] = ()) -> Self:
@@ -224,6 +230,10 @@ class Config(BaseModel):
             raise ConfigError("\n".join([*wrong.values(), *others])) from error
         if wrong:
             raise ConfigError("\n".join(wrong.values()))
+        beside = config.run.recipe_directory
+        # Last on the path, so that nothing is shadowed; processes that are started have the path of this one.
+        if beside is not None and str(beside) not in sys.path:
+            sys.path.append(str(beside))
         return config
 
 

@@ -24,6 +24,10 @@ Baseline = Literal["mean", "mean-std", "leave-one-out"]
 standard deviation (arXiv 2402.03300; verl). `leave-one-out`: r - mean of the others (arXiv 2402.14740)."""
 
 
+REWARD_PARTS = "reward_parts"
+"""Key of a group's facts under which the rewards of several functions stand, by the functions' names."""
+
+
 class Channel(StrEnum):
     """An optional per-token input of an objective."""
 
@@ -70,12 +74,21 @@ class Prompt:
     """Role and content of the messages before `text`, such as worked examples; for models with a chat template."""
     columns: Mapping[str, Any] = field(default_factory=lambda: _NO_COLUMNS, hash=False)
     """The columns of its row, for reward functions: JSON values, at most `MOST_COLUMN_CHARACTERS` of them as JSON."""
+    conversational: bool = field(default=False, compare=False)
+    """Whether its row has it as chat messages; reward functions of TRL's form are then given messages, too."""
     source: str = field(default="", compare=False)
     """FILE:LINE of its row, for errors; empty where it has none."""
 
     def __post_init__(self) -> None:
         if self.columns:
             _check_columns(self.columns)
+
+    @property
+    def messages(self) -> tuple[dict[str, str], ...]:
+        """The messages of a chat: system, the turns, and the user's text."""
+        system = [("system", self.system)] if self.system else []
+        said = (*system, *self.turns, ("user", self.text))
+        return tuple({"role": role, "content": content} for role, content in said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +158,10 @@ class Verdict:
 
     reward: float | None
     problem: str = ""
-    """Empty, or why there is no reward (time limit, crash, a reward that is no number)."""
+    """Empty, or how the verification went wrong (time limit, crash, a reward that is no number); with a reward: the
+    response broke a verifier that otherwise works."""
+    parts: tuple[tuple[str, float | None], ...] = ()
+    """The rewards that several functions gave, by their names, before weights; None: none on purpose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -168,7 +184,7 @@ class Group:
     """float64 [G]; NaN marks a response without a reward, and `problems` says why."""
     finish_reasons: tuple[FinishReason, ...]
     problems: tuple[str, ...] = ()
-    """[G] or empty: per response "" or why its verification gave no reward."""
+    """[G] or empty: per response "" or how its verification went wrong; see `Verdict.problem`."""
     behavior_logprobs: NDArray[np.float32] | None = None
     """float32 [trained tokens], or None when the objective does not need it."""
     retokenized: bool = False
@@ -178,7 +194,7 @@ class Group:
     sequence_of: NDArray[np.int32] | None = None
     """int32 [S], ascending: the response of each sequence. None: one sequence each."""
     facts: Mapping[str, Any] | None = None
-    """Facts that an environment tells of its episodes (JSON values); shown, never trained on."""
+    """Facts that an environment or a verifier tells of the responses (JSON values); shown, never trained on."""
 
     def __post_init__(self) -> None:
         _check_group(self)
@@ -222,6 +238,7 @@ class Group:
             behavior_logprobs=_concatenate(given, np.float32) if given else None,
             retokenized=any(r.retokenized for r in responses),
             trained=_concatenate(map(_mask, responses), np.bool_) if masked else None,
+            facts=_parts(verdicts),
         )
 
     def split(self) -> list[Tokens]:
@@ -232,6 +249,12 @@ class Group:
         """The sequences' masks of trained tokens, S arrays."""
         trained = np.ones(len(self.response_tokens), bool) if self.trained is None else self.trained
         return np.split(trained, np.cumsum(self.response_lengths)[:-1])
+
+    @property
+    def reward_parts(self) -> Mapping[str, Sequence[float | None]]:
+        """The rewards of each of several functions, [G], None where it gave none; empty where there is one function."""
+        parts: Mapping[str, Sequence[float | None]] = (self.facts or {}).get(REWARD_PARTS, {})
+        return parts
 
     @property
     def trained_lengths(self) -> NDArray[np.int32]:
@@ -277,6 +300,13 @@ def _check_columns(columns: Mapping[str, Any]) -> None:
 def _concatenate(arrays: Iterable[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
     parts = list(arrays)
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
+
+
+def _parts(verdicts: Sequence[Verdict]) -> dict[str, Any] | None:
+    """The facts of a group whose responses were scored by several functions."""
+    parts = [dict(verdict.parts) for verdict in verdicts]
+    labels = dict.fromkeys(label for of_response in parts for label in of_response)
+    return {REWARD_PARTS: {label: [part.get(label) for part in parts] for label in labels}} if labels else None
 
 
 def _mask(response: Response) -> NDArray[np.bool_]:

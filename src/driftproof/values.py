@@ -56,7 +56,10 @@ def given(text: str, hint: Any) -> Any:
 
 
 def _takes_several(hint: Any) -> bool:
-    return get_origin(get_args(hint)[0] if get_origin(hint) is Annotated else hint) is tuple
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _takes_several(arguments[0])
+    return any(map(_takes_several, arguments)) if origin in (Union, UnionType) else origin is tuple
 
 
 def _plain(hint: Any) -> set[Any]:

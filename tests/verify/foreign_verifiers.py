@@ -1,9 +1,12 @@
 """Verifiers as users write them, good and bad. The pool's processes import this module by name."""
 
+import contextlib
 import math
 import os
+import pickle
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -92,3 +95,31 @@ def reads_prompts(prompts: list[str], completions: list[str], **columns: object)
         10.0 * int(prompt.partition("+")[0]) + len(completion)
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
+
+
+def dies_once(text: str, answer: str) -> float:
+    if text and not Path(text).exists():
+        Path(text).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
+
+
+JUNK = {
+    "long": b"1" * (3 << 20),
+    "no json": b"{nonsense}\n",
+    "pickle": pickle.dumps(print, protocol=0) + b"\n",
+    "not a number": b'{"rewards": [["1.0"]]}\n',
+    "a list": b"[1.0]\n",
+    "no cause": b'{"problem": "?"}\n',
+}
+
+
+def interferes(text: str, answer: str) -> float:
+    """Writes something else to the pool than its process does, wherever it finds the way to it."""
+    if text in JUNK:
+        for entry in list(Path("/proc/self/fd").iterdir()):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(entry.stat().st_mode):
+                    os.write(int(entry.name), JUNK[text])
+        time.sleep(0.2)
+    return 1.0

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from driftproof.errors import VerifierError
 from driftproof.types import Verdict
-from driftproof.verify import VerifierPool, pool
+from driftproof.verify import VerifierPool, processes
 from driftproof.verify.exact import exact
 from tests.verify.items import item
 
@@ -65,19 +66,18 @@ def test_bad_answers_are_marked_and_the_others_are_not_affected() -> None:
         "inf": "verifier returned -inf; a reward must be a finite number",
         "huge": "verifier crashed: OverflowError: int too large to convert to float",
         "text": "verifier returned '1.0'; a reward must be a finite number",
-        "nothing": "verifier returned None; a reward must be a finite number",
     }
     texts = [text for number, name in enumerate(bad) for text in (str(number), name, str(-number))]
     with VerifierPool(BEHAVE, processes=2, timeout_seconds=1.5) as verifier:
         for repetition in (1, 2):
             verdicts = verifier.score([item(text) for text in texts])
             for text, verdict in zip(texts, verdicts, strict=True):
-                expected = Verdict(reward=None, problem=bad[text]) if text in bad else Verdict(reward=float(text))
+                expected = Verdict(reward=0.0, problem=bad[text]) if text in bad else Verdict(reward=float(text))
                 assert verdict == expected
             assert verifier.failures == {
                 "timeouts": repetition,
-                "crashes": 5 * repetition,
-                "invalid_rewards": 4 * repetition,
+                "crashes": 7 * repetition,  # who dies is asked once more
+                "invalid_rewards": 3 * repetition,
             }
 
 
@@ -85,7 +85,7 @@ def test_long_texts_behind_a_hanging_verifier_do_not_block_the_pool() -> None:
     long = "x" * 1_000_000
     with VerifierPool(BEHAVE, processes=1, timeout_seconds=1.5) as verifier:
         verdicts = verifier.score([item("hang"), item("long", long), item("long", long), item("hang", long), item("2")])
-    assert [verdict.reward for verdict in verdicts] == [None, 1e6, 1e6, None, 2.0]
+    assert [verdict.reward for verdict in verdicts] == [0.0, 1e6, 1e6, 0.0, 2.0]
 
 
 def test_items_are_verified_at_once(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_items_are_verified_at_once(tmp_path: Path) -> None:
 def test_starting_does_not_count_against_the_time_limit() -> None:
     with VerifierPool("slow_import:verify", processes=1, timeout_seconds=0.8) as verifier:
         verdicts = verifier.score([item("fine"), item("hang"), item("fine"), item("fine")])
-    assert [verdict.reward for verdict in verdicts] == [1.0, None, 1.0, 1.0]
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_a_process_that_dies_while_idle_is_replaced_and_no_item_is_blamed() -> None:
@@ -107,6 +107,21 @@ def test_a_process_that_dies_while_idle_is_replaced_and_no_item_is_blamed() -> N
         wait_until(lambda: not alive(pid))
         assert verifier.score([item("1"), item("2")]) == [Verdict(reward=1.0), Verdict(reward=2.0)]
         assert verifier.failures["crashes"] == 1
+
+
+def test_a_process_that_is_killed_while_it_works_is_replaced_and_its_item_asked_again(tmp_path: Path) -> None:
+    """Whoever kills it, the response is not to blame."""
+    with VerifierPool("foreign_verifiers:dies_once", processes=1, timeout_seconds=30) as verifier:
+        assert verifier.score([item(str(tmp_path / "died")), item("")]) == [Verdict(reward=1.0), Verdict(reward=1.0)]
+        assert verifier.failures["crashes"] == 1
+
+
+def test_what_a_function_writes_to_the_pool_itself_ends_its_process_and_nothing_else() -> None:
+    with VerifierPool("foreign_verifiers:interferes", processes=1, timeout_seconds=30) as verifier:
+        for junk in ("long", "no json", "pickle", "not a number", "a list", "no cause"):
+            verdicts = verifier.score([item("1"), item(junk), item("1")])
+            assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, 1.0], junk
+            assert "verifier crashed: its process" in verdicts[1].problem
 
 
 def test_processes_ignore_ctrl_c_have_no_input_and_one_thread() -> None:
@@ -165,7 +180,7 @@ def test_a_verifier_that_fails_while_it_is_imported_is_refused(
 ) -> None:
     monkeypatch.setenv("BAD_IMPORT", how)
     if how == "hang":
-        monkeypatch.setattr(pool, "_START_SECONDS", 1.0)
+        monkeypatch.setattr(processes, "_START_SECONDS", 1.0)
     with pytest.raises(VerifierError) as refused:
         VerifierPool("bad_imports:verify", processes=2, timeout_seconds=5)
     assert problem in str(refused.value)
@@ -211,7 +226,8 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
 
 def test_what_a_hanging_verifier_has_started_is_killed_with_it(tmp_path: Path) -> None:
     child = tmp_path / "child"
-    with VerifierPool("foreign_verifiers:leave_pid", processes=1, timeout_seconds=2) as verifier:
+    options: dict[str, Any] = {"processes": 1, "timeout_seconds": 2, "on_timeout": "none"}
+    with VerifierPool("foreign_verifiers:leave_pid", **options) as verifier:
         assert verifier.score([item(str(child), "grandchild")])[0].problem == "verifier exceeded 2 s"
     assert not alive(int(child.read_text()))
     wait_until(lambda: not alive(int((tmp_path / "child2").read_text())))

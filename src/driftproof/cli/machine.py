@@ -76,7 +76,7 @@ def _check_recipe(console: Console, config: Config) -> int:
     from driftproof.runtime.resources import lacking_memory, quiet_libraries, requirements
 
     quiet_libraries()
-    lacking, warnings = [], list[str]()
+    lacking, told = [], list[str]()
     try:
         prompt_tokens, response_tokens = longest_texts(config)
     except InputError as error:
@@ -108,12 +108,12 @@ def _check_recipe(console: Console, config: Config) -> int:
             f"log-probs {facts.logprobs}, context {facts.max_length}",
         )
     try:
-        preflight(config, lambda text: warnings.append(f"warning: {text}"))
+        preflight(config, lambda text: told.append(f"warning: {text}"), told.append)
     except (ValueError, EngineError) as error:
         # Whatever keeps prompts from being counted is told in full here.
         lacking = [line for line in lacking if not line.endswith(str(error))]
         lacking.append(str(error))
-    print_lines(console, *warnings, *lacking or ["this recipe can be run here"])
+    print_lines(console, *told, *lacking or ["this recipe can be run here"])
     return 1 if lacking else 0
 
 

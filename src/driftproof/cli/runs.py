@@ -77,8 +77,12 @@ def _dry_run(config: Config) -> None:
     from driftproof.runtime.preflight import preflight
     from driftproof.runtime.resources import quiet_libraries, resolve
 
+    def say(text: str) -> None:
+        # What would run goes to standard output, as TOML alone.
+        print(text, file=sys.stderr)
+
     quiet_libraries()
-    preflight(config, lambda text: print(f"warning: {text}", file=sys.stderr))
+    preflight(config, lambda text: say(f"warning: {text}"), say)
     print(resolve(config).to_toml(), end="")
 
 

@@ -40,7 +40,7 @@ def agreement(groups: Sequence[RecordedGroup], verifier: Verifier) -> Agreement:
     """Score recorded groups, which lie one a line in their file; a response without a reward disagrees, one without a
     label is left out."""
     labelled = [
-        (line, position, Item(response=text, answer=group.prompt.answer, prompt=group.prompt.text), label)
+        (line, position, Item.of(group.prompt, text), label)
         for line, group in enumerate(groups, start=1)
         for position, (text, label) in enumerate(zip(group.texts, group.rewards, strict=True))
         if not math.isnan(label)

@@ -68,7 +68,7 @@ def run_benchmark(
             problem = Problem(
                 index=completed.request.key,
                 rewards=tuple(np.nan_to_num(group.rewards, nan=0.0).tolist()),
-                unverified=int(np.isnan(group.rewards).sum()),
+                unverified=sum(map(bool, group.problems)),
                 texts=tuple(codec.decode(tokens) for tokens in group.split()),
             )
             done[problem.index] = problem

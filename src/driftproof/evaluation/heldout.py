@@ -86,5 +86,6 @@ def _rewards(
     completed = sorted(answer(engine, dict(enumerate(prompts)), codec, sampling, samples), key=lambda c: c.request.key)
     if failed := [one.error for one in completed if one.error]:
         raise EngineError(failed[0])
-    rewards_PK = np.stack([group.rewards for group in judge(codec, verifier, completed)])
-    return np.nan_to_num(rewards_PK, nan=0.0), int(np.isnan(rewards_PK).sum())
+    groups = judge(codec, verifier, completed)
+    rewards_PK = np.stack([group.rewards for group in groups])
+    return np.nan_to_num(rewards_PK, nan=0.0), sum(bool(problem) for group in groups for problem in group.problems)

@@ -27,7 +27,7 @@ from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import Channel, FinishReason, Group, Request, Response, Sampling, Verdict
 from driftproof.verify import Item, Verifier
-from driftproof.verify.judge import judge
+from driftproof.verify.judge import judge, troubles
 from driftproof.weights.snapshots import Snapshot, latest, list_snapshots
 
 RETRY_SECONDS = 1.0
@@ -235,8 +235,8 @@ class Inbox:
             worker.deadlines.pop(dispatch, None)
             worker.add(groups=accepted, tokens=accepted * len(group.response_tokens))
         if accepted:
-            for problem in filter(None, group.problems):
-                ledger.record_event("verification failed", f"prompt {group.prompt_index}: {problem}")
+            for kind, problem in troubles(group):
+                ledger.record_event(kind, problem)
         return messages.Outcome(dispatch=dispatch, outcome="accepted" if accepted else "duplicate")
 
 

@@ -38,7 +38,7 @@ NOT_DETERMINING: dict[str, bool | set[str]] = {
     "tracking": True,
     "runtime": True,
     "verify": True,
-    "run": {"name", "directory"},
+    "run": {"name", "directory", "recipe_directory"},
     "engine": {setting.name for setting in fields(EngineSettings)} - {"name", "slots", "device"},
     "evaluation": {"every"},
     "rollouts": {"recorded_share"},

@@ -8,12 +8,12 @@ not finite are neither published nor saved. No wait is without limit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from driftproof.errors import DivergenceError, StallError
+from driftproof.errors import DivergenceError, RunError, StallError
 from driftproof.learner.checkpoint import save_checkpoint
 from driftproof.learner.learner import Learner
 from driftproof.learner.phases import PHASES
@@ -46,6 +46,8 @@ class LearnerLoop:
     """Called again and again while too few groups are ready: the rollout side's work, without overlap; None sleeps."""
     _: KW_ONLY
     stall_seconds: float
+    max_unscored: int = 5
+    """Steps in a row of which no response could be scored before the run is stopped."""
     phase: Callable[[str], object] = lambda _: None
     """Told in a few words whenever the loop turns to something else."""
 
@@ -56,12 +58,14 @@ class LearnerLoop:
         self._clock = _Clock(self.phase)
         self._counted = _rollout_counters(self.ledger)
         self._skipped_in_a_row = 0
+        self._unscored_in_a_row = 0
 
     def run(self) -> None:
         """Train, publish and save, step by step.
 
         Raises:
             StallError: no new group within `stall_seconds`.
+            RunError: `max_unscored` steps in a row without a response that could be scored, after a checkpoint.
             DivergenceError: `max_skipped` steps in a row without an update, after a checkpoint; or weights that are not
                 finite.
         """
@@ -132,6 +136,21 @@ class LearnerLoop:
                 f"{self._skipped_in_a_row} steps in a row had no finite loss and gradient (learner.max_skipped), the "
                 f"last of them step {learner.step}; everything is saved. Look at their groups in {self.skipped}, and "
                 "go on with a lower --learner.lr, another --objective.name or smaller rewards"
+            )
+        self._check_scored(batch, metrics)
+
+    def _check_scored(self, batch: Batch, metrics: Mapping[str, Any]) -> None:
+        """Stop a run that no longer learns, for nothing that it writes can be scored."""
+        unscored = metrics[names.RESPONSES_WITHOUT_REWARD] + metrics[names.RESPONSES_BREAKING_VERIFIER]
+        self._unscored_in_a_row = self._unscored_in_a_row + 1 if unscored == metrics[names.RESPONSES] else 0
+        if self._unscored_in_a_row == min(self.max_unscored, self.ledger.plan.steps):
+            self._checkpoint()
+            self.ledger.set_state(STOPPING)
+            last = next((problem for group in batch.groups for problem in group.problems if problem), "none was given")
+            raise RunError(
+                f"none of the responses of {self._unscored_in_a_row} steps in a row could be scored "
+                f"(verify.max_unscored), the last of them step {self.learner.step}; everything is saved. What went "
+                f"wrong: {last}. Mend the verifier, or what it needs, and go on"
             )
 
     def _checkpoint(self) -> None:

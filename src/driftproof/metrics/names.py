@@ -53,6 +53,10 @@ GROUPS, RESPONSES, RESPONSE_TOKENS = _row("step", "groups responses response_tok
     meaning="groups whose advantages are all zero")
 [RESPONSES_WITHOUT_REWARD] = _row("step", "responses_without_reward",
     meaning="responses whose verification failed; they get advantage 0")
+[RESPONSES_BREAKING_VERIFIER] = _row("step", "responses_breaking_verifier",
+    meaning="responses that broke a verifier which otherwise works; their reward is what `verify.on_timeout` says")
+[REWARD_OF_FUNCTION] = _row("step", "reward/NAME",
+    meaning="where several functions reward: the mean of each, before weights, over the responses that have one")
 [RESPONSE_LENGTH] = _row("step", "response_length", unit="tokens", meaning="mean length of the responses")
 [TRUNCATED_SHARE] = _row("step", "truncated_share", meaning="share of responses that used up `sampling.max_tokens`")
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from driftproof.metrics import names
-from driftproof.types import Batch, FinishReason
+from driftproof.types import Batch, FinishReason, Group
 
 
 def reward_metrics(batch: Batch) -> dict[str, Any]:
@@ -26,9 +26,31 @@ def reward_metrics(batch: Batch) -> dict[str, Any]:
         names.GROUPS_OF_EQUAL_REWARD: equal,
         names.RESPONSES: batch.responses,
         names.RESPONSES_WITHOUT_REWARD: batch.responses - len(given),
+        names.RESPONSES_BREAKING_VERIFIER: sum(map(_breaking, batch.groups)),
+        **_parts(batch),
         names.RESPONSE_TOKENS: batch.tokens,
         names.RESPONSE_LENGTH: batch.tokens / max(batch.responses, 1),
         names.TRUNCATED_SHARE: truncated / max(batch.responses, 1),
+    }
+
+
+def _breaking(group: Group) -> int:
+    """Responses that have a reward, and a problem with their verification."""
+    return sum(
+        bool(problem) for problem, reward in zip(group.problems, group.rewards, strict=False) if reward == reward
+    )
+
+
+def _parts(batch: Batch) -> dict[str, float]:
+    """The mean reward of each of several functions."""
+    given: dict[str, list[float]] = {}
+    for group in batch.groups:
+        for label, rewards in group.reward_parts.items():
+            given.setdefault(label, []).extend(reward for reward in rewards if reward is not None)
+    return {
+        names.REWARD_OF_FUNCTION.replace("NAME", label): sum(rewards) / len(rewards)
+        for label, rewards in given.items()
+        if rewards
     }
 
 

@@ -29,7 +29,7 @@ from driftproof.tasks.codec import Codec
 from driftproof.tasks.protocol import Task
 from driftproof.types import Channel, Group, Request, Sampling
 from driftproof.verify import Verifier
-from driftproof.verify.judge import judge
+from driftproof.verify.judge import judge, troubles
 
 ATTEMPTS = 3
 """Attempts at generating a group before giving it up."""
@@ -205,8 +205,8 @@ class RolloutWorker:
         groups, failed = {key: group for future in done for key, group in future.result().items()}, self._given_up
         self._given_up = {}
         for group in groups.values():
-            for problem in filter(None, group.problems):
-                self.leases.record_event("verification failed", f"prompt {group.prompt_index}: {problem}")
+            for kind, problem in troubles(group):
+                self.leases.record_event(kind, problem)
         self._count(tokens=sum(len(group.response_tokens) for group in groups.values()), groups=len(groups))
         with self._reporting:
             self.leases.commit(self.name, groups | failed, self._counters())

@@ -80,7 +80,16 @@ def make_sampling(config: Config, codec: Codec) -> Sampling:
 
 
 def make_verifier(config: Config, task: Task) -> Verifier:
-    return verify.build(task.verifier, processes=config.verify.processes, timeout_seconds=config.verify.timeout_seconds)
+    settings = config.verify
+    return verify.build(
+        task.verifier,
+        weights=task.weights,
+        processes=settings.processes,
+        timeout_seconds=settings.timeout_seconds,
+        on_timeout=settings.on_timeout,
+        memory_gib=settings.memory_gib,
+        together=settings.together,
+    )
 
 
 def make_learner(config: Config) -> Learner:

@@ -7,7 +7,7 @@ before any process starts.
 import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from driftproof.config import Config
@@ -16,22 +16,27 @@ from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import Plan
 from driftproof.metrics.trackers import check_trackers
 from driftproof.objectives import Objective
+from driftproof.report.trial import trial_lines
 from driftproof.run import LOCK, RunDirectory, claimed, partial_name, written_whole
 from driftproof.runtime.architecture import check_architecture
 from driftproof.runtime.build import limit_task_tokens, make_codec, make_objective, make_task, make_verifier
 from driftproof.runtime.resources import count_parameters, resolve_device
 from driftproof.tasks.checks import warnings
+from driftproof.tasks.codec import Codec
+from driftproof.tasks.protocol import Task
 from driftproof.types import GROUP_CHANNELS, Channel
+from driftproof.verify import BUILT_IN
+from driftproof.verify.trial import try_rewards
 from driftproof.weights.models import ModelInfo, inspect_model
 
 Say = Callable[[str], object]
 """Told a sentence that a person should read."""
 
 
-def preflight(config: Config, warn: Say = lambda _: None) -> Plan:
+def preflight(config: Config, warn: Say = lambda _: None, tell: Say = lambda _: None) -> Plan:
     """Check everything that can be checked without starting; what the run sets out to do.
 
-    `warn` is told of each thing that can be run and is hardly meant.
+    `warn` is told of each thing that can be run and is hardly meant, `tell` of rewards as they were tried.
 
     Raises:
         ValueError: in the subclass of the room that refuses (ConfigError, ObjectiveError, TaskError, ModelError, ...).
@@ -56,8 +61,6 @@ def preflight(config: Config, warn: Say = lambda _: None) -> Plan:
 
         check_environment(config.engine.python)
     _check_servers(config, objective)
-    if not task.answered:
-        make_verifier(config, task).close()
     answerable = config.engine.name == "embedded" and not task.recorded_heldout
     if config.evaluation.every and not (answerable and task.heldout[: config.evaluation.prompts]):
         raise ConfigError(
@@ -69,6 +72,8 @@ def preflight(config: Config, warn: Say = lambda _: None) -> Plan:
     _warn_of_lone_responses(config, objective, warn)
     for warning in warnings(task):
         warn(warning)
+    if not task.answered:
+        _try_rewards(config, task, codec, warn, tell)
     return Plan(
         seed=config.run.seed,
         prompts=len(task.live),
@@ -90,6 +95,18 @@ def longest_texts(config: Config) -> tuple[int, int]:
     prompts = (len(codec.encode(prompt)) for prompt in (*task.train, *task.heldout))
     recorded = (len(codec.encode_response(text)) for group in task.recorded for text in group.texts)
     return max(prompts, default=0), max([config.sampling.max_tokens if task.live else 1, *recorded])
+
+
+def _try_rewards(config: Config, task: Task, codec: Codec, warn: Say, tell: Say) -> None:
+    """Score a few right and wrong answers as the run would; refuse a verifier that cannot."""
+    names = (task.verifier,) if isinstance(task.verifier, str) else task.verifier
+    with closing(make_verifier(config, task)) as verifier:
+        prompts, built_in = task.live or task.heldout, all(name in BUILT_IN for name in names)
+        trial = try_rewards(", ".join(names), verifier, prompts, task.gold, built_in=built_in)
+    tokens = codec.encode(trial.tried[0].prompt)
+    tell(trial_lines(trial, codec.show(tokens), len(tokens)))
+    for sentence in trial.warnings:
+        warn(sentence)
 
 
 def _check_behavior(config: Config, objective: Objective) -> None:

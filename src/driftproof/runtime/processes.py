@@ -103,6 +103,7 @@ def _learn(config: Config, directory: RunDirectory, ledger: Ledger, phase: Phase
             worker.work if worker else None,
             # The supervisor notices first: it sees all processes, and asks them for their stacks.
             stall_seconds=config.runtime.start_seconds + config.runtime.stall_seconds,
+            max_unscored=config.verify.max_unscored,
             phase=phase,
         ).run()
     if worker:

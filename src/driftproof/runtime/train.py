@@ -41,7 +41,7 @@ def start(config: Config, display: Display) -> RunDirectory:
     """
     warm_up()
     display.starting(config.run.name, "checks the recipe, its model and its prompts")
-    plan = preflight(config, lambda text: display.message(f"warning: {text}"))
+    plan = preflight(config, lambda text: display.message(f"warning: {text}"), display.message)
     config = resolve(config)
     # From here on there is something to be stopped cleanly.
     with _signals() as received:
@@ -63,7 +63,7 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
         raise UnavailableError(f"{path} has not begun: its start was broken off before its ledger was made; {anew}")
     warm_up()
     display.starting(path, "checks the recipe, its model and its prompts")
-    plan = preflight(config, lambda text: display.message(f"warning: {text}"))
+    plan = preflight(config, lambda text: display.message(f"warning: {text}"), display.message)
     config = resolve(config)
     with locked(path, display.message), Ledger(directory.ledger) as ledger:
         _check_same_run(path, _as_before(plan, config, ledger.plan), ledger.plan)

@@ -68,7 +68,7 @@ def math(
     answer_field: str = "answer",
     heldout: int | str | Path = 256,
     seed: int = 0,
-    verifier: str = "math",
+    verifier: str | tuple[str, ...] = "math",
     shots: int = 0,
     template: str = TEMPLATE,
     system: str = "",
@@ -87,7 +87,12 @@ def math(
 
 
 def _form(
-    problem: tuple[str, ...], answer: tuple[str, ...], shots: int, template: str, system: str, verifier: str
+    problem: tuple[str, ...],
+    answer: tuple[str, ...],
+    shots: int,
+    template: str,
+    system: str,
+    verifier: str | tuple[str, ...],
 ) -> Form:
     if not 0 <= shots <= len(EXAMPLES):
         raise TaskError(f"shots is {shots}; it must be between 0 and {len(EXAMPLES)}")

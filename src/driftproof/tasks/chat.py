@@ -131,9 +131,7 @@ _WITHOUT_SYSTEM = (
 
 def chat_messages(prompt: Prompt) -> list[dict[str, str]]:
     """A prompt as the messages of a chat."""
-    system = [("system", prompt.system)] if prompt.system else []
-    messages = (*system, *prompt.turns, ("user", prompt.text))
-    return [{"role": role, "content": content} for role, content in messages]
+    return list(prompt.messages)
 
 
 @contextmanager

@@ -83,6 +83,11 @@ class Codec:
         with self._lock:
             return [*self._tokens(text, text, add_special_tokens=False), end]
 
+    def show(self, tokens: ArrayLike) -> str:
+        """The text of tokens as a model reads them, special tokens included."""
+        with self._lock:
+            return str(self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=False))
+
     def decode(self, tokens: ArrayLike) -> str:
         """The text of response tokens, special tokens left out."""
         with self._lock:

@@ -6,7 +6,7 @@ images, hidden reasoning, roles out of order. A field that is null is not given.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -71,11 +71,11 @@ class Form:
     def of_messages(self, row: Row, name: str, messages: Messages, reply: str | None = None) -> Prompt:
         """The prompt of a row whose messages are known; `reply` is the answer where the row has no other."""
         check_nothing_else(row, "the row", row.fields)
-        return self._prompt(row, name, *conversation(row, messages), reply)
+        return replace(self._prompt(row, name, *conversation(row, messages), reply), conversational=True)
 
     def _prompt(self, row: Row, name: str, system: str, turns: Turns, text: str, reply: str | None) -> Prompt:
         system, text, answer = self._system(row, name, system), self.wrap(text), self._answer(row, reply)
-        columns = row.columns(without=(name,)) if self.keeps_columns else {}
+        columns = row.columns(without=("prompt",)) if self.keeps_columns else {}
         try:
             return Prompt(
                 index=0, text=text, answer=answer, system=system, turns=turns, columns=columns, source=row.place

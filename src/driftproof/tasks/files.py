@@ -23,7 +23,7 @@ def jsonl(
     system_field: str = "system",
     heldout: int | str | Path = 256,
     seed: int = 0,
-    verifier: str = "exact",
+    verifier: str | tuple[str, ...] = "exact",
 ) -> Task:
     """A task from rows like `{"prompt": "47+85=", "answer": "132"}`; the system message may be missing.
 
@@ -44,20 +44,39 @@ def jsonl(
     return task_of_file("jsonl", form, example, path, heldout, seed, verifier)
 
 
-def gsm8k(path: str | Path, *, heldout: int | str | Path = 256, seed: int = 0, system: str = "") -> Task:
+def gsm8k(
+    path: str | Path,
+    *,
+    heldout: int | str | Path = 256,
+    seed: int = 0,
+    system: str = "",
+    verifier: str | tuple[str, ...] = "math",
+) -> Task:
     """Word problems in GSM8K's published format: a worked answer whose last line is `#### number`.
 
-    The gold answer is that number without commas, the verifier "math". `path` may be the published train.jsonl;
+    The gold answer is that number without commas. `path` may be the published train.jsonl;
     `heldout` is a count of problems, drawn by `seed`, or another file, such as the published test.jsonl. The rows that
     verl makes of it are read as well.
     """
-    form = Form(prompt=("question", "prompt", "messages"), answer=("answer", VERL_ANSWER), system=system, gold=_gold)
+    form = Form(
+        prompt=("question", "prompt", "messages"),
+        answer=("answer", VERL_ANSWER),
+        system=system,
+        gold=_gold,
+        keeps_columns=own_rewards(verifier),
+    )
     example = '{"question": "...", "answer": "... #### 72"}'
-    return task_of_file("gsm8k", form, example, path, heldout, seed, "math")
+    return task_of_file("gsm8k", form, example, path, heldout, seed, verifier)
 
 
 def task_of_file(
-    name: str, form: Form, example: str, path: str | Path, heldout: int | str | Path, seed: int, verifier: str
+    name: str,
+    form: Form,
+    example: str,
+    path: str | Path,
+    heldout: int | str | Path,
+    seed: int,
+    verifier: str | tuple[str, ...],
 ) -> Task:
     """A task of prompts in the rows of `path`, which look like `example`; held out are `heldout` of them, or those of
     the file `heldout`."""

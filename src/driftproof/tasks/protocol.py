@@ -41,8 +41,10 @@ class Task:
     """Index i holds the prompt with `index == i`."""
     heldout: Sequence[Prompt]
     """Never dispatched to training; same numbering, from 0."""
-    verifier: str
-    """Name in `driftproof.verify`."""
+    verifier: str | tuple[str, ...]
+    """Name in `driftproof.verify`, or those of several functions whose rewards add up."""
+    weights: tuple[float, ...] = ()
+    """Weight of each of several functions; empty: 1 for all."""
     gold: Callable[[Prompt], str] = attrgetter("answer")
     """How a response would write the right answer."""
     recorded: Sequence[RecordedGroup] = ()

@@ -44,7 +44,9 @@ _FORM = Form(
 _OURS = Form(prompt=("problem",), answer=("answer",), system_field="system")
 
 
-def recorded(path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, verifier: str = "math") -> Task:
+def recorded(
+    path: str | Path, *, heldout_fraction: float = 0.2, seed: int = 0, verifier: str | tuple[str, ...] = "math"
+) -> Task:
     """A task whose prompts are those of a file, all answered on record (see `read_recorded`).
 
     `heldout_fraction` of the groups is held out, drawn by `seed`, with the same share of mixed groups as in the file.

@@ -1,50 +1,53 @@
-"""The process in which a verifier runs: `python -m driftproof.verify.child package.module:function LIFELINE`.
+"""The process in which reward functions run: `python -m driftproof.verify.child LIFELINE BYTES module:function ...`.
 
-Speaks JSON, one object a line. It first writes `{}` (ready) or `{"error": ...}` (the verifier cannot be imported). Then
-it reads `[response, answer, prompt]` lines and answers each, in order, with `{"reward": number}` or `{"cause": ...,
-"problem": ...}`, the cause as the pool counts it. The process ends when its parent does, however the parent ended and
-whatever the verifier is doing, even in C code that never lets go of the interpreter (on Linux; elsewhere once idle).
+Speaks JSON, one value a line. It first writes `{"needs": [...], "compares": true}` (the fields of an item that the
+functions need, and whether one can be given several responses at once), or `{"error": ...}` where one cannot be
+imported. Then it reads lists of responses, each an object of those fields, and answers each list, in order, with
+`{"rewards": [[number or null for each function], ...]}`, or `{"cause": ..., "problem": ...}`, the cause as the pool
+counts it. From then on it may take BYTES of memory more than it has (Linux). The process ends when its parent does,
+however the parent ended and whatever a function is doing, even in C code that never lets go of the interpreter (on
+Linux; elsewhere once idle).
 """
 
+import asyncio
 import contextlib
 import fcntl
-import importlib
-import inspect
 import json
-import math
-import numbers
 import os
+import resource
 import select
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-Verify = Callable[[str, str, str], Any]
-"""A function of response, answer and prompt."""
-
-_MOST_CHARACTERS = 300
-"""Characters of a foreign message that are passed on."""
+from driftproof.verify.functions import Fields, NoRewardError, RewardFunction, describe, load, score
 
 
 def main() -> None:
-    name, lifeline = sys.argv[1], int(sys.argv[2])
+    lifeline, memory, *names = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent(lifeline)
+    _end_with_parent(int(lifeline))
     requests, replies = _take_standard_streams()
 
     def reply(message: dict[str, Any]) -> None:
         replies.write(json.dumps(message).encode() + b"\n")
 
+    # Last on the path, so that a function in the working directory is found without an installation.
+    sys.path.append(str(Path.cwd()))
     try:
-        verify = _load(name)
+        functions = [load(name) for name in names]
     except BaseException as error:  # noqa: BLE001 (foreign code; the pool raises what is reported here)
-        reply({"error": _describe(error)})
+        reply({"error": describe(error)})
         return
-    reply({})
+    needs = frozenset[str]().union(*(function.needs for function in functions))
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    _limit_memory(int(memory))
+    reply({"needs": sorted(needs), "compares": any(function.compares for function in functions)})
     for line in requests:
-        reply(_judge(verify, *json.loads(line)))
+        reply(_judge(functions, json.loads(line), loop))
 
 
 def _end_with_parent(lifeline: int) -> None:
@@ -66,52 +69,24 @@ def _take_standard_streams() -> tuple[Any, Any]:
     return requests, replies
 
 
-def _load(name: str) -> Verify:
-    # Last on the path, so that a verifier beside the recipe is found without an installation.
-    sys.path.append(str(Path.cwd()))
-    module, _, function = name.partition(":")
-    verify = getattr(importlib.import_module(module), function)
-    if not callable(verify):
-        raise TypeError(f"{function} is a {type(verify).__name__}, not a function of (text, answer)")
-    with contextlib.suppress(ValueError):  # some built-in functions have no signature
-        parameters = inspect.signature(verify).parameters
-        if "completions" in parameters:
-            return _from_reward_function(verify, parameters)
-    return lambda text, answer, prompt: verify(text, answer)
+def _limit_memory(more: int) -> None:
+    """Let no function take `more` bytes beyond what the process has now: it gets a MemoryError then."""
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or a limit of the system's below this one
+        status = Path("/proc/self/status").read_text()
+        (has,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:")]
+        _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (has * 1024 + more, highest))
 
 
-def _from_reward_function(function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]) -> Verify:
-    """A verifier from a function with TRL's signature, given one completion at a time."""
-    known = ("completions", "prompts", "answer")
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    named = {name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD}
-    needed = {name for name in named if parameters[name].default is inspect.Parameter.empty}
-    if unknown := sorted(needed.difference(known)):
-        raise TypeError(f"the reward function needs {', '.join(unknown)}; what it can have is {', '.join(known)}")
-
-    def verify(text: str, answer: str, prompt: str) -> Any:
-        columns = {"completions": [text], "prompts": [prompt], "answer": [answer]}
-        rewards = function(**{name: column for name, column in columns.items() if takes_all or name in named})
-        if not isinstance(rewards, Sequence) or len(rewards) != 1:
-            raise TypeError(f"for 1 completion the reward function must return a list of 1 number, not {rewards!r}")
-        return rewards[0]
-
-    return verify
-
-
-def _judge(verify: Verify, text: str, answer: str, prompt: str) -> dict[str, Any]:
+def _judge(
+    functions: Sequence[RewardFunction], items: Sequence[Fields], loop: asyncio.AbstractEventLoop
+) -> dict[str, Any]:
     try:
-        reward = verify(text, answer, prompt)
-        if isinstance(reward, numbers.Real) and math.isfinite(reward):
-            return {"reward": float(reward)}
-        problem = f"verifier returned {repr(reward)[:_MOST_CHARACTERS]}; a reward must be a finite number"
-        return {"cause": "invalid_rewards", "problem": problem}
+        return {"rewards": score(functions, items, loop)}
+    except NoRewardError as error:
+        return {"cause": "invalid_rewards", "problem": describe(error)}
     except BaseException as error:  # noqa: BLE001 (foreign code; the pool counts and shows what is reported here)
-        return {"cause": "crashes", "problem": f"verifier crashed: {_describe(error)}"}
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:_MOST_CHARACTERS]
+        return {"cause": "crashes", "problem": f"verifier crashed: {describe(error)}"}
 
 
 if __name__ == "__main__":

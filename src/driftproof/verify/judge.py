@@ -21,13 +21,21 @@ def judge(codec: Codec, verifier: Verifier, completed: Sequence[Completed]) -> l
     VerifierError where it can no longer be started, GroupError where responses of one request do not belong together.
     """
     items = [
-        Item(response=codec.decode(response.tokens), answer=one.request.prompt.answer, prompt=one.request.prompt.text)
-        for one in completed
+        Item.of(one.request.prompt, codec.decode(response.tokens), response.tokens, group)
+        for group, one in enumerate(completed)
         for response in one.responses
         if response.reward is None
     ]
     fresh = iter(verifier.score(items) if items else ())
     return [_failed(one) if one.error else _group(one, fresh) for one in completed]
+
+
+def troubles(group: Group) -> Iterator[tuple[str, str]]:
+    """The kind and text of an event for each response whose verification went wrong."""
+    for reward, problem in zip(group.rewards, group.problems, strict=False):
+        if problem:
+            kind = "verification failed" if math.isnan(reward) else "response broke its verifier"
+            yield kind, f"prompt {group.prompt_index}: {problem}"
 
 
 def _group(completed: Completed, fresh: Iterator[Verdict]) -> Group:
