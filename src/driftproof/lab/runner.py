@@ -45,6 +45,11 @@ NOT_DETERMINING: dict[str, bool | set[str]] = {
     "learner": UPKEEP,
 }
 """Settings that a run of the lab does not have, or whose numbers do not depend on them."""
+ADDED: dict[str, dict[str, object]] = {
+    "model": {"revision": None, "chat_template_kwargs": {}},
+    "task": {"too_long": "refuse", "max_characters": 1_000_000},
+}
+"""Settings that came later, with the values under which a run is the same as before."""
 
 
 def run_grid(config: LabConfig, directory: Path, progress: Callable[[int, int], object]) -> list[Result]:
@@ -186,12 +191,12 @@ def _result_file(directory: Path, cell: Cell) -> Path:
 def settings_hash(config: LabConfig, cell: Cell) -> str:
     """A hash of all that determines a run's numbers."""
     resolved = cell_config(config, cell).model_dump(mode="json", exclude=NOT_DETERMINING)
-    learner, model = config.learner, resolved["model"]
+    learner = config.learner
     if origin := origin_of(config.model.path):
-        model["path"] = origin[0]
-    for name in [name for name in ("revision", "chat_template_kwargs") if not model[name]]:
-        # As earlier versions had it.
-        del model[name]
+        resolved["model"]["path"] = origin[0]
+    for section, added in ADDED.items():
+        for name in [name for name, default in added.items() if resolved[section][name] == default]:
+            del resolved[section][name]
     # Settings that were, with the values that they have now: results of earlier versions stay valid.
     resolved["learner"] |= {"token_budget": learner.positions, "row_tokens": learner.row_tokens, "entropy": True}
     lab = {name: str(getattr(config.lab, name)) for name in ("schedule", "replay", "evaluate_every")}
