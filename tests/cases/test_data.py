@@ -156,7 +156,8 @@ def test_lines_and_unpacked_files_are_bounded(tmp_path: Path, monkeypatch: pytes
 
 
 NUMBERS = [(132, "132"), (3.0, "3"), (-0.5, "-0.5"), (1e-5, "0.00001"), (1e22, "1e22"), (2.5e-30, "2.5e-30"),
-           (-0.0, "0"), (2**70, str(2**70)), (1e16, "10000000000000000"), (0.1, "0.1")]  # fmt: skip
+           (-0.0, "0"), (2**70, str(2**70)), (10**400, "1" + "0" * 400), (1e16, "10000000000000000"),
+           (0.1, "0.1")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("number", "text"), NUMBERS)

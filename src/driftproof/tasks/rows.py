@@ -54,7 +54,7 @@ class Row:
         if isinstance(value, list) and len(value) == 1:
             (value,) = value
         if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-            if not math.isfinite(value):
+            if not isinstance(value, int) and not math.isfinite(value):
                 raise self.error(f'the field "{field}" is {value}, which is no number; correct or drop the row')
             return written(value)
         if value is None or isinstance(value, bool):

@@ -29,6 +29,7 @@ MOST_UNPACKED_BYTES = 16 * 2**30
 _LOCAL = "give the path of a local JSON lines or Parquet file"
 _BOM = b"\xef\xbb\xbf"
 _HEAD_BYTES = 512
+_PIECE_BYTES = 2**20
 _BATCH_ROWS = 256
 
 _KINDS = (
@@ -164,12 +165,15 @@ def _check_kind(path: Path, head: bytes) -> None:
 
 
 def _array(path: Path, file: BufferedIOBase, example: str) -> Iterator[Row]:
-    content = file.read(MOST_ARRAY_BYTES + 1)
+    content = bytearray()
+    # In pieces: one large read would ask for all of the memory at once.
+    while len(content) <= MOST_ARRAY_BYTES and (piece := file.read(_PIECE_BYTES)):
+        content += piece
     if len(content) > MOST_ARRAY_BYTES:
         raise TaskError(
             f"{path}: a JSON array of more than {MOST_ARRAY_BYTES // 2**20} MiB; write each row on a line of its own"
         )
-    rows = _parse(Row(path=path, line=1, fields={}, example=example), content.removeprefix(_BOM))
+    rows = _parse(Row(path=path, line=1, fields={}, example=example), bytes(content.removeprefix(_BOM)))
     if not isinstance(rows, list) or not rows:
         raise TaskError(f"{path}: the JSON array is empty; a row looks like {example}")
     for number, fields in enumerate(rows, start=1):
