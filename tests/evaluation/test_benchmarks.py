@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import itertools
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -154,8 +155,9 @@ def test_a_record_of_other_problems_golds_verifiers_or_chat_templates_is_refused
     run(engine, codec, record)
     text = record.read_text()
     first, *others = TASK.heldout
-    chat = Codec(tiny_model_dir)
-    chat._tokenizer.chat_template = "{% for m in messages %}={{ m.content }}{% endfor %}"
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{% for m in messages %}={{ m.content }}{% endfor %}")
+    chat = Codec(model)
     for task, tokenizer, difference in (
         (replace(TASK, heldout=(replace(first, text="1+1="), *others)), codec, "the problems, the template around"),
         (replace(TASK, heldout=(replace(first, system="Add."), *others)), codec, "the problems, the template around"),

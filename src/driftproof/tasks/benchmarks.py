@@ -4,15 +4,14 @@ Prompts are made in one way for all of them: `template` with the problem in it, 
 show a base model how an answer is written. The gold answer of a worked solution is what its last `\boxed{}` holds.
 """
 
-import re
 from pathlib import Path
 
 from driftproof.errors import TaskError
-from driftproof.tasks.answers import last_boxed
+from driftproof.tasks.answers import solution_gold
 from driftproof.tasks.conversations import VERL_ANSWER, Form
 from driftproof.tasks.files import task_of_file
 from driftproof.tasks.protocol import Task, numbered, own_rewards
-from driftproof.tasks.rows import Row
+from driftproof.tasks.rows import Row, shown
 from driftproof.tasks.sources import read_rows
 
 TEMPLATE = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -35,10 +34,6 @@ EXAMPLES = (
     ("A fair die is thrown twice. What is the probability that both throws are sixes?",
      "The throws are independent: 1/6 * 1/6 = 1/36. The answer is \\boxed{\\frac{1}{36}}."),
 )  # fmt: skip
-
-_EMPTY = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*\}|[{}\s]|\\[ ,;!]")
-"""Nothing, as LaTeX may write it."""
-_BARE_BOX = re.compile(r"\\f?boxed\s+([^\s{$]+?)(?=[.,]?(?:[\s$]|$))")
 
 
 def benchmark(
@@ -111,13 +106,6 @@ def _form(
 
 
 def _gold(row: Row, answer: str) -> str:
-    if not _EMPTY.sub("", answer):
-        raise row.error(f"the answer {answer!r} says nothing")
-    if "\\boxed" not in answer and "\\fbox" not in answer:
-        return answer
-    gold = last_boxed(answer.replace("\\fbox", "\\boxed"))
-    if gold is None and (bare := _BARE_BOX.findall(answer)):
-        gold = bare[-1]
-    if gold is None or not _EMPTY.sub("", gold):
-        raise row.error("the solution has no closed \\boxed{} with an answer in it")
-    return gold.strip()
+    if (gold := solution_gold(answer)) is None:
+        raise row.error(f"the answer says nothing, or has no closed \\boxed{{}} with an answer in it: {shown(answer)}")
+    return gold

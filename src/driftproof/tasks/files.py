@@ -1,18 +1,14 @@
 """Prompts and answers from a user's file; a row that is not one is refused with its file and line."""
 
-import re
 from pathlib import Path
 
 from driftproof.errors import TaskError
-from driftproof.tasks.answers import after_hashes
+from driftproof.tasks.answers import gsm8k_gold
 from driftproof.tasks.conversations import VERL_ANSWER, Form
 from driftproof.tasks.protocol import Task, generator, hold_out, numbered, own_rewards
 from driftproof.tasks.rows import Row
 from driftproof.tasks.sources import read_rows
 from driftproof.types import Prompt
-
-_NUMBER_AND_UNIT = re.compile(r"(-?)\$?(\d+(?:\.\d+)?(?:/\d+)?)(?:\s+[^\W\d]|%?\.?$)")
-"""A number, and what may stand around it: a dollar sign, a word, as in `72 clips`, a percent sign, a full stop."""
 
 
 def jsonl(
@@ -103,8 +99,6 @@ def _gold(row: Row, answer: str) -> str:
         if not row.given("answer") and row.given(VERL_ANSWER):
             return answer.strip()
         raise row.error('the field "answer" has no "####"')
-    line = (after_hashes(answer) or "").replace(",", "").strip()
-    number = _NUMBER_AND_UNIT.match(line)
-    if not (gold := "".join(number.groups()) if number else line):
+    if (gold := gsm8k_gold(answer)) is None:
         raise row.error('the field "answer" has nothing after "####"')
     return gold
