@@ -125,7 +125,7 @@ def run(ledger: Ledger, clock: Clock, steps: int) -> None:
     for _ in range(steps):
         leases = clock("lease", lambda: ledger.lease("worker", 2 * PER_STEP, 60))
         groups = {lease.dispatch: group(lease.dispatch, lease.prompt_index) for lease in leases}
-        clock("renew", lambda: ledger.renew("worker", 60, Counters()))
+        clock("renew", lambda groups=groups: ledger.renew("worker", groups, 60, Counters()))  # type: ignore[misc]
         clock("commit", lambda groups=groups: ledger.commit("worker", groups, Counters(busy_seconds=1.0)))  # type: ignore[misc]
         batch = clock("take", lambda: ledger.take(PER_STEP))
         assert batch is not None

@@ -6,6 +6,9 @@ url=$(sed 's/.*"url": "\([^"]*\)".*/\1/' "$run/inbox.json")
 
 call() { # The token goes in by a pipe: an argument could be read in the list of processes.
     path=$1 && shift
+    # An inbox holds this lock as long as it lives; whoever has its port afterwards must not get the token.
+    flock -n "$run/inbox.lock" true && held=0 || held=$?
+    [ "$held" = 1 ] || { echo "$run has no inbox; start it: driftproof inbox $run" >&2; exit 1; }
     printf 'header = "Authorization: Bearer %s"' "$(cat "$run/inbox.token")" |
         curl -sS --fail-with-body -K - -H 'Content-Type: application/json' "$url$path" "$@"
 }

@@ -11,7 +11,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "driftproof"
 LAYERS = (
-    {"types", "errors", "faults", "slips", "values", "run"},
+    {"types", "errors", "faults", "slips", "values", "run", "text"},
     {"objectives", "logprobs", "metrics"},
     {"engines", "ledger", "weights", "verify", "tasks", "environments"},
     {"rollout", "learner", "inbox", "evaluation", "report", "tiny"},

@@ -8,11 +8,19 @@ import difflib
 import shlex
 from collections.abc import Iterable
 
+from driftproof.text import printable_lines
+
 
 class DriftproofError(Exception):
-    """Base of all of driftproof's errors; the message says what was wrong, where, what is valid and what to do."""
+    """Base of all of driftproof's errors; the message says what was wrong, where, what is valid and what to do.
+
+    What it quotes of servers, templates and files is harmless wherever the message is shown.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class InputError(DriftproofError, ValueError):

@@ -199,7 +199,11 @@ def hold_run_lock(run: Path) -> None:
 
 def _wait_for_orphans(run: Path, say: Callable[[str], None]) -> None:
     deadline, told = time.monotonic() + ORPHAN_SECONDS, False
-    with (run / PROCESSES_LOCK).open("w") as shared:
+    try:
+        opened = (run / PROCESSES_LOCK).open("a")
+    except OSError as error:
+        raise UnavailableError(f"run directory {run} cannot be written: {error.strerror}") from error
+    with opened as shared:
         while not taken(shared.fileno()):
             if not told:
                 say(f"waiting for processes of an earlier driftproof, which still work on {run}, to end")

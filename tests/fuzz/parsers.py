@@ -26,6 +26,8 @@ from driftproof.config import Config, load_config
 from driftproof.engines.http import ReplyError
 from driftproof.engines.openai.wire import Call, Dialect, read_reply
 from driftproof.errors import CheckpointError, ConfigError, EngineError, ModelError, TaskError
+from driftproof.inbox.messages import MAX_RESPONSES, SHOWN_PROBLEMS, Refusal
+from driftproof.inbox.reading import BodyError, GroupSize, read_groups
 from driftproof.lab.settings import LabConfig
 from driftproof.types import Prompt, Request, Sampling
 from tests.fuzz.inputs import changed_bytes, changed_tree, words
@@ -227,6 +229,26 @@ REPLIES = [
 REPLY_BYTES = changed_tree(REPLIES).map(lambda tree: json.dumps(tree).encode()) | changed_bytes(
     [json.dumps(reply).encode() for reply in REPLIES]
 )
+
+
+# Groups that are sent to the inbox.
+
+GROUP_SIZE = GroupSize(samples=2, max_tokens=4)
+_SENT = {"tokens": [97, 1], "finish_reason": "stop", "logprobs": [-0.5, -1e-6], "reward": 1.0}
+_TEXT = {"text": "a", "finish_reason": "length"}
+_GROUPS = {"groups": [{"dispatch": 3, "worker": "w", "responses": [_SENT, _TEXT]}] * 2}
+
+
+def _groups(content: bytes, directory: Path) -> None:
+    for group in read_groups(content, GROUP_SIZE):
+        if isinstance(group, Refusal):
+            assert 1 <= len(group.problems) <= SHOWN_PROBLEMS
+            assert len(group.problems) <= group.count
+            continue
+        assert len(group.responses) <= MAX_RESPONSES
+        for response in group.responses:
+            assert len(response.tokens or ()) <= GROUP_SIZE.max_tokens
+            assert response.reward is None or np.isfinite(response.reward)
 
 
 # Model directories, snapshots and checkpoints.
@@ -439,6 +461,13 @@ def parsers() -> list[Parser]:
             parse=_reply,
             refuses=(ReplyError,),
             inputs=st.tuples(st.sampled_from(list(Dialect)), st.booleans(), st.booleans(), REPLY_BYTES),
+        ),
+        Parser(
+            name="groups for the inbox",
+            parse=_groups,
+            refuses=(BodyError,),
+            inputs=changed_bytes([json.dumps(_GROUPS).encode()])
+            | changed_tree([_GROUPS]).map(lambda tree: json.dumps(tree).encode()),
         ),
         Parser(name="model description", parse=_inspect, refuses=(ModelError,), inputs=DESCRIPTION, slow=True),
         Parser(

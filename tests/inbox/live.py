@@ -1,34 +1,36 @@
 """Runs without a learner, and real servers of their inboxes.
 
-`python -m tests.inbox.live RUN` serves one until it is told to stop.
+`python -m tests.inbox.live RUN [MEGABYTES]` serves one until it is told to stop.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
 
 from driftproof.config import load_config
 from driftproof.inbox.app import make_app
 from driftproof.inbox.serve import serve
+from driftproof.inbox.server import Server
 from driftproof.inbox.service import Inbox
 from driftproof.runtime.build import open_inbox
 from driftproof.runtime.preflight import preflight, prepare_directory
 from tests.runtime.runs import write_recipe
 
+ROOT = Path(__file__).parent.parent.parent
 TOKEN = "a-token-for-tests"
 EOS = 1
 """Stop token of the tiny model."""
@@ -96,19 +98,19 @@ def written(prompt: dict[str, Any], worker: str = "w", **changes: Any) -> dict[s
 
 
 @contextmanager
-def app_of(run: Path, max_bytes: int = 1 << 20) -> Iterator[tuple[Inbox, FastAPI]]:
+def app_of(run: Path, max_bytes: int = 1 << 20, url: str = "") -> Iterator[tuple[Inbox, FastAPI]]:
     inbox = open_inbox(run)
     try:
-        yield inbox, make_app(inbox, TOKEN, max_bytes)
+        yield inbox, make_app(inbox, TOKEN, max_bytes, url)
     finally:
         inbox.close()
 
 
 @contextmanager
-def serving(run: Path, max_bytes: int = 1 << 20) -> Iterator[Client]:
+def serving(run: Path, max_bytes: int = 1 << 20, url: str = "") -> Iterator[Client]:
     """A server of the run's inbox in a thread."""
-    with app_of(run, max_bytes) as (_, app), socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    with app_of(run, max_bytes, url) as (_, app), socket.create_server(("127.0.0.1", 0)) as listening:
+        server = Server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started:
@@ -120,9 +122,34 @@ def serving(run: Path, max_bytes: int = 1 << 20) -> Iterator[Client]:
             thread.join()
 
 
+@contextmanager
+def process_of(
+    run: Path, megabytes: int = 1, before: Callable[[], None] = lambda: None
+) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """A server in a process of its own, in which `before` is called first, and a client with the run's own token."""
+    command = [sys.executable, "-m", "tests.inbox.live", str(run), str(megabytes)]
+    started = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=before
+    )
+    try:
+        while not (run / "inbox.json").exists():
+            assert started.poll() is None, started.communicate()
+            time.sleep(0.01)
+        url = json.loads((run / "inbox.json").read_text())["url"]
+        yield started, Client(int(url.rpartition(":")[2]), (run / "inbox.token").read_text().strip())
+    finally:
+        started.kill()
+        started.communicate()
+
+
 if __name__ == "__main__":
-    run = Path(sys.argv[1])
-    inbox = open_inbox(run)
+    run, megabytes = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
     serve(
-        inbox, run, host="127.0.0.1", port=0, token_environment="", max_megabytes=1, say=lambda s: print(s, flush=True)
+        open_inbox(run),
+        run,
+        host="127.0.0.1",
+        port=0,
+        token_environment="",
+        max_megabytes=megabytes,
+        say=lambda line: print(line, flush=True),
     )

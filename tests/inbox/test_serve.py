@@ -24,9 +24,8 @@ from driftproof.inbox.serve import serve
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import FINISHED
 from driftproof.runtime.build import open_inbox
-from tests.inbox.live import TOKEN, Client, make_run
+from tests.inbox.live import ROOT, TOKEN, Client, make_run, process_of
 
-ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
 
 
@@ -38,16 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
 @pytest.fixture(scope="module")
 def process(run: Path) -> Iterator[subprocess.Popen[str]]:
     """An inbox that is ready."""
-    started = subprocess.Popen(
-        [sys.executable, "-m", "tests.inbox.live", str(run)],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    while not (run / "inbox.json").exists():
-        assert started.poll() is None, started.communicate()
-        time.sleep(0.01)
-    yield started
-    started.kill()
-    started.communicate()
+    with process_of(run) as (started, _):
+        yield started
 
 
 def options(**changes: Any) -> dict[str, Any]:
@@ -73,7 +64,7 @@ def test_a_second_inbox_is_refused_and_the_first_goes_on(run: Path, process: sub
     assert client(run).call("/status").status == 200
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="the shell example needs curl")
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("flock")), reason="the shell example needs both")
 def test_the_shell_example(run: Path, process: subprocess.Popen[str]) -> None:
     works_until_the_run_is_finished(run, ["sh", str(EXAMPLES / "rollout_worker.sh"), str(run)], "inbox:curl")
 
@@ -111,7 +102,7 @@ def train(ledger: Ledger) -> None:
     ledger.published(batch.step)
 
 
-def wait_for(ledger: Ledger, groups: int, worker: subprocess.Popen[str], limit: float = 120) -> None:
+def wait_for(ledger: Ledger, groups: int, worker: subprocess.Popen[str], limit: float = 300) -> None:
     deadline = time.monotonic() + limit
     while (status := ledger.status()).ready + status.trained < groups:
         assert worker.poll() is None, worker.communicate()
@@ -120,12 +111,12 @@ def wait_for(ledger: Ledger, groups: int, worker: subprocess.Popen[str], limit: 
 
 
 def test_an_answer_does_not_wait_for_the_last_one_to_be_acknowledged(run: Path, process: subprocess.Popen[str]) -> None:
-    """With Nagle's algorithm even the fastest would take 40 ms."""
+    """With Nagle's algorithm even the fastest would take 40 ms; the fastest of many, as others may be at work here."""
     address = json.loads((run / "inbox.json").read_text())["url"].removeprefix("http://")
     connection = HTTPConnection(address, timeout=300)
     headers = {"Authorization": f"Bearer {(run / 'inbox.token').read_text().strip()}"}
     seconds = []
-    for _ in range(20):
+    for _ in range(60):
         started = time.perf_counter()
         connection.request("GET", "/status", headers=headers)
         assert connection.getresponse().read()

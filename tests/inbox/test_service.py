@@ -126,10 +126,11 @@ def test_a_verifier_that_hangs_costs_one_reward_and_holds_up_nobody_else(
         groups = [written(prompt, reward=None) for prompt in (hangs, others[0])]
         thread = threading.Thread(target=lambda: posted.append(client.post(*groups).outcomes))
         thread.start()
-        time.sleep(0.2)
-        assert client.call("/status").status == 200
-        assert thread.is_alive(), "the verifier is at work"
-        thread.join()
+        served = 0
+        while thread.is_alive():
+            assert client.call("/status").status == 200
+            served += thread.is_alive()
+        assert served, "while the verifier is at work"
         assert posted == [["accepted", "accepted"]]
         rewards = {record.dispatch: record.group.rewards for record in ledger.records()}
         assert np.isnan(rewards[hangs["dispatch"]]).all()
@@ -248,19 +249,35 @@ def test_a_bad_group_is_named(change: dict[str, Any], words: str, client: Client
     assert ledger.status().ready == 0
 
 
+ONE_FIELD = "the body must be one JSON object of one field"
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        (b"{", 422, "the body is not JSON, character 1: Expecting property name"),
-        (b"\xff", 400, "parsing the body"),
-        (b"[" * 100_000, 400, "parsing the body"),
-        (b'{"groups": [' + b"1" * 5000 + b"]}", 400, "parsing the body"),
-        (b"[]", 422, "body: Input should be a valid dictionary"),
-        (b"{}", 422, "groups: Field required"),
-        (b'{"groups": []}', 422, "groups: List should have at least 1 item"),
-        (b'{"groups": {}}', 422, "groups: Input should be a valid list"),
-        (b'{"groups": [' + b"{}," * 64 + b"{}]}", 422, "groups: List should have at most 64 items"),
-        (b'{"groups": [{}], "more": 1}', 422, "more: Extra inputs are not permitted"),
+        (b"{", 422, ONE_FIELD),
+        (b"\xff", 422, ONE_FIELD),
+        (b"[" * 1_000_000, 413, "the body has more than"),
+        (b"[" * 10_000, 422, ONE_FIELD),
+        (b'{"groups": [\xff]}', 422, "the body is not UTF-8, byte 12"),
+        (b'{"groups": [{"dispatch": 1}', 422, "the body is not JSON, byte 27: ',' or ']' belongs behind a group"),
+        (b'{"groups": [{"dispatch": }]}', 422, "the body is not JSON, byte 25: Expecting value"),
+        ('{"groups": [{"é": }]}'.encode(), 422, "the body is not JSON, byte 19: Expecting value"),
+        (b'{"groups": [{}', 422, "the body is not JSON, byte 14"),
+        (b'{"groups": [' + b"[" * 3000, 422, "groups[0]: maximum recursion depth exceeded"),
+        (b'{"groups": [' + b"1" * 5000 + b"]}", 422, "groups[0]: Exceeds the limit"),
+        (
+            b'{"groups": [{"a": "' + b"a" * 9000 + b'"}]}',
+            413,
+            "the most that a group of this run can have",
+        ),
+        (b"[]", 422, ONE_FIELD),
+        (b"{}", 422, ONE_FIELD),
+        (b'{"groups": []}', 422, "groups: at least one belongs in a request"),
+        (b'{"groups": {}}', 422, ONE_FIELD),
+        (b'{"groups": [' + b"{}," * 64 + b"{}]}", 422, "groups: at most 64 in one request"),
+        (b'{"groups": [{}], "more": 1}', 422, "one field, groups, and end behind it"),
+        (b'{"groups": [{}]} x', 422, "one field, groups, and end behind it"),
         (b"", 422, "body: Field required"),
     ],
     ids=lambda value: ascii(value)[:40],
@@ -370,6 +387,7 @@ def test_an_expired_lease_is_good_until_another_worker_has_it(tmp_path: Path, ti
 
 def test_workers_are_counted_like_built_in_ones(run: Path, ledger: Ledger) -> None:
     with serving(run) as client:
+        begun = time.monotonic()
         time.sleep(0.1)
         prompts = client.prompts(2)
         time.sleep(0.2)
@@ -378,8 +396,9 @@ def test_workers_are_counted_like_built_in_ones(run: Path, ledger: Ledger) -> No
         client.prompts(1)
         counters = ledger.workers()["inbox:w"]
         assert (counters.groups, counters.tokens, counters.requests_with_logprobs) == (2, 16, 0)
-        assert 0.2 <= counters.busy_seconds < 2
-        assert 0.1 <= counters.waiting_seconds < 2
+        assert counters.busy_seconds >= 0.2
+        assert counters.waiting_seconds >= 0.1
+        assert counters.busy_seconds + counters.waiting_seconds <= time.monotonic() - begun
         assert len(View.of(ledger).workers) == 1
     with serving(run) as client:
         client.post(*map(written, client.prompts(1)))

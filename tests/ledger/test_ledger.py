@@ -3,6 +3,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -234,10 +235,13 @@ def test_a_lease_that_ran_out_is_given_anew_and_first(ledger: Ledger):
     assert ledger.events()["lease expired"] == (1, "groups [0, 1] given to b")
 
 
-def test_a_lease_runs_out_with_time(ledger: Ledger):
-    (lost,) = ledger.lease("a", 1, 0.05)
+def test_a_lease_runs_out_with_time(ledger: Ledger, monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr("driftproof.ledger.leases.time", SimpleNamespace(monotonic=lambda: now))
+    (lost,) = ledger.lease("a", 1, 5.0)
+    now += 4.9
     assert ledger.lease("b", 1, LONG)[0] != lost
-    time.sleep(0.06)
+    now += 0.2
     assert ledger.lease("b", 1, LONG) == [lost]
 
 
@@ -282,16 +286,26 @@ def test_renewing_moves_the_deadlines_of_one_worker(ledger: Ledger):
     ledger.lease("a", 1, OVER)
     ledger.lease("b", 2, OVER)
     # b took over the group of a.
-    ledger.renew("a", LONG, Counters())
+    ledger.renew("a", [0], LONG, Counters())
     assert [lease.dispatch for lease in ledger.lease("c", 1, LONG)] == [0]
-    ledger.renew("b", LONG, Counters())
+    ledger.renew("b", [0, 1], LONG, Counters())
     assert [lease.dispatch for lease in ledger.lease("d", 9, LONG)] == [2, 3]
+
+
+def test_a_lease_that_a_living_worker_does_not_know_of_expires(ledger: Ledger):
+    """The answer to its question was lost, say: it goes on to renew the others."""
+    ledger.lease("a", 3, OVER)
+    ledger.renew("a", [0, 2], LONG, Counters())
+    assert [lease.dispatch for lease in ledger.lease("b", 1, LONG)] == [1]
+    ledger.renew("a", {0, 1, 2, 77}, LONG, Counters(renewals=2))
+    assert ledger.workers()["a"].renewals == 2
+    assert [lease.dispatch for lease in ledger.lease("c", 9, LONG)] == [3], "what it names of others stays theirs"
 
 
 def test_a_worker_of_the_same_name_does_not_revive_the_leases_of_a_dead_one(ledger: Ledger):
     ledger.lease("a", 2, LONG)
     ledger.release("a")
-    ledger.renew("a", LONG, Counters())
+    ledger.renew("a", [0, 1], LONG, Counters())
     assert [lease.dispatch for lease in ledger.lease("a", 2, LONG)] == [0, 1]
 
 
@@ -336,7 +350,7 @@ def test_counters_of_workers_are_replaced(ledger: Ledger):
     a, b = Counters(tokens=5, busy_seconds=0.5, engine={"steps": 3}), Counters(tokens=2, phase="decodes")
     ledger.report_worker("b", Counters(tokens=1))
     ledger.commit("a", {}, a)
-    ledger.renew("b", LONG, b)
+    ledger.renew("b", [], LONG, b)
     assert ledger.workers() == {"a": a, "b": b}
     assert (ledger.counters("a"), ledger.counters("c")) == (a, Counters())
 
@@ -501,7 +515,7 @@ def test_no_question_of_a_step_reads_what_grows(ledger: Ledger):
     database.set_trace_callback(statements.append)
     write(ledger, 2)
     ledger.lease("a", 1, LONG)
-    ledger.renew("a", LONG, Counters())
+    ledger.renew("a", [2], LONG, Counters())
     ledger.release("a")
     ledger.record_event("late commit", "one")
     train(ledger)

@@ -94,11 +94,12 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.groups[n].over = self.groups[n].released = True
         self.ledger.release(worker)
 
-    @rule(worker=workers)
-    def renew(self, worker: str) -> None:
-        for n in self.numbers("leased"):
+    @rule(worker=workers, forgotten=st.sets(st.integers(0, 17), max_size=3))
+    def renew(self, worker: str, forgotten: set[int]) -> None:
+        held = set(range(len(self.groups))) - forgotten
+        for n in held.intersection(self.numbers("leased")):
             self.groups[n].over &= self.groups[n].worker != worker or self.groups[n].released
-        self.ledger.renew(worker, 1000.0, Counters())
+        self.ledger.renew(worker, held, 1000.0, Counters())
 
     @rule(worker=workers, later=st.integers(0, 2), others=st.sets(st.integers(0, 17), max_size=4))
     def commit(self, worker: str, later: int, others: set[int]) -> None:

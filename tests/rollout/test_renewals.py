@@ -18,8 +18,8 @@ from driftproof.rollout.renewals import renewals
 from driftproof.weights.snapshots import Publisher
 from tests.rollout.test_worker import PLAN, worker
 
-LEASE_SECONDS = 2.0
-"""The default of 120 s, sixty times as fast."""
+LEASE_SECONDS = 3.0
+"""The default of 120 s, forty times as fast: a renewal may be two seconds late where others are at work, too."""
 
 
 class Slow(EmbeddedEngine):
@@ -76,8 +76,7 @@ def at_work(path: Path, engine: Slow, model: Path, longest_step: float) -> threa
     return thread
 
 
-@pytest.mark.parametrize("step", ["load", "collect"])
-@pytest.mark.parametrize("leases", [1.0, 2.5], ids=["as-long-as-a-lease", "longer"])
+@pytest.mark.parametrize(("step", "leases"), [("load", 2.5), ("collect", 1.2)])
 def test_a_long_step_costs_no_lease(
     step: str, leases: float, ledger: Ledger, engine: Slow, tiny_model_dir: Path
 ) -> None:

@@ -200,7 +200,7 @@ def test_a_directory_that_is_moved_under_a_live_run_is_said(recipe: Path, tmp_pa
     wait_for_step(run, 3, process)
     pids = processes(run).values()
     run.rename(place)
-    _, stderr = process.communicate(timeout=200)
+    _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert f"driftproof: run directory {run} was removed or moved while the run was working on it" in stderr
     assert "Traceback" not in stderr

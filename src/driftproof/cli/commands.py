@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 from rich.console import Console
 
 from driftproof.errors import ConfigError
+from driftproof.text import printable_lines
 
 if TYPE_CHECKING:
     from driftproof.config import Config
@@ -51,9 +52,9 @@ def whole_number(least: int, most: int = 10**8) -> Callable[[str], int]:
 
 
 def print_lines(console: Console, *lines: str) -> None:
-    """Print lines as they are, neither marked up nor broken."""
+    """Print lines as they are, neither marked up nor broken; control characters in them are escaped."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable_lines(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def located(config: AnyConfig) -> AnyConfig:

@@ -15,6 +15,7 @@ from driftproof.config import Config, load_config
 from driftproof.errors import ConfigError, RunError, command_line
 from driftproof.ledger.records import Plan
 from driftproof.run import LATEST, RunDirectory
+from driftproof.text import printable_lines
 
 
 def add(commands: Commands) -> None:
@@ -164,7 +165,8 @@ def _check_ledger(known: Namespace) -> int:
 
     found = check_run(known.run)
     nothing = f"{found.groups:,} groups, {found.steps:,} steps: nothing is wrong"
-    print(json.dumps(asdict(found), indent=2) if known.json else "\n".join(found.findings) or nothing)
+    lines = printable_lines("\n".join(found.findings)) or nothing
+    print(json.dumps(asdict(found), indent=2) if known.json else lines)
     return 1 if found.findings else 0
 
 

@@ -1,14 +1,15 @@
 """The messages between a rollout worker and the inbox, as JSON.
 
 Guarantees: a message that exists is well-formed by itself: no unknown field, no text for a number, finite numbers,
-log-probs as long as their tokens. A bad group does not take the others of its request down: it becomes a `Refusal`.
+log-probs as long as their tokens. A bad group does not take the others of its request down: it becomes a `Refusal`,
+which is as small however much is wrong with it.
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from driftproof.tasks.chat import chat_messages
@@ -18,6 +19,8 @@ MAX_PROMPTS = 64
 """Groups leased by one request."""
 MAX_GROUPS = 64
 """Groups in one request."""
+MAX_RESPONSES = 1024
+"""Responses of one group."""
 SHOWN_PROBLEMS = 8
 """Problems that one refusal names; the rest is counted."""
 
@@ -33,6 +36,14 @@ State = Literal["running", "stopping", "finished"]
 
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown_fields(cls, value: Any) -> Any:
+        """Each unknown field would be a problem of its own, and there may be as many as fit into a body."""
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + SHOWN_PROBLEMS:
+            raise ValueError(f"{len(value):,} fields; known are {', '.join(cls.model_fields)}")
+        return value
 
 
 class ChatMessage(Message):
@@ -92,12 +103,14 @@ class ResponseMessage(Message):
     """One response, as token ids, or as text where the engine has no ids; not both."""
 
     tokens: list[TokenId] | None = Field(
-        default=None, min_length=1, description="the stop token included, the prompt excluded"
+        fail_fast=True, default=None, min_length=1, description="the stop token included, the prompt excluded"
     )
     text: str | None = Field(default=None, description="tokenized by the learner, and recorded as re-tokenized")
     finish_reason: Literal["stop", "length"] = Field(description="`stop`: a stop token was written")
     logprobs: list[Logprob] | None = Field(
-        default=None, description="one per token, of the distribution sampled from; exactly where want_logprobs is true"
+        fail_fast=True,
+        default=None,
+        description="one per token, of the distribution sampled from; exactly where want_logprobs is true",
     )
     reward: Reward | None = Field(default=None, description="where not given, the task's verifier decides")
 
@@ -115,30 +128,44 @@ class GroupMessage(Message):
 
     dispatch: Count
     worker: WorkerName = Field(default="anonymous", description="under which it was leased")
-    responses: list[ResponseMessage] = Field(min_length=1, description="as many as `samples` of the prompt")
+    responses: list[ResponseMessage] = Field(
+        min_length=1, max_length=MAX_RESPONSES, description="as many as `samples` of the prompt"
+    )
 
 
 class Refusal(BaseModel):
     """A group that is not well-formed."""
 
+    dispatch: int | None = None
+    """Its number, where it can be read."""
     problems: tuple[tuple[tuple[int | str, ...], str], ...]
-    """(where in the group, what is wrong)."""
+    """(where in the group, what is wrong), the first few."""
+    count: int
+    """Problems in all."""
 
 
-def _or_refusal(value: Any, _: Any) -> GroupMessage | Refusal:
+def read_group(value: Any, max_tokens: int) -> GroupMessage | Refusal:
+    """The group of a JSON value, or why it is none; of a response that is too long nothing is kept."""
     try:
-        return GroupMessage.model_validate(value)
+        group = GroupMessage.model_validate(value)
     except ValidationError as error:
-        wrong = ((problem["loc"], problem["msg"].removeprefix("Value error, ")) for problem in error.errors())
-        return Refusal(problems=tuple(wrong))
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:SHOWN_PROBLEMS]
+        wrong = ((problem["loc"], problem["msg"].removeprefix("Value error, ")) for problem in found)
+        return Refusal(problems=tuple(wrong), count=error.error_count())
+    said = "{} tokens, the stop token included; max_tokens is {}"
+    lengths = {position: len(response.tokens or ()) for position, response in enumerate(group.responses)}
+    long = [
+        (("responses", position, "tokens"), said.format(length, max_tokens))
+        for position, length in lengths.items()
+        if length > max_tokens
+    ]
+    return Refusal(dispatch=group.dispatch, problems=tuple(long[:SHOWN_PROBLEMS]), count=len(long)) if long else group
 
 
 class Groups(Message):
     """Written groups."""
 
-    groups: list[Annotated[GroupMessage | SkipJsonSchema[Refusal], WrapValidator(_or_refusal)]] = Field(
-        min_length=1, max_length=MAX_GROUPS
-    )
+    groups: list[GroupMessage | SkipJsonSchema[Refusal]] = Field(min_length=1, max_length=MAX_GROUPS)
 
 
 class Outcome(Message):
@@ -167,6 +194,13 @@ class SomeRefused(Problem):
     """The outcomes of the groups, in their order; none where the request as a whole cannot be read."""
 
     groups: list[Outcome] = []
+
+
+class Identity(Message):
+    """A proof of who serves here."""
+
+    url: str = Field(description="the address in the run's inbox.json")
+    proof: str = Field(description="HMAC-SHA256 with the token as its key")
 
 
 class WeightsFile(Message):
@@ -200,8 +234,8 @@ def field_path(parts: Iterable[int | str]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part[:60]}" for part in parts).removeprefix(".")
 
 
-def shown(problems: list[str]) -> list[str]:
-    """The first problems, and how many more there are; storable, whatever a sender called its fields."""
-    rest = len(problems) - SHOWN_PROBLEMS
+def shown(problems: list[str], count: int = 0) -> list[str]:
+    """The first problems, and how many more of `count` there are; storable, whatever a sender called its fields."""
+    rest = max(len(problems), count) - SHOWN_PROBLEMS
     first = [problem.encode(errors="backslashreplace").decode() for problem in problems[:SHOWN_PROBLEMS]]
     return [*first, f"and {rest} more"] if rest > 0 else first

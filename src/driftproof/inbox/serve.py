@@ -6,22 +6,24 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO
 
-import uvicorn
-
 from driftproof.errors import ConfigError
 from driftproof.inbox.app import make_app
+from driftproof.inbox.server import Server
 from driftproof.inbox.service import Inbox
 from driftproof.run import RunDirectory, taken, written_whole
 
 SHORTEST_TOKEN = 16
 """Characters."""
-STOP_SECONDS = 10
-"""Time that requests under way have to end when the inbox is stopped."""
+MAX_MEGABYTES = 1024
+"""Upper end of `--max-megabytes`."""
+_LOCK_SECONDS = 2.0
+"""How long the lock is asked for: a client that looks whether there is an inbox holds it for a moment."""
 
 
 def serve(
@@ -40,33 +42,38 @@ def serve(
     environment variable `token_environment`, or, where that is empty, in a file of the run, which is made when it is
     not there. `say` gets the lines for the user; they never hold the token.
 
-    ConfigError where the run has an inbox already, the address cannot be bound, or the token is of no use.
+    ConfigError where the run has an inbox already, the address cannot be bound, the token is of no use, or no request
+    could be taken.
     """
+    if not 1 <= max_megabytes <= MAX_MEGABYTES:
+        raise ConfigError(f"--max-megabytes is {max_megabytes}; 1 to {MAX_MEGABYTES:,} are possible, 64 is the default")
     directory = RunDirectory(path=run)
     with closing(inbox), _lock(directory), _listen(host, port) as listening:
         token, source = _token(directory, token_environment)
         url = f"http://[{host}]" if ":" in host else f"http://{host}"
         url = f"{url}:{listening.getsockname()[1]}"
-        app = make_app(inbox, token, max_megabytes * 2**20)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
-        config.timeout_graceful_shutdown = STOP_SECONDS
+        server = Server(make_app(inbox, token, max_megabytes * 2**20, url))
         with _announced(directory.inbox, url):
             say(f"inbox of {run} at {url} (its description: {url}/openapi.json)")
             say(f"token in {source}")
             if not _is_loopback(host):
                 say(f"warning: {host} can be reached from outside, and HTTP is not encrypted, the token included")
             with _signals_survived():
-                uvicorn.Server(config).run(sockets=[listening])
+                server.run(sockets=[listening])
 
 
 def _lock(run: RunDirectory) -> IO[str]:
     """The run's lock file, held as long as it is open."""
-    file = run.inbox_lock.open("a")
-    if not taken(file.fileno()):
-        file.close()
-        raise ConfigError(
-            f"{run.path} has an inbox already (its address: {run.inbox}); one serves any number of workers"
-        )
+    file, deadline = run.inbox_lock.open("a"), time.monotonic() + _LOCK_SECONDS
+    while not taken(file.fileno()):
+        if time.monotonic() > deadline:
+            file.close()
+            raise ConfigError(
+                f"{run.path} has an inbox already (its address: {run.inbox}); one serves any number of workers"
+            )
+        time.sleep(0.05)
+    # An inbox that was killed has left its address, where anybody may listen by now.
+    run.inbox.unlink(missing_ok=True)
     return file
 
 

@@ -4,22 +4,23 @@ Guarantees: every group of a request gets an outcome; a group that is bad costs 
 twice, by whomever, is recorded once; nothing enters the ledger that the learner cannot train on.
 """
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+import os
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 from driftproof.engines.protocol import Completed
-from driftproof.errors import CodecError, GroupError, StaleInboxError, VerifierError
+from driftproof.errors import CodecError, ConfigError, GroupError, StaleInboxError, VerifierError
 from driftproof.inbox import messages
+from driftproof.inbox.reading import TOKEN_BYTES, GroupSize
+from driftproof.inbox.workers import SenderEvents, Workers
 from driftproof.ledger.leases import LocalLeases
 from driftproof.ledger.reader import LedgerReader
-from driftproof.ledger.records import Counters
 from driftproof.rollout.requests import make_request
 from driftproof.rollout.settings import RolloutSettings
 from driftproof.run import RunDirectory
@@ -44,6 +45,7 @@ class _Written(NamedTuple):
     """A group that was read and is in order."""
 
     worker: str
+    """The ledger's name of who wrote it."""
     completed: Completed
 
 
@@ -70,8 +72,18 @@ class Inbox:
     def __post_init__(self) -> None:
         with LedgerReader(self.run.ledger) as ledger:
             self.want_logprobs = Channel.BEHAVIOR_LOGPROBS in ledger.plan.channels
+        if self.settings.group_size > messages.MAX_RESPONSES:
+            raise ConfigError(
+                f"rollouts.group_size is {self.settings.group_size}; an inbox takes groups of at most "
+                f"{messages.MAX_RESPONSES:,} responses, built-in workers write larger ones (rollouts.workers)"
+            )
         self._verifier = _OpenedOnDemand(self.open_verifier)
-        self._workers = _Workers()
+        self._workers = Workers()
+        self._events = SenderEvents()
+
+    @property
+    def group_size(self) -> GroupSize:
+        return GroupSize(samples=self.settings.group_size, max_tokens=self.sampling.max_tokens)
 
     def close(self) -> None:
         self._verifier.close()
@@ -83,9 +95,9 @@ class Inbox:
     def lease(self, worker: str, count: int) -> messages.Prompts:
         """Up to `count` groups for a worker to write; none when no group is admitted."""
         self._check_settings()
-        name, seconds = ledger_name(worker), self.settings.lease_seconds
+        seconds = self.settings.lease_seconds
         with LocalLeases(self.run.ledger) as ledger:
-            state = ledger.state()
+            name, state = self._workers.admit(ledger, worker), ledger.state()
             leases = ledger.lease(name, min(count, messages.MAX_PROMPTS), seconds)
             with self._workers.reported(ledger, name) as reported:
                 reported.deadlines |= {lease.dispatch: reported.seen + seconds for lease in leases}
@@ -100,7 +112,7 @@ class Inbox:
         )
 
     def accept(self, groups: Sequence[messages.GroupMessage | messages.Refusal]) -> list[messages.Outcome]:
-        """Check, verify and record written groups; their outcomes, in their order.
+        """Check, verify and record groups as `read_groups` has read them; their outcomes, in their order.
 
         VerifierError where the verifier cannot be started; nothing is recorded then.
         """
@@ -117,7 +129,7 @@ class Inbox:
             refused = [outcome for outcome in outcomes if outcome.outcome == "refused"]
             if refused:
                 first = refused[0].problems[0]
-                ledger.record_event("inbox refused groups", f"{len(refused)} of {len(groups)}: {first}")
+                self._events.record(ledger, "inbox refused groups", f"{len(refused)} of {len(groups)}: {first}")
         return outcomes
 
     def weights(self) -> messages.Weights | None:
@@ -136,7 +148,7 @@ class Inbox:
         with suppress(FileNotFoundError):  # pruned while we looked
             for snapshot in list_snapshots(self.run.snapshots):
                 if snapshot.step == step and (path := _files(snapshot).get(name)) is not None:
-                    return path.open("rb")
+                    return _open_regular(path)
         return None
 
     def _check_settings(self) -> None:
@@ -164,12 +176,14 @@ class Inbox:
         """A group as the engine of a built-in worker would have returned it, or why it is refused."""
         if isinstance(group, messages.Refusal):
             problems = [f"{messages.field_path((where, *place))}: {message}" for place, message in group.problems]
-            return messages.Outcome(dispatch=None, outcome="refused", problems=messages.shown(problems))
+            said = messages.shown(problems, group.count)
+            return messages.Outcome(dispatch=group.dispatch, outcome="refused", problems=said)
         problems = []
         if group.dispatch >= dispatched:
             problems.append(f"{where}.dispatch: {group.dispatch} was never leased; so far {dispatched} groups were")
         if len(group.responses) != (wanted := self.settings.group_size):
             problems.append(f"{where}.responses: {len(group.responses)} responses; a group has {wanted}")
+            return messages.Outcome(dispatch=group.dispatch, outcome="refused", problems=problems)
         responses = []
         for position, response in enumerate(group.responses):
             try:
@@ -178,14 +192,15 @@ class Inbox:
                 problems.append(str(refused))
         if problems:
             return messages.Outcome(dispatch=group.dispatch, outcome="refused", problems=messages.shown(problems))
+        name = self._workers.find(ledger, group.worker)
+        if not ledger.holds(name, group.dispatch):
+            self._events.record(ledger, "late commit", f"group {group.dispatch} of {name}, which has no lease of it")
+            return messages.Outcome(dispatch=group.dispatch, outcome="duplicate")
         request = self._request(group.dispatch, ledger.prompt_of(group.dispatch))
-        return _Written(group.worker, Completed(request=request, responses=tuple(responses)))
+        return _Written(name, Completed(request=request, responses=tuple(responses)))
 
     def _response(self, where: str, response: messages.ResponseMessage) -> Response:
         tokens = self._tokens(where, response)
-        if len(tokens) > (most := self.sampling.max_tokens):
-            given = "text" if response.tokens is None else "tokens"
-            raise _Refused(f"{where}.{given}: {len(tokens)} tokens, the stop token included; max_tokens is {most}")
         stop_ids = self.sampling.stop_ids
         if response.finish_reason == "stop" and tokens[-1] not in stop_ids:
             raise _Refused(
@@ -215,18 +230,23 @@ class Inbox:
                         f"{where}.tokens[{position}]: {token} is outside the vocabulary of {self.vocabulary}"
                     )
             return response.tokens
+        text, most = response.text or "", self.sampling.max_tokens
+        if len(text) > most * TOKEN_BYTES:
+            raise _Refused(f"{where}.text: {len(text):,} characters cannot be {most} tokens; max_tokens is {most}")
         try:
-            tokens = self.codec.encode_response(response.text or "")
+            tokens = self.codec.encode_response(text)
         except CodecError as error:
             raise _Refused(f"{where}.text: {error}") from error
         # What was cut off did not end, so it has no end-of-sequence token.
         tokens = tokens if response.finish_reason == "stop" else tokens[:-1]
+        if len(tokens) > most:
+            raise _Refused(f"{where}.text: {len(tokens)} tokens, the stop token included; max_tokens is {most}")
         if not tokens:
             raise _Refused(f"{where}.text: is empty, and nothing was cut off; finish_reason must be 'stop'")
         return tokens
 
     def _record(self, ledger: LocalLeases, written: _Written, group: Group) -> messages.Outcome:
-        name, dispatch = ledger_name(written.worker), written.completed.request.key
+        name, dispatch = written.worker, written.completed.request.key
         try:
             accepted = ledger.commit(name, {dispatch: group})
         except GroupError as error:
@@ -262,51 +282,20 @@ class _OpenedOnDemand:
             self.started = None
 
 
-@dataclass(slots=True, kw_only=True)
-class _Worker:
-    counters: Counters
-    seen: float
-    """Time of its last request, monotonic seconds."""
-    deadlines: dict[int, float] = field(default_factory=dict)
-    """Deadlines of the leases that it holds, by dispatch, monotonic seconds."""
-
-    def add(self, **amounts: float) -> None:
-        totals = {name: getattr(self.counters, name) + amount for name, amount in amounts.items()}
-        self.counters = replace(self.counters, **totals)
-
-    def advance(self, now: float) -> None:
-        """Count it as busy for as long as it held a lease, and as waiting otherwise."""
-        busy = min(max(max(self.deadlines.values(), default=self.seen) - self.seen, 0.0), now - self.seen)
-        self.add(busy_seconds=busy, waiting_seconds=now - self.seen - busy)
-        self.deadlines = {dispatch: deadline for dispatch, deadline in self.deadlines.items() if deadline > now}
-        self.seen = now
-
-
-class _Workers:
-    """Counters by worker, kept in the ledger; they go on where an earlier inbox of the run stopped."""
-
-    def __init__(self) -> None:
-        self._workers: dict[str, _Worker] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def reported(self, leases: LocalLeases, name: str) -> Iterator[_Worker]:
-        """A worker that was heard of now; its counters go to the ledger at the end."""
-        with self._lock:
-            now = time.monotonic()
-            if name not in self._workers:
-                self._workers[name] = _Worker(counters=leases.counters(name), seen=now)
-            worker = self._workers[name]
-            worker.advance(now)
-            yield worker
-            leases.report_worker(name, worker.counters)
-
-
-def ledger_name(worker: str) -> str:
-    """The ledger's name of a worker of the inbox; never that of a built-in one."""
-    return f"inbox:{worker}"
-
-
 def _files(snapshot: Snapshot) -> dict[str, Path]:
-    """The files of a snapshot that are sent, by name. A name from outside is looked up here and never made a path."""
-    return {path.name: path for path in sorted(snapshot.path.iterdir()) if path.suffix in SENT and path.is_file()}
+    """The files of a snapshot that are sent, by name. A name from outside is looked up here and never made a path.
+
+    Links are not followed: they may lead to anything that this user can read.
+    """
+    if snapshot.path.is_symlink():
+        return {}
+    return {
+        path.name: path
+        for path in sorted(snapshot.path.iterdir())
+        if path.suffix in SENT and stat.S_ISREG(path.lstat().st_mode)
+    }
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """A file that is no link, and did not become one since it was listed."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")

@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from driftproof.report.text import duration
+from driftproof.text import duration
 
 
 class GridProgress:

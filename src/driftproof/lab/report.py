@@ -20,8 +20,8 @@ from driftproof.lab.pictures import draw_pictures
 from driftproof.lab.settings import LabConfig
 from driftproof.lab.summary import Summary, collapsed_at, missing_cells, summarize, views_of
 from driftproof.report.tables import plain_table
-from driftproof.report.text import printable
 from driftproof.run import written_whole
+from driftproof.text import printable
 from driftproof.weights.hub import named
 
 HOW_TO_READ = (

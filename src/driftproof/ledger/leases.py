@@ -9,7 +9,7 @@ the pool; a group is committed once. The data's age is counted in the ledger and
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from driftproof.errors import GroupError
@@ -34,8 +34,8 @@ class Leases(Protocol):
     def lease(self, worker: str, count: int, seconds: float) -> list[Lease]:
         """Up to `count` groups to write within so many seconds; [] when none is admitted now."""
 
-    def renew(self, worker: str, seconds: float, counters: Counters) -> None:
-        """Move the deadline of all leases of a living worker, and replace its counters."""
+    def renew(self, worker: str, dispatches: Collection[int], seconds: float, counters: Counters) -> None:
+        """Move the deadlines of the leases that a living worker knows of, and replace its counters."""
 
     def commit(self, worker: str, groups: Mapping[int, Group], counters: Counters) -> int:
         """Record written groups by dispatch number, and replace the worker's counters; how many were accepted."""
@@ -88,11 +88,14 @@ class LocalLeases(LedgerWriter):
                 store.add_event("lease expired", f"groups {expired} given to {worker}")
         return leases
 
-    def renew(self, worker: str, seconds: float, counters: Counters) -> None:
-        """Move the deadline of a worker's leases; one that was released is no longer its own."""
-        update = "UPDATE groups SET deadline = ? WHERE state = 'leased' AND worker = ? AND deadline >= 0"
+    def renew(self, worker: str, dispatches: Collection[int], seconds: float, counters: Counters) -> None:
+        """Move the deadlines of a worker's leases; one that was released is no longer its own, and one that it does not
+        name is left to expire: its answer to `lease` may have been lost."""
+        held = "dispatch = ? AND state = 'leased' AND worker = ? AND deadline >= 0"
+        update = f"UPDATE groups SET deadline = ? WHERE {held}"
+        deadline = time.monotonic() + seconds
         with self._store.transaction():
-            self._store.execute(update, time.monotonic() + seconds, worker)
+            self._store.database.executemany(update, [(deadline, dispatch, worker) for dispatch in dispatches])
             self._store.set_counters(worker, counters)
 
     def release(self, worker: str | None = None) -> int:
@@ -124,6 +127,11 @@ class LocalLeases(LedgerWriter):
             if counters is not None:
                 self._store.set_counters(worker, counters)
         return len(accepted)
+
+    def holds(self, worker: str, dispatch: int) -> bool:
+        """Whether a worker holds the lease of a group."""
+        leased = "SELECT EXISTS (SELECT 1 FROM groups WHERE dispatch = ? AND state = 'leased' AND worker = ?)"
+        return bool(self._store.number(leased, dispatch, worker))
 
     def report_worker(self, worker: str, counters: Counters) -> None:
         """Replace a worker's counters."""

@@ -97,7 +97,7 @@ class LedgerReader:
     def steps(self, after: int = 0) -> list[dict[str, Any]]:
         """The metrics of the steps after `after`, in order; each has its `step`."""
         question = "SELECT step, metrics, checksum FROM steps WHERE step > ? ORDER BY step"
-        return [{"step": step, **metrics} for step, metrics in self._store.sealed(question, "step", _object, after)]
+        return [{"step": step, **metrics} for step, metrics in self._store.sealed(question, "step", _metrics, after)]
 
     def evaluations(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Results by name, then step."""
@@ -211,6 +211,13 @@ class LedgerWriter(LedgerReader):
         """Count and keep a tolerated failure or another thing to show."""
         with self._store.transaction():
             self._store.add_event(kind, message)
+
+
+def _metrics(text: str) -> dict[str, Any]:
+    metrics = _object(text)
+    if wrong := [name for name, value in metrics.items() if not isinstance(value, int | float | None)]:
+        raise ValueError(f"its {wrong[0][:60]} is no number")
+    return metrics
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -64,8 +64,9 @@ class Plan:
         plan = cls(**values | {"channels": frozenset(map(Channel, values["channels"]))})
         numbers = [plan.prompts, plan.groups_per_step, plan.max_staleness, plan.steps, plan.publish_every]
         possible = all(type(number) is int and number < LIMIT for number in (*numbers, plan.recorded_prompts))
-        if not possible or type(plan.seed) is not int or plan.seed < 0 or not isinstance(plan.model, str):
-            raise ValueError(f"a value is impossible in {plan}")
+        possible &= type(plan.recorded_share) in (int, float) and type(plan.seed) is int and isinstance(plan.model, str)
+        if not possible or plan.seed < 0 or plan.recorded_prompts < 0:
+            raise ValueError(f"a value is impossible in {str(plan)[:1000]}")
         if problem := plan.problem():
             raise ValueError(problem)
         return plan
@@ -104,11 +105,18 @@ class Counters:
     def from_json(cls, text: str) -> Self:
         """The counters of a text, else a ValueError; what another driftproof wrote beside them is left out."""
         values = json.loads(text)
-        if not isinstance(values, dict):
+        if not isinstance(values, dict) or not isinstance(values.get("engine", {}), dict):
             raise ValueError("counters are no object")
         # Until format 3 the engine's stood among the worker's.
         engine = {name.removeprefix("engine/"): value for name, value in values.items() if name.startswith("engine/")}
-        return cls(**{"engine": engine, **{name: values[name] for name in cls.__slots__ if name in values}})
+        known = {"engine": engine, **{name: values[name] for name in cls.__slots__ if name in values}}
+        if wrong := [name for name, value in (known | known["engine"]).items() if not _is_counter(name, value)]:
+            raise ValueError(f"its {wrong[0][:60]} is no number")
+        return cls(**known)
+
+
+def _is_counter(name: str, value: object) -> bool:
+    return isinstance(value, {"phase": str, "engine": dict}.get(name, int | float))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,15 @@ from driftproof.ledger.order import PromptOrder
 from driftproof.ledger.records import RUNNING, Counters, Plan
 from driftproof.ledger.schema import CONTENT, FORMAT_VERSION, ROW, SCHEMA
 from driftproof.run import partial_name
+from driftproof.text import printable_lines
 from driftproof.types import Channel, Group
 
 UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 """Errors of a damaged page; where SQLite's message quotes what it found there, the message is no text."""
 BUSY_SECONDS = 60.0
 """How long a process waits for another's transaction."""
+DIGITS = 15
+"""Digits of a number in `meta`."""
 CREATE = "mode=rwc"
 READ, WRITE = ("SELECT * FROM sqlite_master LIMIT 1",), ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL")
 """Statements that a connection to read, and one to write, begins with."""
@@ -93,8 +96,8 @@ class Store:
 
     def meta_number(self, key: str) -> int:
         value = self.header(key)[key]
-        if not value.isdecimal():
-            raise self.damage(f"its {key} is {value}")
+        if not value.isdecimal() or len(value) > DIGITS:
+            raise self.damage(f"its {key} is {value[:60]}")
         return int(value)
 
     def set_meta(self, **values: object) -> None:
@@ -136,7 +139,8 @@ class Store:
         self.execute("INSERT OR REPLACE INTO workers VALUES (?, ?, ?)", worker, text, row_checksum(worker, text))
 
     def add_event(self, kind: str, message: str) -> None:
-        """Count and keep an event, inside a transaction."""
+        """Count and keep an event, inside a transaction; what it quotes is made harmless for whoever reads it."""
+        kind, message = printable_lines(kind), printable_lines(message)
         now = time.time(), self.meta_number("step")
         self.execute("INSERT INTO events (time, step, kind, message) VALUES (?, ?, ?, ?)", *now, kind, message)
         again = "ON CONFLICT (kind) DO UPDATE SET count = count + 1, message = excluded.message"
@@ -212,13 +216,13 @@ def read_plan(path: Path, meta: Mapping[str, str]) -> Plan:
                 f"made by driftproof {made}: install that or a later one (pip install -U driftproof)"
             )
         return Plan.from_json(text)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise damaged(path, f"the plan cannot be read: {error}") from error
 
 
 def check_format(path: Path, meta: Mapping[str, str]) -> int:
     """The format of a ledger; a LedgerError where this driftproof does not know it."""
-    version = meta.get("format_version", "")
+    version = str(meta.get("format_version", ""))[:DIGITS]
     if version.isdecimal() and 1 <= int(version) <= FORMAT_VERSION:
         return int(version)
     if version.isdecimal():

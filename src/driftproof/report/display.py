@@ -17,8 +17,8 @@ from rich.text import Text
 
 from driftproof.ledger.reader import LedgerReader
 from driftproof.ledger.records import FINISHED, RUNNING
-from driftproof.report.text import duration, printable, shorten
 from driftproof.report.view import Doing, View, doing_lines
+from driftproof.text import duration, printable, shorten
 
 REFRESH_SECONDS = 0.25
 LOG_SECONDS = 5.0

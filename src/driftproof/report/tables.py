@@ -20,7 +20,7 @@ from driftproof.ledger.reader import Flag, LedgerReader, Order
 from driftproof.ledger.records import Record
 from driftproof.ledger.records import Summary as GroupSummary
 from driftproof.report.summary import Summary
-from driftproof.report.text import printable, shorten
+from driftproof.text import printable, shorten
 from driftproof.types import Tokens
 
 PAGE = 100

@@ -13,7 +13,7 @@ from driftproof.ledger.records import FINISHED, STOPPING, Counters, Plan, Status
 from driftproof.metrics import names
 from driftproof.report.overlap import Overlap, finite, overlap
 from driftproof.report.summary import read_recipe
-from driftproof.report.text import duration
+from driftproof.text import duration
 
 RECENT = 20
 """Steps that the shown means are taken over, or as many as there are."""

@@ -69,6 +69,8 @@ class RolloutWorker:
         self._tell_phase = phase
         self._phase = ""
         self._under_way = 0
+        self._held: frozenset[int] = frozenset()
+        """Groups that are leased and not committed; replaced, never changed, as the renewals read it."""
         self._attempts: Counter[int] = Counter()
         self._failed_in_a_row = 0
         self._given_up: dict[int, Group] = {}
@@ -131,7 +133,7 @@ class RolloutWorker:
             if since is None or time.monotonic() - since < longest_step:
                 self._renewed += 1
                 with self._reporting:
-                    leases.renew(self.name, self.settings.lease_seconds, self._counters())
+                    leases.renew(self.name, self._held, self.settings.lease_seconds, self._counters())
 
         with renewals(
             connect, renew, every=min(self.settings.lease_seconds / 4, REPORT_SECONDS)
@@ -152,6 +154,7 @@ class RolloutWorker:
             return []
         self._enter("asks the ledger for prompts")
         leases = self.leases.lease(self.name, room, self.settings.lease_seconds)
+        self._held |= {lease.dispatch for lease in leases}
         return [
             make_request(
                 lease.dispatch,
@@ -210,6 +213,7 @@ class RolloutWorker:
         self._count(tokens=sum(len(group.response_tokens) for group in groups.values()), groups=len(groups))
         with self._reporting:
             self.leases.commit(self.name, groups | failed, self._counters())
+        self._held -= groups.keys() | failed.keys()
         return len(groups) + len(failed)
 
     def _enter(self, phase: str) -> None:

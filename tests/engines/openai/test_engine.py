@@ -144,7 +144,7 @@ def test_requests_that_can_never_be_answered_are_refused_at_once():
 )
 def test_one_fault_is_counted_and_costs_nothing(fault: str, kind: str):
     server = TableServer(faults=deque([fault]))
-    hasty = RetryPolicy(timeout_seconds=2.5, backoff_seconds=0.01) if fault == "late" else HASTY
+    hasty = RetryPolicy(timeout_seconds=4.0, backoff_seconds=0.01) if fault == "late" else HASTY
     with serving(server), engine_of(server, policy=hasty) as engine:
         (responses,) = generate(engine, [ask(3, want_logprobs=True)])
         counters = engine.counters

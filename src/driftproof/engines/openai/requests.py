@@ -25,7 +25,7 @@ from driftproof.types import Request, Response
 
 _MESSAGE = 300
 """Most characters of a server's own message that are passed on."""
-_TOKEN_BYTES = 512
+TOKEN_BYTES = 512
 """Size limit of a token in a reply: its id, its text, and its log-prob under several names."""
 
 
@@ -108,7 +108,7 @@ class Requests:
             facts.url + facts.dialect.route,
             build_body(facts.dialect, call, facts.model),
             seconds=self.pool.policy.timeout_seconds,
-            limit=REPLY_BYTES + _TOKEN_BYTES * samples * (prompt_length + limit),
+            limit=reply_bytes(request, samples, limit),
             extensions={"trace": trace},
         )
         if answer.status != 200:
@@ -141,6 +141,11 @@ class Requests:
         """A server's words without our key, should it repeat it."""
         key = self.http.headers.get("Authorization", "").removeprefix("Bearer ")
         return text.replace(key, "***") if key else text
+
+
+def reply_bytes(request: Request, samples: int, max_tokens: int) -> int:
+    """The most that a reply with so many samples of so many tokens can have; servers repeat the prompt in each."""
+    return REPLY_BYTES + TOKEN_BYTES * samples * (len(request.prompt_tokens) + max_tokens)
 
 
 def _retry_after(value: str) -> float | None:

@@ -34,10 +34,11 @@ def prune_run(run: Path, keep_steps: int) -> str:
         try:
             groups = prune(ledger, directory.checkpoints, keep_steps)
             ledger.compact()
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise LedgerError(
-                f"{directory.ledger} cannot be written: {error}; groups are pruned up to step {ledger.pruned_step}. "
-                "Giving space back takes as much free space as the ledger keeps: make some, and prune again"
+                f"{directory.ledger} cannot be written: {error}; no group is lost that could be needed. Pruning takes "
+                "free space for what is removed, and giving it back as much as the ledger keeps: make some, and prune "
+                "again"
             ) from error
         freed = max(before - _bytes(directory), 0)
         upto = f"up to step {ledger.pruned_step:,} of {ledger.step:,}"

@@ -28,6 +28,7 @@ from driftproof.run import RunDirectory, hold_run_lock
 from driftproof.runtime.activity import ActivityFile
 from driftproof.runtime.placement.protocol import STOP_SECONDS, Resources, Role
 from driftproof.runtime.processes import play
+from driftproof.text import printable_lines
 
 STACKS = signal.SIGUSR1
 """Makes a process write the stacks of its threads to its log."""
@@ -61,7 +62,7 @@ def main(role: Role, path: Path, name: str, resources: Resources, parent: Connec
     except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
         # The log may be on the disk that is full.
         with suppress(OSError):
-            traceback.print_exc()
+            print(printable_lines(traceback.format_exc()), file=sys.stderr)
         sentence = str(error) if isinstance(error, DriftproofError) else write_trouble(error, path)
         if sentence:
             parent.send_bytes(

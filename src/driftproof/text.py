@@ -1,12 +1,19 @@
-"""Texts of models and programs, made fit for terminals and logs.
+"""Texts of models, servers, templates and files, made fit for terminals and logs.
 
-Guarantees: what comes out has no control characters, so no text can move a cursor, forge a line or reorder letters.
+Guarantees: what comes out has no control characters, so no text can move a cursor, forge a line or reorder letters. All
+that people look at goes through here: errors by themselves (`errors.DriftproofError`), events when they are recorded,
+lines and tables when they are printed.
 """
 
 
 def printable(text: str) -> str:
     """`text` with everything that is not printable (control, format, surrogate characters) as an escape like \\n."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable`, line by line: only line breaks stay."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def shorten(text: str, characters: int) -> str:

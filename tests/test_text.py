@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftproof.report.text import duration, printable, shorten
+from driftproof.errors import EngineError
+from driftproof.text import duration, printable, printable_lines, shorten
 
 
 def test_control_and_format_characters_become_escapes() -> None:
@@ -14,6 +15,12 @@ def test_control_and_format_characters_become_escapes() -> None:
 def test_everything_becomes_printable(text: str) -> None:
     assert printable(text).isprintable()
     assert printable(printable(text)) == printable(text)
+
+
+@given(st.text())
+def test_only_line_breaks_stay_in_lines(text: str) -> None:
+    assert printable_lines(text).replace("\n", "").isprintable()
+    assert str(EngineError(text)) == printable_lines(text)
 
 
 @given(st.text(), st.integers(min_value=3, max_value=40))
