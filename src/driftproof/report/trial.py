@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from driftproof.report.text import printable, shorten
+from driftproof.text import printable, shorten
 from driftproof.types import Verdict
 from driftproof.verify.trial import Trial
 
