@@ -161,7 +161,11 @@ def test_a_record_of_other_problems_golds_verifiers_or_chat_templates_is_refused
     for task, tokenizer, difference in (
         (replace(TASK, heldout=(replace(first, text="1+1="), *others)), codec, "the problems, the template around"),
         (replace(TASK, heldout=(replace(first, system="Add."), *others)), codec, "the problems, the template around"),
-        (replace(TASK, heldout=(replace(first, answer="0"), *others)), codec, "differs in the gold answers; choose"),
+        (
+            replace(TASK, heldout=(replace(first, answer="0"), *others)),
+            codec,
+            "differs in the gold answers or other columns",
+        ),
         (replace(TASK, verifier="math"), codec, "differs in the verifier; choose another --output"),
         (TASK, chat, "differs in the chat template or the tokenizer; choose"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import deque
 from pathlib import Path
 from statistics import fmean
@@ -134,6 +135,34 @@ def test_a_record_of_another_writer_is_refused_and_nothing_is_asked(
         evaluation.record.unlink()
         assert evaluation.run() == 0
         assert evaluation.through(server) == 2
+
+
+def test_ev1_ev2_a_record_of_other_problems_shots_or_chat_template_is_refused(
+    evaluation: Evaluation, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation.model = shutil.copytree(model, tmp_path / "model")
+    data = evaluation.output.parent / "data.jsonl"
+    rows = data.read_text()
+    assert evaluation.run() == 0
+    kept = [json.loads(line) for line in evaluation.record.read_text().splitlines()[1:]]
+    assert {(line["prompt"], line["answer"], len(line["texts"])) for line in kept} == {
+        (prompt.text, prompt.answer, SAMPLES) for prompt in evaluation.task.heldout
+    }
+    record = evaluation.record.read_text()
+    capsys.readouterr()
+
+    def refused() -> str:
+        assert evaluation.run() == 2
+        assert evaluation.record.read_text() == record
+        return capsys.readouterr().err
+
+    data.write_text(rows.replace("+0=", "+1="))
+    assert "differs in the problems, the template around them, the shots" in refused()
+    data.write_text(rows)
+    (evaluation.model / "chat_template.jinja").write_text("{% for m in messages %}>{{ m.content }}{% endfor %}")
+    assert "the chat template or the tokenizer" in refused()
+    (evaluation.model / "chat_template.jinja").unlink()
+    assert evaluation.run() == 0
 
 
 def test_problems_that_fail_are_counted_with_their_reason_and_tried_again(

@@ -122,22 +122,23 @@ _DIFFERENCES = {
     "benchmark": "the benchmark",
     "problems": "the number of problems",
     "questions": "the problems, the template around them, the shots before them or the system message",
-    "golds": "the gold answers",
+    "golds": "the gold answers or other columns for reward functions",
     "prompt_tokens": "the chat template or the tokenizer",
     "verifier": "the verifier",
     "weights": "the weights of the model",
+    "stop_ids": "the tokens that end a response",
     "samples": "evaluation.samples",
 }
 
 
 def task_facts(task: Task, codec: Codec) -> dict[str, Any]:
     """The facts of a task that determine its rewards: digests of the held-out questions, of the token ids that the
-    chat template makes of them, and of the gold answers; the verifier."""
+    chat template makes of them, and of the gold answers; the verifiers and their weights."""
     return {
         "questions": _digest((prompt.system, prompt.turns, prompt.text) for prompt in task.heldout),
-        "golds": _digest(prompt.answer for prompt in task.heldout),
+        "golds": _digest((prompt.answer, dict(prompt.columns)) for prompt in task.heldout),
         "prompt_tokens": _digest(codec.encode(prompt).tolist() for prompt in task.heldout),
-        "verifier": _verifier_facts(task.verifier),
+        "verifier": [*_verifier_facts(task.verifier), *map(str, task.weights)],
     }
 
 
@@ -154,7 +155,8 @@ def _verifier_facts(names: str | Sequence[str]) -> list[str]:
     for name in [names] if isinstance(names, str) else names:
         module, own, _ = name.partition(":")
         if not own:
-            said.append(" ".join((name, *map(_version, ("driftproof", "math-verify")))))
+            packages = ("driftproof", "math-verify") if name.startswith("math") else ("driftproof",)
+            said.append(" ".join((name, *map(_version, packages))))
         elif (source := _source(module)) is not None:
             said.append(f"{name} {hashlib.sha256(source.read_bytes()).hexdigest()[:16]}")
         else:
