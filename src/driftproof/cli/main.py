@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except KeyboardInterrupt:
+        # One that came while a text was executed (a dataclass is made of one) would make Python end by the signal: it
+        # remembers until another text is executed.
+        exec("")
         code = 130
     except BrokenPipeError:
         code = _nobody_reads(as_program)

@@ -21,7 +21,7 @@ from driftproof.ledger.records import Plan
 from driftproof.report.display import Display
 from driftproof.run import RunDirectory, fsync, locked, partial_name, step_of
 from driftproof.runtime.placement.child import write_trouble
-from driftproof.runtime.placement.local import LocalPlacement, warm_up
+from driftproof.runtime.placement.local import LocalPlacement, abandon, warm_up
 from driftproof.runtime.preflight import is_unbegun, preflight, prepare_directory
 from driftproof.runtime.resources import resolve, resolve_device, thread_count
 from driftproof.runtime.supervisor import Supervisor, directory_gone, resume_hint
@@ -39,10 +39,7 @@ def start(config: Config, display: Display) -> RunDirectory:
     Raises:
         ValueError: bad input, before any process starts. RunError: the run ended before its time.
     """
-    warm_up()
-    display.starting(config.run.name, "checks the recipe, its model and its prompts")
-    plan = preflight(config, lambda text: display.message(f"warning: {text}"), display.message)
-    config = resolve(config)
+    plan, config = _checked(config, config.run.name, display)
     # From here on there is something to be stopped cleanly.
     with _signals() as received:
         directory = prepare_directory(config, plan)
@@ -61,10 +58,7 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
     if is_unbegun(path):
         anew = command_line("driftproof", "train", directory.config, "--run.directory", path)
         raise UnavailableError(f"{path} has not begun: its start was broken off before its ledger was made; {anew}")
-    warm_up()
-    display.starting(path, "checks the recipe, its model and its prompts")
-    plan = preflight(config, lambda text: display.message(f"warning: {text}"), display.message)
-    config = resolve(config)
+    plan, config = _checked(config, path, display)
     with locked(path, display.message), Ledger(directory.ledger) as ledger:
         _check_same_run(path, _as_before(plan, config, ledger.plan), ledger.plan)
         step = _step_to_go_on_from(directory, config, ledger.step)
@@ -81,6 +75,18 @@ def resume(path: Path, config: Config, display: Display) -> RunDirectory:
         display.message(f"resuming {path} from step {step} of {plan.steps}; {again} groups are trained again")
     _run(config, directory, display)
     return directory
+
+
+def _checked(config: Config, run: str | Path, display: Display) -> tuple[Plan, Config]:
+    """The plan of a run and its settled configuration; the server of its processes does its imports meanwhile."""
+    warm_up()
+    display.starting(run, "checks the recipe, its model and its prompts")
+    try:
+        plan = preflight(config, lambda text: display.message(f"warning: {text}"), display.message)
+        return plan, resolve(config)
+    except KeyboardInterrupt:
+        abandon()
+        raise
 
 
 def _step_to_go_on_from(directory: RunDirectory, config: Config, ledger_step: int) -> int:

@@ -56,6 +56,14 @@ def warm_up() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def abandon() -> None:
+    """End the server that `warm_up` started, in the middle of its imports; nothing has been forked from it."""
+    server = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+    if server is not None:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
 def _choose_directory_of_sockets() -> None:
     """Keep multiprocessing's sockets out of a directory for temporary files whose path is too long for an address."""
     usual = tempfile.gettempdir()
