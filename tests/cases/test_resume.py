@@ -172,7 +172,25 @@ def test_F11_a_disk_that_fills_while_the_directory_is_made(recipe: Path, monkeyp
     assert not Path("deep").exists()
 
 
-@pytest.mark.parametrize("left", [0, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_F12_a_ledger_that_is_older_than_its_checkpoint_is_repaired(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new ledger of the same plan is what a lost log leaves of a short run."""
+    run = copied(finished, tmp_path / "a run")
+    with Ledger(run / "ledger.sqlite") as ledger:
+        plan = ledger.plan
+    (run / "ledger.sqlite").unlink()
+    Ledger.create(run / "ledger.sqlite", plan).close()
+    assert main(["train", "--resume", str(run)]) == 2
+    assert f"driftproof ledger repair '{run}'" in capsys.readouterr().err
+    assert main(["ledger", "repair", str(run)]) == 0
+    assert main(["ledger", "check", str(run)]) == 0
+    with Ledger(run / "ledger.sqlite") as ledger:
+        assert ledger.step == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0, 0.5])
 def test_F12_a_ledger_without_the_end_of_its_log_is_repaired(left: float, recipe: Path) -> None:
     run = Path("run").absolute()
     process = launch(recipe, "--run.directory", run, "--run.steps", 3000, "--learner.checkpoint_every", 2)

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from driftproof.config import Config
-from driftproof.errors import ConfigError, EngineError, LedgerError, TaskError, command_line
+from driftproof.errors import ConfigError, EngineError, InputError, LedgerError, TaskError, command_line
 from driftproof.ledger.ledger import Ledger
 from driftproof.ledger.records import Plan
 from driftproof.metrics.trackers import check_trackers
@@ -191,7 +191,6 @@ def prepare_directory(config: Config, plan: Plan) -> RunDirectory:
     try:
         path = path if config.run.directory else _free_name(path)
         _check_free(path)
-        check_space(config, path)
         made = [each for each in (path, *path.parents) if not each.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with claimed(path):
@@ -204,20 +203,31 @@ def prepare_directory(config: Config, plan: Plan) -> RunDirectory:
 
 def _prepare(directory: RunDirectory, config: Config, plan: Plan, made: list[Path]) -> RunDirectory:
     try:
+        check_space(config, directory.path)
         directory.logs.mkdir(exist_ok=True)
         with written_whole(directory.config) as partial:
             partial.write_text(config.to_toml(), encoding="utf-8")
         Ledger.create(directory.ledger, plan).close()
     except (OSError, LedgerError, sqlite3.Error) as error:
-        # What cannot be taken back does not keep a later start from the directory.
-        with suppress(OSError):
-            for file in directory.path.glob("*"):
-                file.rmdir() if file == directory.logs else file.unlink()
-            for each in made:
-                each.rmdir()
+        _take_back(directory, made)
         problem = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"run directory {directory.path} cannot be written: {problem}") from error
+    except InputError:
+        _take_back(directory, made)
+        raise
     return directory
+
+
+def _take_back(directory: RunDirectory, made: list[Path]) -> None:
+    """Remove what was made of a run directory; what cannot be removed does not keep a later start from it."""
+    config, ledger = directory.config, partial_name(directory.ledger)
+    with suppress(OSError):
+        for file in (config, partial_name(config), *directory.path.glob(f"{ledger.name}*"), directory.path / LOCK):
+            file.unlink(missing_ok=True)
+        if directory.logs.exists():
+            directory.logs.rmdir()
+        for each in made:
+            each.rmdir()
 
 
 def _check_free(path: Path) -> None:
@@ -251,7 +261,7 @@ def check_space(config: Config, path: Path) -> None:
     weights = 4 * count_parameters(config.model.path)
     # Snapshots, one being written, and three checkpoints of weights and two moments.
     needed = weights * (config.learner.keep_snapshots + 1 + 3 * 3)
-    free = shutil.disk_usage(next(each for each in (path, *path.absolute().parents) if each.exists())).free
+    free = shutil.disk_usage(path).free
     if free < needed:
         raise ConfigError(
             f"the disk of {path} has {free / 1e9:.2f} GB free; snapshots and checkpoints of this model need about "
