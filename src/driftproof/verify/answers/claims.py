@@ -7,6 +7,7 @@ _NEAR = 60
 _BEFORE = re.compile(
     r"(?:(?:\b(?:not|cannot|never|nor|neither)|n't)\s+(?:be\s+|equal\s+(?:to\s+)?|=\s*)?|\bneither\b[^.]*"
     r"|\banything\s+but\s+|\b(?:greater|less|more|fewer|larger|smaller|higher|lower|bigger)\s+than\s+"
+    r"|\b(?:might|may|could)\s+(?:also\s+)?be\s+"
     r"|\bat\s+(?:least|most)\s+|\b(?:twice|thrice|double|triple|half)\s+(?:of\s+)?"
     r"|\b(?:square|cube|root|third|quarter|multiple|factor|power)s?\s+(?:root\s+)?of\s+"
     r"|\b(?:divided|divisible|multiplied|increased|decreased)\s+by\s+|(?:%|\bpercent)\s+of\s+"
@@ -16,7 +17,9 @@ _BEFORE = re.compile(
 )
 _AFTER = re.compile(
     r"[\s*$_)]*(?:(?:times|divided|multiplied|plus|minus)\b|(?:more|less|fewer)\s+than\b|out\s+of\b"
-    r"|(?:of|in|to)\s+\W?\d|and\s+(?:a|one|two|three)\s+(?:half|halves|quarters?|thirds?|fourths?)\b"
+    r"|(?:of|in|to)\s+\W?\d|and\s+(?:a|one|two|three|five|seven)[\s-]+(?:half|halves|quarters?|\w+(?:rd|th)s?)\b"
+    r"|(?:squared|cubed|factorial|doubled|tripled|halved|choose|mod(?:ulo)?|to\s+the\s+power|(?:%|percent)\s+(?:more|less))\b"
+    r"|(?:feet|foot|ft|hours?|hrs?|minutes?|min|pounds?|lbs?|yards?|years?|months?|weeks?|days?)\s*(?:,|and)?\s*\d"
     r"|(?:is|are|was)\s*(?:not\b|n't)|(?:is|was)\s+(?:also\s+)?(?:wrong|incorrect|false)\b"
     r"|(?:and\s+)?for\s+(?:part\s*)?\([b-z]\))|(?:st|nd|rd|th)\b",
     re.I,

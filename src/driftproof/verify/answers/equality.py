@@ -29,7 +29,7 @@ Expressions = Callable[[str, str], bool]
 """Whether two LaTeX expressions (the gold one first) are mathematically equal."""
 
 _MOST_ITEMS = 50
-_SPELLED = re.compile(r"[a-zA-Z]+|\d+ [a-zA-Z ]+")
+_SPELLED = re.compile(r"[a-zA-Z]+|\d+(?: [a-zA-Z ]+)?")
 _COLUMN = re.compile(r"\\begin\{pmatrix\}([^&]*|(?:(?!\\\\).)*)\\end\{pmatrix\}")
 
 
@@ -48,6 +48,8 @@ def equal(gold: Form, found: Form, expressions: Expressions) -> bool:
         return _scalars(gold, found, expressions)
     if isinstance(gold, Scalar):
         return _value_and_other(gold, found, expressions)
+    if isinstance(found, Scalar) and isinstance(gold, Based):
+        return found.latex.lstrip("0").lower() == gold.digits  # the question says in which base
     if isinstance(found, Scalar):
         return not isinstance(gold, Relation) and _value_and_other(found, gold, expressions)
     return _others(gold, found, expressions)
@@ -71,9 +73,7 @@ def _others(gold: Form, found: Form, expressions: Expressions) -> bool:
 
 
 def _value_and_other(scalar: Scalar, other: Form, expressions: Expressions) -> bool:
-    """A value against the same digits in a base, a ratio, an equation's last side, a vector's components, a word."""
-    if isinstance(other, Based):
-        return scalar.latex.lstrip("0").lower() == other.digits
+    """A value against a ratio, an equation's last side, a vector's components, a word."""
     if isinstance(other, Colon) and len(other.parts) == 2 and not _is_time(other) and "." not in "".join(other.parts):
         return expressions(f"\\frac{{{other.parts[0]}}}{{{other.parts[1]}}}", scalar.latex)
     if isinstance(other, Relation):
@@ -145,7 +145,7 @@ def _choices(gold: Form, found: Form, expressions: Expressions) -> bool:
 
 def _colons(gold: Colon, found: Colon) -> bool:
     a, b = ([Fraction(part) for part in one.parts] for one in (gold, found))
-    if _is_time(gold) or _is_time(found):
+    if _is_time(gold) or found.half:
         if not gold.half or not found.half:
             return _clock(a, gold.half) == _clock(b, found.half) or a == b
         return gold.half == found.half and a == b
@@ -186,8 +186,8 @@ def _brackets_agree(gold: Group, found: Group) -> bool:
     if a == b or {a, b} <= {"", "{}"} or {a, b} <= {"()", "<>"}:
         return True
     if "" in (a, b):
-        return {a, b} <= {"", "()"} or len(gold.items) > 2
-    return len(gold.items) > 2 and "{" not in a + b
+        return {a, b} <= {"", "()"} or (len(gold.items) > 2 and {a, b} <= {"", "[]", "<>"})
+    return len(gold.items) > 2 and {a, b} <= {"()", "[]", "<>"}
 
 
 def _unordered(gold: tuple[Form, ...], found: tuple[Form, ...], expressions: Expressions) -> bool:

@@ -54,7 +54,10 @@ def _factor(a: Any, b: Any) -> Any | None:
 def _without_denominators(relation: Any) -> Any:
     """The difference of an equation's sides, times what it divides by: of `y = 1/x` it is `xy - 1`."""
     difference = relation.lhs - relation.rhs
-    return sympy.numer(sympy.together(difference)) if difference.count_ops() < _MOST_OPERATIONS else difference
+    divides = any(part.exp.is_negative for part in difference.atoms(sympy.Pow) if part.base.free_symbols)
+    if not divides or difference.count_ops() > _MOST_OPERATIONS:
+        return difference
+    return sympy.numer(sympy.together(difference))
 
 
 def _same_solutions(gold: Any, found: Any) -> bool:

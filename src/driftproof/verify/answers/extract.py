@@ -15,6 +15,7 @@ _LONGEST_ANSWER = 2_000
 _LONGEST_CLAUSE = 400
 _MOST_STATEMENTS = 10
 """Statements and `####`, from the last one on, that are looked at."""
+_STRUCK_OUT = re.compile(r"~~[^~\n]{1,200}~~")
 _WAY_TO_ANSWER = 25
 """Characters of words between "the answer is" and an expression that is still meant by it."""
 _NEAR = 60
@@ -56,6 +57,7 @@ _STATED = re.compile(
     r"(?:\b(?:est|es|è|é|ist|lautet|to|är|is)\b|[:=—-])\s*:?",
     re.I | re.M,
 )
+_ANSWERED = re.compile(r"\\boxed\s*\{|####|\banswer\b[^.\n]{0,40}?(?:\bis\b|:)|^A:", re.I | re.M)
 _ROUNDED = re.compile(r"\s*(?:about|approximately|approx\.?|roughly|nearly|almost|around|close\s+to)\b", re.I)
 _CORRECTED = re.compile(
     r"\b(?:wait|oops|mistake|incorrect|wrong|sorry|scratch\s+that|correction|correcting|actually|hold\s+on|i\s+meant"
@@ -67,7 +69,13 @@ _LEADING = re.compile(r"^(?:[\s*_`\"':>#-]*(?:\*\*|[\s*_`\"':>#])|-\s+)+")
 _HEADING = re.compile(r"[\s*_#]*(?:[^\W\d_]{2,}|\d+[.)]\s+[^\W\d_]{2,})")
 _SCALE = re.compile(r"\s*(?:%|per\s?cent\b|percentage points\b|(?:hundred|thousand|million|billion|trillion)\b)", re.I)
 _CHOICE = re.compile(r"\W*\(?([A-J])\)?(?:[.):,;]|\s+(?:because|since|as|is|which|with|from|for|and not|-)\b|\s*$)")
-_LAST_CHOICE = re.compile(r"\(([A-J])\)\W*$")
+_CHOSEN = re.compile(
+    r"(?:\b(?i:pick|choose|select|option|choice|so|thus|hence|therefore|only|but|is)\b[\s:*(]*|(?<![a-zA-Z])\()([A-J])"
+    r"(?:\)?\W*$|[).,;:*]*\s+(?:since|because|as|is\s+(?:correct|right|the)|fits|works|matches)\b)"
+)
+_YES_OR_NO = re.compile(r"\W*(yes|no|true|false)\b(?=[,.;:!]|\s*$|\s+because)", re.I)
+_NEXT_QUESTION = re.compile(r"^[ \t#*]*(?:Question|Problem|Q|Human|User|Instruction)[ \t]*\d*[ \t]*[:.]", re.M)
+"""A line with which a model goes on to another question."""
 
 
 def answers(text: str, parts: int = 1) -> list[str]:
@@ -76,7 +84,7 @@ def answers(text: str, parts: int = 1) -> list[str]:
     `parts` is how many answers the gold one has: as many boxes near each other are read as one list.
     """
     if (tagged := _inside_tags(_behind_thinking(text, cut=False))) is not None:
-        return _in_part(tagged, parts) if _is_marked(tagged) else _clause(as_latex(tagged.strip()))
+        return _in_part(tagged, parts) if _is_marked(tagged) else _clause(_plain(tagged.strip()))
     return _in_part(_behind_thinking(text), parts)
 
 
@@ -91,18 +99,25 @@ def hashed(text: str) -> list[str]:
     return _hashed(_behind_thinking(text), headings=False)[1]
 
 
+def _plain(text: str) -> str:
+    """The text with LaTeX for what Unicode has signs for, without what is struck out."""
+    return as_latex(_STRUCK_OUT.sub("", text))
+
+
 def _in_part(part: str, parts: int) -> list[str]:
     """The readings of the last of box, `####` and statement; without any of them of the last expression."""
+    if (question := _NEXT_QUESTION.search(part, 1)) and _ANSWERED.search(part, 0, question.start()):
+        part = part[: question.start()]
     found = boxes(part)
     box_end = found[-1].end if found else 0
     line_end, line = _hashed(part)
     start = max(len(part) - _LONGEST_ANSWER, box_end, line_end if line else 0)
-    stated = _stated(as_latex(part[start:]), strict=bool(found or line))
+    stated = _stated(_plain(part[start:]), strict=bool(found or line))
     if stated:
         return stated
     if line and line_end > box_end:
         return line
-    return _in_boxes(part, found, parts) if found else _last_expression(as_latex(tail(part)))
+    return _in_boxes(part, found, parts) if found else _last_expression(_plain(tail(part)))
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -174,13 +189,13 @@ def _hashed(part: str, headings: bool = True) -> tuple[int, list[str]]:
         end = marker
         if not line or len(line) > _LONGEST_CLAUSE:
             return start, []
-        if heading and (stated := _stated(as_latex(line if below else rest))):
+        if heading and (stated := _stated(_plain(line if below else rest))):
             return start + len(line), stated
         if heading and below.strip() and headings:
             continue
-        if heading and below.strip() and (stated := _stated(as_latex(rest))):
+        if heading and below.strip() and (stated := _stated(_plain(rest))):
             return start + len(line), stated
-        return start + len(line), _clause(as_latex(line))
+        return start + len(line), _clause(_plain(line))
     return 0, []
 
 
@@ -217,7 +232,7 @@ def _clause(clause: str) -> list[str]:
     """The readings of what follows "the answer is": all of it, and the choice or expression that it begins with."""
     clause = clause.strip()[:_LONGEST_ANSWER]
     readings = [clause] if 0 < len(clause) <= _LONGEST_CLAUSE else []
-    if choice := _CHOICE.match(clause):
+    if choice := _CHOICE.match(clause) or _YES_OR_NO.match(clause):
         readings.append(choice[1])
     elif found := expressions(clause):
         first = found[0] if _is_near(clause[: found[0].start]) else found[-1]
@@ -239,8 +254,8 @@ def _last_expression(text: str) -> list[str]:
     """All of a short text, the choice that it ends with, or its last expression."""
     whole = text.strip()
     readings = [whole] if 0 < len(whole) <= _LONGEST_CLAUSE and "\n" not in whole else []
-    if choice := _LAST_CHOICE.search(text):
+    if choice := _last(_CHOSEN, text) or _YES_OR_NO.match(text):
         readings.append(choice[1])
-    elif last := last_expression(text):
+    if last := last_expression(text):
         readings.append(_scaled(text, last))
     return readings

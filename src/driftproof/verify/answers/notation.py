@@ -11,6 +11,7 @@ from driftproof.verify.answers.spelling import as_latex, closing
 from driftproof.verify.answers.tables import FUNCTIONS, UNITS_OR_FUNCTIONS
 
 _MARKDOWN = re.compile(r"\*{2,3}(?=[^\s*])([^*]*[^\s*])\*{2,3}|(?<![\w\\}])__([^_]+)__|`+([^`]*)`+")
+_NEXT_GROUP = re.compile(r"(?<!\\)\$\s*\n\s*\$(?!\$)")
 _EMPHASIS = re.compile(r"^\s*(?:\*([^*]+)\*|_([^_]+)_|\"([^\"]*)\"|'([^']*)')\s*$")
 _DELIMITERS = re.compile(r"(?<!\\)\$\$?|(?<!\\)\\[()\[\]]")
 _OLD_UPRIGHT = re.compile(r"\{\s*\\rm(?![a-zA-Z])\s*([^{}]*)\}")
@@ -31,7 +32,7 @@ _SPACES = re.compile(
     r"(?<!\\)\\[,;:!> ]|~|\\(?:q?quad|(?:enspace|(?:thin|med|thick|negthin|nobreak)?space)(?![a-zA-Z]))"
 )
 _WRAPPED = re.compile(
-    r"\\(?:boxed|fbox|framebox|mathbf|bm|boldsymbol|pmb|mathit|mathsf|mathtt|mathnormal|underline|mathds|"
+    r"\\(?:boxed|fbox|framebox|bbox(?:\[[^\]]*\])?|mathbf|bm|boldsymbol|pmb|mathit|mathsf|mathtt|mathnormal|underline|mathds|"
     r"bold|mathord|mathop|textnormal|displaylines|(?:text)?color\s*\{[^{}]*\}|colorbox\s*\{[^{}]*\}|overbrace|underbrace|"
     r"mathchoice|textstyle|hl|ul|emph\s*(?=\{\d)|SI(?=\{[^{}]*\}\{)|num)\s*(?=\{)"
 )
@@ -46,6 +47,8 @@ _LEADING = re.compile(
 )
 _TRAILING = re.compile(r"(?:[\s,;:*]|(?<![.\d])\.|(?<!\.)\.(?!\d)|\\|\\q?quad|✅|✓|☐|□)+$")
 _ALIAS = (
+    (re.compile(r"\{\s*([-+])\s*\}"), r"\1"),
+    (re.compile(r"\\math(?:rm|bf|it|sf)\s+([a-zA-Z])(?![a-zA-Z])"), r"\1"),
     (re.compile(r"<=|=<"), r"\\le "),
     (re.compile(r">="), r"\\ge "),
     (re.compile(r"!="), r"\\ne "),
@@ -102,6 +105,7 @@ def clean(text: str) -> str:
 
 def _markup(text: str) -> str:
     """The text without the signs of markdown and the delimiters of mathematics around it."""
+    text = _NEXT_GROUP.sub("$, $", text)
     text = _MARKDOWN.sub(lambda found: found[1] or found[2] or found[3] or "", text)
     if found := _EMPHASIS.match(text):
         text = next(part for part in found.groups() if part is not None)

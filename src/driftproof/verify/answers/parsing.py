@@ -41,7 +41,8 @@ _PRIMED_INDEX = re.compile(r"_\s*(?:\{(\w+)\}|(\w))\s*(?:('+)|\^\s*\{?(?:\\prime
 _WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{4,}(?!\})")
 """A word that is no command, no environment and no index."""
 _ROOT_OF_NEGATIVE = re.compile(r"\\sqrt\s*\[")
-_HUGE_DIVISOR = re.compile(r"\\(?:gcd|lcm|operatorname).*\^")
+_HUGE = re.compile(r"\\(?:gcd|lcm|operatorname).*\^|\\[dt]?binom\s*\{[^{}]*(?:\d{5}|\^)")
+"""Functions that the reader computes at once."""
 
 
 @lru_cache(maxsize=4096)
@@ -51,7 +52,7 @@ def parsed(latex: str) -> Any | None:
         return None
     if _WORD.search(latex):
         return None
-    if _JUXTAPOSED.search(_LOGARITHM.sub("", _MIXED.sub("", latex))) or _HUGE_DIVISOR.search(latex):
+    if _JUXTAPOSED.search(_LOGARITHM.sub("", _MIXED.sub("", latex))) or _HUGE.search(latex):
         return None
     text = normalize_latex(_prepared(latex), _NORMAL)
     try:

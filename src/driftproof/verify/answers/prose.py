@@ -27,7 +27,7 @@ _TOKEN = re.compile(
     r"|(?P<function>(?:sqrt|sin|cos|tan|log|ln|exp|pi|infinity|theta)(?![a-zA-Z]))"
     r"|(?P<word>[^\W\d_]{2,}(?:['’-][^\W\d_]+)*(?:\s?\^\s?\{?-?\d\}?)?)"
     r"|(?P<letter>[a-zA-Z])"
-    r"|(?P<operator>\*\*|[-+*/^=<>_|!%:]|(?<=[a-zA-Z])')"
+    r"|(?P<operator>\*\*|[-+*/^=<>_|!%]|:(?!\s)|(?<=\s):|(?<=[a-zA-Z])')"
     r"|(?P<open>[(\[{])|(?P<close>[)\]}])"
     r"|(?P<comma>,)"
     r"|(?P<space>\s+)"
@@ -42,7 +42,9 @@ _COMMANDS_OF_TEXT = frozenset(
     ("\\item", "\\begin", "\\end", "\\par", "\\section", "\\quad", "\\qquad", "\\newline", "\\hline", "\\boxed")
 )
 _LEADING, _TRAILING = re.compile(r"^(?:[\s,;:*/=>!|^_%)\]}]|\.(?!\d))+"), re.compile(r"[\s,;:*/=<>+|^_([{.-]+$")
-_REMARK = re.compile(r"[(\[]\s*(?:=|[^\W\d_]{2,})(?<!sqrt)(?<!sin)(?<!cos)(?<!tan)(?<!log)(?<!pi)(?<!ln)(?<!exp)")
+_REMARK = re.compile(
+    r"(?<=\s)\[\d+\]|[(\[]\s*(?:=|[^\W\d_]{2,})(?<!sqrt)(?<!sin)(?<!cos)(?<!tan)(?<!log)(?<!pi)(?<!ln)(?<!exp)"
+)
 """An opening bracket with words in it, or with the way to the number before it."""
 _CONTENT = re.compile(r"\d|\\(?!text|quad|[,;: ])[a-zA-Z]+|(?<![a-zA-Z])(?:pi|sqrt|infinity)|=\s*[a-zA-Z]")
 

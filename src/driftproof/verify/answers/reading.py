@@ -39,10 +39,16 @@ _HARMLESS = re.compile(
     r"(?=[-+\\$\d.])",
     re.I,
 )
+_BEHIND = re.compile(
+    r"(?<=\S)\s*(?:\(?\s*\\text\s*\{\s*\(?\s*"
+    r"(?:approx\w*\.?|exact(?:ly)?|rounded[^{}]*|is the (?:final )?answer)\)?\s*\}\s*\)?|is the (?:final )?answer)\s*$",
+    re.I,
+)
 _SIGN_IN_WORDS = re.compile(rf"^{_TEXT}(?:negative|minus)\s*\}}?\s*(?=[\d.\\])", re.I)
 _ASIDE = re.compile(r"(?<=\S)[\s,]*\\text\s*\{\s*,?\s*\(?(?:where|for (?:some|all|any|every)|with)\b.*$")
 _MODULUS = re.compile(r"\s*(?:\\pmod\s*(?:\{([^{}]*)\}|(\d))|\(\s*\\(?:b?mod|text\{\s*mod\s*\})\s*([^()]*)\))\s*$")
 _SPELLED = re.compile(r"\\text\s*\{([^{}]*)\}")
+_NUMBER_IN_TEXT = re.compile(r"(?:^|[\s($])[-+]?[.$]?\d")
 _LIST_IN_TEXT = re.compile(r"\d|,|\b(?:and|or)\b")
 _LETTER = re.compile(rf"\(?\s*{_TEXT}\(?\s*([A-Za-z])\s*\)?\s*\.?\s*\}}?\s*\)?")
 _CHOICE = re.compile(
@@ -62,12 +68,14 @@ _BASED = (
 _FIRST_WORD = re.compile(rf"{_TEXT}([a-zA-Z]{{3,}}|[A-Z]{{2}})(?![a-zA-Z]*\s*(?:[(^_=+*/]|\s-|-\s|-\d))")
 _SENTENCE = re.compile(r"[a-zA-Z]{1,2}\s+[a-zA-Z]{3,}\s+[a-zA-Z]")
 _NAME = re.compile(
-    r"(?:[a-zA-Z](?:\s*\([^()]*\))?|\\(?!text|frac|sqrt|sum|int|le|ge|ne|in|pm)[a-zA-Z]+"
-    r"|(?<=[}\w])\([a-zA-Z\\,\s]*\)|\\frac\{\s*d?[a-zA-Z]+\s*\}\{\s*d?[a-zA-Z]+\s*\}|\\text\s*\{[^{}\d]*\}|_\s*(?:\{[^{}]*\}|\w)"
+    r"(?:[a-zA-Z](?:\s*\([^()]*\))?|\\(?!text|frac|sqrt|sum|int|le|ge|ne|in|pm|pi(?![a-zA-Z]))[a-zA-Z]+"
+    r"|(?<=[}\w'])\([a-zA-Z\\,\s]*\)|\\frac\{\s*d?[a-zA-Z]+\s*\}\{\s*d?[a-zA-Z]+\s*\}|\\text\s*\{[^{}\d]*\}|_\s*(?:\{[^{}]*\}|\w)"
     r"|['{}\s|:+*/-])+"
 )
 _TUPLE_OF_NAMES = re.compile(r"\(\s*[a-zA-Z](?:_\{?\w\}?)?(?:\s*,\s*[a-zA-Z](?:_\{?\w\}?)?)+\s*\)")
 _LABEL = re.compile(r"\\text\s*\{[^{}\d]*\}\s*|[a-zA-Z]{3,}(?:\s+[a-zA-Z]{2,})*\s*")
+_WORDED = re.compile(r"\\text\s*\{|(?<![\\a-zA-Z{])[a-zA-Z]{3,}|[\d)}]\s+[a-zA-Z]+(?:_\{?\w\}?)?\s*\(?\w*\)?$")
+"""Words within a chain of equations, or a value and the next name: it is no chain."""
 _LABELED = re.compile(r"\\text|=.*\d|=\s*[+-]?\s*\\(?:pi|infty)")
 _COUNTING = re.compile(r"[\^_]\s*(?:\{[^{}]*\}|\d)|\([^()]*\)")
 _EQUALS = re.compile(r"(?<![<>!\\])=(?!=)")
@@ -93,7 +101,9 @@ def read(text: str) -> Form | None:
 
 
 def _read(text: str, deep: int) -> Form | None:
-    text = trimmed(_HARMLESS.sub("", _STATEMENT.sub("", trimmed(text))))
+    text = trimmed(text)
+    text = _SPELLED.sub(lambda found: f" {found[1]} " if _is_list(found, text) else found[0], text).strip()
+    text = trimmed(_HARMLESS.sub("", _STATEMENT.sub("", _BEHIND.sub("", text))))
     if not text or deep < 0:
         return None
     if read_number(text):
@@ -106,19 +116,19 @@ def _read(text: str, deep: int) -> Form | None:
         return _together("", "", rows(text), deep)
     text = trimmed(_ASIDE.sub("", _FOLLOWS.split(text)[-1]))
     if modulus := _MODULUS.search(text):
-        inner = _read(text[: modulus.start()], deep - 1)
-        return (
-            replace(inner, measure=f"mod {modulus.group(1) or modulus.group(2) or modulus.group(3)}")
-            if isinstance(inner, Scalar)
-            else inner
-        )
-    text = _SPELLED.sub(lambda found: f" {found[1]} " if _is_list(found, text) else found[0], text).strip()
+        return _of_modulus(_read(text[: modulus.start()], deep - 1), modulus)
     return _special(text, deep) or _compound(text, deep) or _single(text)
+
+
+def _of_modulus(form: Form | None, modulus: re.Match[str]) -> Form | None:
+    """A number with its modulus, which is compared like a measure: `3 (mod 5)` is 3, and not 3 modulo 7."""
+    number = modulus.group(1) or modulus.group(2) or modulus.group(3)
+    return replace(form, measure=f"mod {number}") if isinstance(form, Scalar) else form
 
 
 def _is_list(spelled: re.Match[str], text: str) -> bool:
     """Whether upright text is to be read like any other: it has numbers in it, or is a list and all there is."""
-    return bool(re.search(r"\d", spelled[1])) or (spelled[0] == text and bool(_LIST_IN_TEXT.search(spelled[1])))
+    return bool(_NUMBER_IN_TEXT.search(spelled[1])) or (spelled[0] == text and bool(_LIST_IN_TEXT.search(spelled[1])))
 
 
 def _special(text: str, deep: int) -> Form | None:
@@ -183,8 +193,13 @@ def _together(
 
 
 def _one_number(items: tuple[Form, ...]) -> bool:
-    numbers = [read_number(item.latex) if isinstance(item, Scalar) else None for item in items]
-    return None not in numbers and len({number.value for number in numbers if number}) == 1
+    values = set()
+    for item in items:
+        number = read_number(item.latex) if isinstance(item, Scalar) else None
+        if number is None:
+            return False
+        values.add(number.value / 100 if isinstance(item, Scalar) and item.percent else number.value)
+    return len(values) == 1
 
 
 def _without_repetitions(items: tuple[Form, ...]) -> tuple[Form, ...]:
@@ -272,6 +287,8 @@ def _equation(text: str, deep: int) -> Form | None:
     if len(sides) < 2:
         return _read(exact, deep - 1) if rounded else _plus_minus(text, deep)
     first, last = sides[0], sides[-1]
+    if any(_WORDED.search(side) for side in sides[1:-1]):
+        return Words(normal_words(text))
     if not first or not last:
         return _read(last or first, deep - 1)
     if len({number.value for side in sides if (number := read_number(side))}) > 1:
@@ -309,7 +326,7 @@ def _plus_minus(text: str, deep: int) -> Form | None:
 def _single(text: str) -> Form:
     if _is_words(text):
         words = normal_words(text)
-        return Group("{", "}", ()) if words == "no solution" else Words(words)
+        return Group("{", "}", ()) if words in ("no solution", "none") else Words(words)
     found = quantity(text)
     latex = plain_mathematics(found.value)
     whole = plain_mathematics(text) if found.value != text else ""

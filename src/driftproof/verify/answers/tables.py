@@ -114,13 +114,15 @@ RATIOS = {
 """Sizes of measures in the base of their kind."""
 LETTER_UNITS = frozenset(_words("m s g h l L N J W V A K C F T"))
 """Units of one letter: they count behind white space or in upright type alone."""
+PREPOSITIONS = frozenset(("to", "from", "of"))
+"""Words that begin no unit: `7 to 8`, but `7 ways to go`."""
 NUMBER_WORDS = {
     word: str(number)
     for number, word in enumerate(_words("zero one two three four five six seven eight nine ten eleven twelve"))
 }
 NO_UNITS = frozenset(
     _words("""
-    or and not maybe perhaps to from than more less then if is are was be between minus plus times over out but mod
+    or and not maybe perhaps than less then if is are was be between minus plus times over out but mod
     pi sqrt sin cos tan log ln exp infinity inf half halves quarter quarters squared cubed factorial base choose either
     neither no only least most about approximately where when x y z i e b c d approx same true false undefined divided
     root which because since so hence wait other another until into versus vs percent percentage tens ones below above

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from driftproof.verify.answers.tables import LETTER_UNITS, MEASURES, NO_UNITS, SCALES
+from driftproof.verify.answers.tables import LETTER_UNITS, MEASURES, NO_UNITS, PREPOSITIONS, SCALES
 
 _UPRIGHT = r"(?:\\text\{[^{}]*\}(?:\s*\^\s*(?:\{-?\d\}|-?\d))?)"
 _WORD = r"(?:[a-zA-Z][a-zA-Z'.\-]*[a-zA-Z]|[a-zA-ZµΩ¢])(?:\s*\^\s*(?:\{-?\d\}|-?\d))?"
@@ -30,7 +30,8 @@ _CURRENCY = re.compile(
 )
 _MONEY_BEHIND = re.compile(r"(?<=\d)\s*(?:\\?\$|[€£¥₹₽₩])\s*$")
 _PERCENT = re.compile(
-    r"\s*(?:\\?%|\\text\{\s*(?:\\?%|per\s?cent(?:age)?(?: points)?|pct\.?)\s*\}|per\s?cent(?:age points?)?|pct\.?)\s*$",
+    r"\s*(?:\\?%|\\text\{\s*(?:\\?%|per\s?cent(?:age)?(?: points)?|pct\.?)\s*\}"
+    r"|per\s?cent(?:age(?: points)?)?|pct\.?)\s*$",
     re.I,
 )
 
@@ -71,7 +72,9 @@ def _measured(whole: str, value: str, unit: str, money: str) -> Quantity:
     upright, apart = "\\text" in unit, unit[:1].isspace()
     words = re.findall(r"[a-zA-Z¢µΩ][a-zA-Z¢'.\-]*", unit.replace("\\text", " ").replace("\\cdot", " "))
     names = [word.lower().rstrip(".") for word in words]
-    if not names or any((name in NO_UNITS and name not in SCALES) or _ORDINAL.fullmatch(name) for name in names):
+    if names[:1] == ["more"]:
+        names = names[1:] or ["more"]  # `5 more days`
+    if not names or names[0] in PREPOSITIONS or (names != ["times"] and any(map(_changes_number, names))):
         return Quantity(whole, money)
     if not upright and not (_NO_LETTERS.fullmatch(value) and _is_plain_unit(words[0], apart)):
         return Quantity(whole, money)
@@ -84,10 +87,16 @@ def _measured(whole: str, value: str, unit: str, money: str) -> Quantity:
     return Quantity(value, measure(" ".join(names), unit) or money, touching, scale=scale)
 
 
+def _changes_number(name: str) -> bool:
+    return (name in NO_UNITS and name not in SCALES) or bool(_ORDINAL.fullmatch(name))
+
+
 def _is_plain_unit(word: str, apart: bool) -> bool:
     """Whether a word that is not set upright names something, rather than being a product of letters."""
     if len(word) == 1:
         return apart and word in LETTER_UNITS
+    if word.lower().rstrip(".") in ("sq", "cu", "square", "cubic"):
+        return True
     if _kind(word.lower().rstrip(".")) or word.lower() in SCALES:
         return True
     return apart and len(word) > 2 and bool(re.search(r"[aeiouyAEIOUY]", word))

@@ -113,7 +113,7 @@ def _size(one: Any) -> float:
         size = math.fsum(map(_size, one.args))
     elif isinstance(one, sympy.Mul):
         size = math.prod(map(_size, one.args))
-    elif isinstance(one, sympy.Pow):
+    elif isinstance(one, sympy.Pow | sympy.exp):
         base, exponent = _size(one.base), _size(one.exp)
         if one.exp.is_negative:
             base = 1.0 / base if isinstance(one.base, sympy.Rational) and base else 10.0
