@@ -57,6 +57,7 @@ def test_a_group_goes_its_way(client: Client, ledger: Ledger, tiny_model_dir: Pa
     assert [prompt["dispatch"] for prompt in prompts] == [0, 1, 2]
     prompt = prompts[1]
     assert prompt["messages"] == [{"role": "user", "content": prompt["prompt"]}]
+    assert prompt["chat_template_kwargs"] == {}
     assert codec.decode(prompt["prompt_tokens"]) == prompt["prompt"]
     builtin = make_request(
         1, None, None, samples=4, sampling=Sampling(max_tokens=4, stop_ids=codec.stop_ids), want_logprobs=False

@@ -40,6 +40,8 @@ def serve(directory: Path) -> Iterator[Hub]:
                 self._answer([entry | {"oid": _oid(files[str(entry["path"])])} for entry in listed])
             elif name == NAME and file in files:
                 self._send(200, files[file], {"ETag": f'"{_oid(files[file])}"', "X-Repo-Commit": COMMIT})
+            elif self.path.startswith("/api/models/me/gated"):
+                self._send(403, b"", {"X-Error-Code": "GatedRepo"})
             else:
                 known = self.path.startswith(f"/api/models/{NAME}/")
                 self._send(404, b"", {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"})

@@ -62,13 +62,14 @@ def published(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_name_is_downloaded_once_and_found_without_a_network(published: Path, tmp_path: Path) -> None:
     directory = tmp_path / "hub" / "models--me--tiny" / "snapshots" / COMMIT
     with serve(published) as hub:
-        names = [(NAME, None), (NAME, "v1"), (f"{NAME}@v1", None), ("me/tyni", None), (NAME, "v9")]
-        *found, unknown, revision = find(names, tmp_path, HF_ENDPOINT=hub.url)
+        names = [(NAME, None), (NAME, "v1"), (f"{NAME}@v1", None), ("me/tyni", None), (NAME, "v9"), ("me/gated", None)]
+        *found, unknown, revision, gated = find(names, tmp_path, HF_ENDPOINT=hub.url)
         assert found == [str(directory)] * 3
         assert "me/tyni is no model directory here" in unknown
         assert "no such model" in unknown
         assert "driftproof tiny-model me/tyni" in unknown
         assert "no revision 'v9'" in revision
+        assert f"me/gated is gated: accept its terms at {hub.url}/me/gated" in gated
         asked = len(hub.asked)
         shutil.rmtree(directory)
         # A directory of the cache, as a run of another machine names it.
@@ -88,11 +89,11 @@ def test_without_a_network_a_sentence_says_how(tmp_path: Path) -> None:
     (offline,) = find([("Qwen/Qwen3-0.6B", None)], tmp_path, HF_HUB_OFFLINE="1")
     (refused,) = find([("Qwen/Qwen3-0.6B", "main")], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     for sentence in (offline, refused):
-        assert sentence.startswith("refused: Qwen/Qwen3-0.6B is no model directory here, and not, or not whole, in the")
+        assert sentence.startswith("refused: Qwen/Qwen3-0.6B is no model directory here, is not in the hub's cache")
         assert "hf download Qwen/Qwen3-0.6B" in sentence
         assert "path of a model directory" in sentence
     assert "HF_HUB_OFFLINE is set" in offline
-    assert "the hub cannot be reached: ConnectError" in refused
+    assert "the hub cannot be reached (ConnectError" in refused
     assert "--revision main" in refused
 
 

@@ -5,7 +5,7 @@ log-probs as long as their tokens. A bad group does not take the others of its r
 which is as small however much is wrong with it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
 
@@ -69,19 +69,21 @@ class PromptMessage(Message):
     prompt: str
     system: str = Field(description="empty where there is none")
     messages: list[ChatMessage] = Field(description="prompt and system for servers with a chat route")
+    chat_template_kwargs: dict[str, Any] = Field(description="variables of the chat template, for such servers")
     prompt_tokens: list[TokenId] = Field(description="what the learner trains on, its chat template applied")
     samples: Count = Field(description="responses wanted")
     sampling: SamplingMessage
     want_logprobs: bool = Field(description="whether every response must carry the log-probs it was sampled with")
 
     @classmethod
-    def of(cls, request: Request) -> Self:
+    def of(cls, request: Request, chat_template_kwargs: Mapping[str, Any]) -> Self:
         prompt = request.prompt
         return cls(
             dispatch=request.key,
             prompt=prompt.text,
             system=prompt.system,
             messages=[ChatMessage.model_validate(message) for message in chat_messages(prompt)],
+            chat_template_kwargs=dict(chat_template_kwargs),
             prompt_tokens=request.prompt_tokens.tolist(),
             samples=request.samples,
             sampling=SamplingMessage(**asdict(request.sampling)),

@@ -102,13 +102,14 @@ class Inbox:
             with self._workers.reported(ledger, name) as reported:
                 reported.deadlines |= {lease.dispatch: reported.seen + seconds for lease in leases}
                 reported.add(requests_with_logprobs=len(leases) * self.want_logprobs)
-        snapshot = latest(self.run.snapshots)
+        snapshot, variables = latest(self.run.snapshots), self.codec.chat_template_kwargs
+        requests = [self._request(lease.dispatch, lease.prompt_index) for lease in leases]
         return messages.Prompts(
             state=cast(messages.State, state),
             step=None if snapshot is None else snapshot.step,
             lease_seconds=seconds,
             retry_after_seconds=0.0 if leases else RETRY_SECONDS,
-            prompts=[messages.PromptMessage.of(self._request(lease.dispatch, lease.prompt_index)) for lease in leases],
+            prompts=[messages.PromptMessage.of(request, variables) for request in requests],
         )
 
     def accept(self, groups: Sequence[messages.GroupMessage | messages.Refusal]) -> list[messages.Outcome]:

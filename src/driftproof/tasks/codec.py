@@ -34,6 +34,7 @@ class Codec:
         Raises:
             ModelError: there is no usable tokenizer. ConfigError: the chat template has no such variable.
         """
+        self.chat_template_kwargs = chat_template_kwargs
         self._tokenizer: Any = load_tokenizer(model)
         self._vocabulary = read_vocabulary(model)
         self._chat: ChatTemplate | None = None

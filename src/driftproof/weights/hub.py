@@ -88,27 +88,31 @@ def _explain(name: str, revision: str | None, error: Exception) -> str:
     """The sentence for a download that failed: why, and what to do."""
     from huggingface_hub import constants, errors
 
-    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    version = f" --revision {revision}" if revision else ""
-    local = f"or give the path of a model directory (there is none at {name})"
+    hub = constants.ENDPOINT
     if isinstance(error, errors.GatedRepoError):
-        page = f"{constants.ENDPOINT}/{name}"
-        return f"{name} is gated: accept its terms at {page}, then log in with `hf auth login` or set HF_TOKEN; {local}"
+        return (
+            f"{name} is gated: accept its terms at {hub}/{name}, then log in with `hf auth login` or set HF_TOKEN; or "
+            "give the path of a model directory"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision {revision!r} on the hub; correct model.revision, or leave it out"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"{name} is no model directory here, and the hub at {constants.ENDPOINT} has no such model, or not for you "
-            f"(`hf auth login` or HF_TOKEN); correct the name, {local}; a tiny one: `driftproof tiny-model {name}`"
+            f"{name} is no model directory here, and the hub at {hub} has no such model, or not for you (log in with "
+            f"`hf auth login` or set HF_TOKEN); correct it, or make a tiny model: `driftproof tiny-model {name}`"
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached: {_network(error)}"
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"the hub cannot be reached ({_network(error)})"
+        version = f" --revision {revision}" if revision else ""
         return (
-            f"{name} is no model directory here, and not, or not whole, in the hub's cache {constants.HF_HUB_CACHE}, "
-            f"and {why}; where there is a network run `hf download {name}{version}` and copy that cache here, "
-            f"{local}; a tiny one: `driftproof tiny-model {name}`"
+            f"{name} is no model directory here, is not in the hub's cache, or not whole, and {why}; where there is a "
+            f"network run `hf download {name}{version}` and copy what it says to {constants.HF_HUB_CACHE}, or give the "
+            f"path of a model directory, or make a tiny model: `driftproof tiny-model {name}`"
         )
-    return f"{name} cannot be downloaded from the hub at {constants.ENDPOINT}: {reason}; try again, {local}"
+    said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return (
+        f"{name} cannot be downloaded from the hub at {hub}: {said}; try again, or give the path of a model directory"
+    )
 
 
 def _network(error: Exception) -> str:
