@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-MOST_PARAMETERS = 30_000_000
+MOST_PARAMETERS = 120_000_000
 """Parameters of a stand-in; an architecture that cannot be made so small has none."""
 _SMALL = {
     r"vocab_size(_per_layer_input)?": 64,
@@ -30,43 +31,44 @@ _HEADS, _WIDTH = 2, 16
 
 def stand_in(config: Any) -> Any | None:
     """A causal language model in float32 like the one of a transformers configuration, or None where there is none."""
-    for narrow in (True, False):
-        small = copy.deepcopy(config)
-        text = small.get_text_config()
-        _limit(text, _SMALL)
-        _set(text, bos_token_id=None, eos_token_id=None, pad_token_id=None)
-        for shrink in _shrinks(narrow):
-            # A configuration that has no such sizes stays as large as it is.
-            with suppress(AttributeError, TypeError, ZeroDivisionError):
-                shrink(text)
-        for name in getattr(small, "sub_configs", {}):
-            if (part := getattr(small, name, None)) is not None and part is not text:
-                _set(part, num_hidden_layers=1, depth=1)
+    for shrinks in _SHRINKS:
         # What a configuration makes impossible raises whatever its model raises; then less is made smaller.
         with suppress(Exception):
-            if (model := _build(small)) is not None:
+            if (model := _build(_shrunk(config, shrinks))) is not None:
                 return model
     return None
 
 
-def _shrinks(narrow: bool) -> Iterator[Callable[[Any], None]]:
-    yield _shorten
-    if narrow:
-        yield lambda text: _limit(text, _FEW_EXPERTS)
-    yield lambda text: _narrow_heads(text, _WIDTH if narrow else 1 << 30)
+def _shrunk(config: Any, shrinks: Sequence[Callable[[Any], None]]) -> Any:
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    _limit(text, _SMALL)
+    _set(text, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    for shrink in shrinks:
+        # A configuration that has no such sizes, or one for each layer, stays as large as it is.
+        with suppress(Exception):
+            shrink(text)
+    for name in getattr(small, "sub_configs", {}):
+        if (part := getattr(small, name, None)) is not None and part is not text:
+            _set(part, num_hidden_layers=1, depth=1)
+    return small
 
 
 def _limit(config: Any, limits: dict[str, int]) -> None:
+    """Lower the settings that match a pattern, numbers and lists of them, to its value."""
     for pattern, most in limits.items():
-        sizes = {name: size for name, size in config.to_dict().items() if type(size) is int}
-        _set(config, **{name: min(size, most) for name, size in sizes.items() if re.fullmatch(pattern, name)})
+        for name, value in config.to_dict().items():
+            if re.fullmatch(pattern, name) and type(value) is int:
+                _set(config, **{name: min(value, most)})
+            elif re.fullmatch(pattern, name) and isinstance(value, list) and {type(size) for size in value} == {int}:
+                _set(config, **{name: [min(size, most) for size in value]})
 
 
 def _set(config: Any, **values: Any) -> None:
     """Set what a configuration has and allows; it checks each value by itself."""
     for name, value in values.items():
-        if hasattr(config, name):
-            with suppress(ValueError, TypeError, AttributeError):
+        with suppress(Exception):
+            if hasattr(config, name):
                 setattr(config, name, value)
 
 
@@ -102,6 +104,18 @@ def _narrow_heads(config: Any, most: int) -> None:
 
 def _is_latent(config: Any) -> bool:
     return getattr(config, "kv_lora_rank", None) is not None
+
+
+def _lose_experts(config: Any) -> None:
+    _limit(config, _FEW_EXPERTS)
+
+
+_SHRINKS: tuple[tuple[Callable[[Any], None], ...], ...] = (
+    (_shorten, _lose_experts, partial(_narrow_heads, most=_WIDTH)),
+    (_shorten, partial(_narrow_heads, most=1 << 30)),
+    (_shorten,),
+)
+"""Ways to make a configuration smaller, from the most to the least that is changed."""
 
 
 def _build(config: Any) -> Any | None:

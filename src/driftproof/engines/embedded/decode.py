@@ -23,7 +23,7 @@ from driftproof.weights.models import ATTENTION, UNLIMITED, attention_reach, lon
 PREFILL_TOKENS = 8192
 """Prompt tokens, padding included, in one forward pass."""
 _INSTEAD = "have its responses written by a server: --engine.name vllm --engine.launch true, or --engine.url"
-_CLOSE = 1e-3
+_CLOSE = 1e-2
 """Logits of a small model, in float32, that rounding may be apart."""
 
 
