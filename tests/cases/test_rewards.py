@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import tomllib
 from contextlib import closing
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from driftproof import tasks
 from driftproof.cli.main import main
-from driftproof.errors import VerifierError
+from driftproof.errors import TaskError, VerifierError
 from driftproof.ledger.reader import LedgerReader
+from driftproof.runtime.build import open_inbox
 from driftproof.types import Prompt, Verdict
 from driftproof.verify import Item, Verifier, VerifierPool, build
 from driftproof.verify.trial import try_rewards
@@ -362,3 +365,123 @@ def test_r1_each_function_is_a_metric_of_its_own(recipe: Path, tmp_path: Path) -
     assert group is not None
     assert group.reward_parts.keys() == {"right", "length"}
     assert "reward/length" in (run / "metrics.jsonl").read_text()
+
+
+ASKED = [{"role": "user", "content": "1+0="}]
+
+
+@pytest.mark.parametrize(
+    ("functions", "row", "parts"),
+    [
+        (["chat_columns", "all_columns"], {"solution": "1", "weight": 3}, "(chat_columns 0, all_columns 1)"),
+        (["verls"], {"data_source": "sums", "reward_model": {"ground_truth": 1}, "extra_info": {"index": 3}}, "1"),
+    ],
+)  # fmt: skip
+def test_r1_and_r3_whole_rows_reach_functions_of_a_recipe(
+    functions: list[str],
+    row: dict[str, Any],
+    parts: str,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "def chat_columns(completions, prompts, solution, weight, **columns):\n"
+        f"    assert prompts == [{ASKED}] and weight == [3] and not columns.keys() - {{'answer', 'completion_ids'}}\n"
+        "    return [float(c[0]['content'] == s) for c, s in zip(completions, solution)]\n"
+        "def all_columns(completions, **columns):\n"
+        "    return [1.0]\n"
+        "def verls(data_source, solution_str, ground_truth, extra_info):\n"
+        "    assert (data_source, ground_truth, extra_info) == ('sums', 1, {'index': 3})\n"
+        "    return 1\n"
+    )
+    (tmp_path / "data.jsonl").write_text((json.dumps({"prompt": ASKED, **row}) + "\n") * 10)
+    verifier = json.dumps([f"theirs:{name}" for name in functions])
+    assert main(["train", str(recipe), "--dry-run", "--task.verifier", verifier]) == 0
+    assert parts in said(capsys)
+
+
+def test_what_stands_beside_the_recipe_is_found_from_elsewhere(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Verifier, objective and task, by the command, workers, evaluator, a resume, `eval`, the inbox and the lab."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from driftproof.objectives import ASymPO\n"
+        "from driftproof.tasks import Task\n"
+        "from driftproof.types import Prompt\n"
+        "def reward(text, answer):\n"
+        "    return float(len(text) % 2)\n"
+        "def task(count: int):\n"
+        "    rows = [Prompt(index=i, text=f'{i}+0=', answer=str(i)) for i in range(count)]\n"
+        "    return Task(name='mine', train=rows[2:], heldout=rows[:2], verifier='exact')\n"
+        "@dataclass(frozen=True, slots=True, kw_only=True)\n"
+        "class Objective(ASymPO):\n"
+        "    name = 'mine'\n"
+    )
+    text = recipe.read_text()
+    data = text[text.index("[task]") : text.index("[model]")]
+    task = '[task]\nname = "mine:task"\ncount = 10\nverifier = ["mine:reward", "exact"]\n'
+    recipe.write_text(text.replace(data, task).replace('"asympo"', '"mine:Objective"'))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run = elsewhere / "run"
+    short = ["--evaluation.prompts", 2, "--evaluation.samples", 1]
+    done = train(recipe, "--run.directory", run, "--run.steps", 2, "--evaluation.every", 1, *short)
+    assert done.code == 0, done.stderr
+    sys.path.remove(str(tmp_path))
+    done = train("--resume", run, "--run.steps", 3)
+    assert done.code == 0, done.stderr
+    with LedgerReader(run / "ledger.sqlite") as ledger:
+        assert ledger.step == 3
+        assert {"reward/reward", "reward/exact"} <= ledger.steps()[-1].keys()
+    model = run / "snapshots" / "latest"
+    assert main(["eval", str(model), str(recipe), *map(str, short)]) == 0
+    with closing(open_inbox(run)) as inbox:
+        assert inbox.task.name == "mine"
+    lab = recipe.with_name("lab.toml")
+    lab.write_text(
+        '[lab]\nstaleness = [0]\nseeds = [0]\nobjectives = [{name = "mine:Objective"}]\n' + recipe.read_text()
+    )
+    assert main(["lab", str(lab), "--dry-run", *map(str, short)]) == 0, said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nowhere:task", "cannot be imported: ModuleNotFoundError"),
+        ("own_tasks:fails", "failed at {file}:2: ZeroDivisionError"),
+        ("own_tasks:no_task", "returned a list, not a driftproof.tasks.Task"),
+        ("own_tasks:CONSTANT", "is a int, not a function"),
+        ("own_tasks:needs", "needs the field 'count'"),
+        ("own_task", "unknown task 'own_task'"),
+    ],
+)
+def test_a_task_of_ones_own_that_is_none_is_refused(
+    name: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "own_tasks.py"
+    file.write_text(
+        "def fails():\n    1 / 0\ndef no_task():\n    return []\nCONSTANT = 3\ndef needs(count):\n    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TaskError) as refused:
+        tasks.build(name)
+    assert problem.format(file=file) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"verifier": 3}, "verifier is 3; it must be a name, or a list of names"),
+        ({"verifier": ["exact", 3]}, "it must be a name, or a list of names"),
+        ({"weights": [1.0]}, "weights [1.0] without verifier"),
+        ({"verifier": ["exact"], "weights": ["1"]}, "it must be a list of numbers"),
+        ({"verifyer": "exact"}, "unknown field 'verifyer'; did you mean 'verifier'"),
+    ],
+)
+def test_rewards_that_no_task_can_have_are_refused(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(TaskError) as refused:
+        tasks.build("arithmetic", digits=1, **fields)
+    assert problem in str(refused.value)

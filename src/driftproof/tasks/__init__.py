@@ -20,10 +20,11 @@ from typing import Any
 from driftproof.errors import TaskError, unknown_name
 from driftproof.tasks.benchmarks import BENCHMARKS, benchmark, math
 from driftproof.tasks.files import gsm8k, jsonl
-from driftproof.tasks.protocol import RecordedGroup, Task
+from driftproof.tasks.protocol import RecordedGroup, Task, numbered
 from driftproof.tasks.reasoning_gym import reasoning_gym
 from driftproof.tasks.recorded import read_recorded, recorded, with_recorded
 from driftproof.tasks.sums import arithmetic, running_sums
+from driftproof.types import Prompt
 
 TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": arithmetic,
@@ -60,9 +61,18 @@ def build(name: str, **fields: Any) -> Task:
         # Which columns its prompts keep depends on it.
         fields["verifier"] = rewards["verifier"]
     task = _made(name, make, fields)
+    return replace(task if name in TASKS else _checked(name, task), **rewards)
+
+
+def _checked(name: str, task: Any) -> Task:
+    """What a function of the user's returned, if it is a task; its prompts are numbered here."""
     if not isinstance(task, Task):
         raise TaskError(f"task {name!r} returned a {type(task).__name__}, not a driftproof.tasks.Task")
-    return replace(task, **rewards)
+    parts = (task.train, task.heldout)
+    if wrong := [prompt for prompts in parts for prompt in prompts if not isinstance(prompt, Prompt)]:
+        raise TaskError(f"task {name!r}: a prompt is {wrong[0]!r:.200}, not a driftproof.types.Prompt")
+    train, heldout = map(numbered, parts)
+    return replace(task, train=train, heldout=heldout)
 
 
 def _made(name: str, make: Callable[..., Any], fields: dict[str, Any]) -> Any:

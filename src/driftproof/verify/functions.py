@@ -12,8 +12,7 @@ import importlib
 import inspect
 import math
 import numbers
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -101,35 +100,28 @@ def score(
 
     Whatever a function raises is raised; a note says which of several it was. NoRewardError for what is no reward.
     """
-    calls: list[tuple[RewardFunction, int, Any]] = []
-    for function in functions:
-        for batch in [items] if function.compares else [[item] for item in items]:
-            with _noted(function, functions):
+    function, calls = functions[0], list[tuple[RewardFunction, int, Any]]()
+    rewards: list[list[float | None]] = [[] for _ in functions]
+    try:
+        for function in functions:
+            for batch in [items] if function.compares else [[item] for item in items]:
                 calls.append((function, len(batch), function.call(batch)))
-    waiting = [result for *_, result in calls if inspect.isawaitable(result)]
-    answers = iter(loop.run_until_complete(_all(waiting)) if waiting else ())
-    rewards: dict[str, Rewards] = {function.name: [] for function in functions}
-    for function, count, result in calls:
-        with _noted(function, functions):
+        waiting = [result for *_, result in calls if inspect.isawaitable(result)]
+        answers = iter(loop.run_until_complete(_all(waiting)) if waiting else ())
+        for function, count, result in calls:
             answer = next(answers) if inspect.isawaitable(result) else result
             if isinstance(answer, BaseException):
                 raise answer
-            rewards[function.name] += function.read(answer, count)
-    return [list(of_item) for of_item in zip(*rewards.values(), strict=True)]
-
-
-async def _all(waiting: Sequence[Awaitable[Any]]) -> Sequence[Any]:
-    return await asyncio.gather(*waiting, return_exceptions=True)
-
-
-@contextmanager
-def _noted(function: RewardFunction, functions: Sequence[RewardFunction]) -> Iterator[None]:
-    try:
-        yield
+            rewards[functions.index(function)] += function.read(answer, count)
     except BaseException as error:
         if len(functions) > 1:
             error.add_note(function.name)
         raise
+    return [list(of_item) for of_item in zip(*rewards, strict=True)]
+
+
+async def _all(waiting: Sequence[Awaitable[Any]]) -> Sequence[Any]:
+    return await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def describe(error: BaseException) -> str:

@@ -72,7 +72,7 @@ class VerifierPool:
 
     def _score(self, items: Sequence[Item], *, together: bool) -> list[Verdict]:
         outcomes = self._processes.ask(items, together=together)
-        works = self._works(items, outcomes)
+        works = self._works(items, outcomes) if any(outcome.problem for outcome in outcomes) else {}
         return [
             self._verdict(outcome, outcome.problem != "" and works[_question(item)])
             for item, outcome in zip(items, outcomes, strict=True)
