@@ -26,6 +26,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from benchmarks.harness import ROOT, write_results
+from tests.fuzz.brought import brought
 from tests.fuzz.parsers import Parser, parsers
 
 BATCH = 250
@@ -47,6 +48,10 @@ class _Crashes:
     def add(self, what: str, value: Any) -> None:
         crash = self.found.setdefault(what, {"count": 0, "input": repr(value)[:400]})
         crash["count"] += 1
+
+
+def all_parsers() -> list[Parser]:
+    return [*parsers(), *brought()]
 
 
 def fuzz(parser: Parser, inputs: int, first_seed: int) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def _one(name: str, inputs: int, first_seed: int) -> None:
 
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    parser = next(parser for parser in parsers() if parser.name == name)
+    parser = next(parser for parser in all_parsers() if parser.name == name)
     # What is imported at the first input counts as what it began with.
     _batch(parser, lambda value: _quietly(parser, value), 10**9)
     begun = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -140,7 +145,7 @@ def _in_a_process(parser: Parser, inputs: int, first_seed: int, seconds: float) 
 
 
 def _chosen(only: Sequence[str]) -> list[Parser]:
-    known = parsers()
+    known = all_parsers()
     if unknown := set(only) - {parser.name for parser in known}:
         raise SystemExit(f"unknown parsers {sorted(unknown)}; valid: {', '.join(parser.name for parser in known)}")
     return [parser for parser in known if not only or parser.name in only]

@@ -103,12 +103,12 @@ def _overrides(arguments: list[str], directory: Path) -> None:
     load_config(ROOT / "recipes" / "quickstart.toml", ["--model.path=model", *arguments])
 
 
-def _settings() -> list[str]:
+def setting_names() -> list[str]:
     return [f"--{section}.{key}" for section, model in Config.model_fields.items()
             for key in getattr(model.annotation, "model_fields", ())]  # fmt: skip
 
 
-SETTING = st.sampled_from(_settings()) | words | words.map(lambda word: f"--{word}.{word}")
+SETTING = st.sampled_from(setting_names()) | words | words.map(lambda word: f"--{word}.{word}")
 VALUE = words | st.sampled_from(
     ("0", "-1", "1e999", "nan", "[1]", "{a=1}", "1_0", "9" * 5000, "2020-01-01", "'x'\n[y]")
 )
