@@ -134,3 +134,18 @@ def test_a_conversation_goes_through_the_chat_template_or_is_refused(tiny_model_
     made = Codec(chat_model)
     assert made.decode(made.encode(prompt)) == "[user] 1+1=\n[assistant] 2\n[user] 47+85=\n[assistant] "
     assert made.decode(made.encode(PROMPT)) == "[user] 47+85=\n[assistant] "
+
+
+def test_a_template_that_leaves_earlier_messages_out_is_refused(chat_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(chat_model, tmp_path / "leaves-out")
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    (model / "chat_template.jinja").write_text(template)
+    made = Codec(model)
+    assert made.decode(made.encode(PROMPT)) == "47+85="
+    with pytest.raises(CodecError, match="leaves earlier messages of the assistant out"):
+        made.encode(replace(PROMPT, turns=(("user", "1+1="), ("assistant", "2"))))
+
+
+def test_a_text_that_cannot_be_read_is_named_by_its_row(tiny_model_dir: Path) -> None:
+    with pytest.raises(CodecError, match=r"^data\.jsonl:3: the tokenizer cannot read 'ß'"):
+        Codec(tiny_model_dir).encode(replace(PROMPT, text="ß", source="data.jsonl:3"))

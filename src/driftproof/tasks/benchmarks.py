@@ -10,7 +10,7 @@ from driftproof.errors import TaskError
 from driftproof.tasks.answers import solution_gold
 from driftproof.tasks.conversations import VERL_ANSWER, Form
 from driftproof.tasks.files import task_of_file
-from driftproof.tasks.protocol import Task, numbered, own_rewards
+from driftproof.tasks.protocol import Task, needs_answer, numbered, own_rewards
 from driftproof.tasks.rows import Row, shown
 from driftproof.tasks.sources import read_rows
 
@@ -100,7 +100,7 @@ def _form(
         system=system,
         wrap=lambda problem: worked + template.replace("{problem}", problem),
         gold=_gold,
-        needs_answer=not own_rewards(verifier),
+        needs_answer=needs_answer(verifier),
         keeps_columns=own_rewards(verifier),
     )
 

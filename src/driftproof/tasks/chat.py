@@ -50,16 +50,16 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._model = model
         self._variables = dict(variables)
-        self._tried: set[bool] = set()
-        """Whether prompts with a system message, and without, are known to be rendered whole."""
+        self._tried: set[tuple[bool, bool]] = set()
+        """Kinds of prompts, with a system message or earlier turns or without, that are known to be rendered whole."""
         self._check_variables()
 
     def render(self, prompt: Prompt) -> str:
         """A prompt as text, up to where the response begins; CodecError where the template does not give it."""
-        with_system = bool(prompt.system)
-        if with_system not in self._tried:
+        kind = bool(prompt.system), bool(prompt.turns)
+        if kind not in self._tried:
             self._try(prompt)
-            self._tried.add(with_system)
+            self._tried.add(kind)
         text = self._apply(prompt, memory=None)
         given = sum(len(message["content"]) for message in chat_messages(prompt))
         if len(text) > 4 * given + ADDED_CHARACTERS:
@@ -69,11 +69,14 @@ class ChatTemplate:
     def _try(self, prompt: Prompt) -> None:
         """Render a prompt like `prompt` whose words can be found again."""
         words = {"user": "driftproofuser", "system": "driftproofsystem" if prompt.system else ""}
-        marked = replace(prompt, text=words["user"], system=words["system"], turns=())
+        turns = (("user", "driftproofasked"), ("assistant", "driftproofanswered")) if prompt.turns else ()
+        marked = replace(prompt, text=words["user"], system=words["system"], turns=turns)
         text = self._apply(marked, memory=RENDER_BYTES)
         for role, word in words.items():
             if word not in text:
                 self._refuse(prompt, f"leaves the {role} message out", _WITHOUT_SYSTEM if role == "system" else "")
+        if left_out := [role for role, word in turns if word not in text]:
+            self._refuse(prompt, f"leaves earlier messages of the {left_out[0]} out")
 
     def _apply(self, prompt: Prompt, memory: int | None) -> str:
         try:

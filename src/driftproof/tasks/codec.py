@@ -64,7 +64,12 @@ class Codec:
             known = self._prompts.get(key)
             if known is not None:
                 return known
-            tokens = np.array(self._encode(prompt), dtype=np.int32)
+            try:
+                tokens = np.array(self._encode(prompt), dtype=np.int32)
+            except CodecError as error:
+                if not prompt.source or str(error).startswith(prompt.source):
+                    raise
+                raise CodecError(f"{prompt.source}: {error}") from error
             tokens.setflags(write=False)
             if self._remembered + len(tokens) <= REMEMBERED_TOKENS:
                 self._prompts[key] = tokens

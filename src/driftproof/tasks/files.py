@@ -5,7 +5,7 @@ from pathlib import Path
 from driftproof.errors import TaskError
 from driftproof.tasks.answers import gsm8k_gold
 from driftproof.tasks.conversations import VERL_ANSWER, Form
-from driftproof.tasks.protocol import Task, generator, hold_out, numbered, own_rewards
+from driftproof.tasks.protocol import Task, generator, hold_out, needs_answer, numbered, own_rewards
 from driftproof.tasks.rows import Row
 from driftproof.tasks.sources import read_rows
 from driftproof.types import Prompt
@@ -33,7 +33,7 @@ def jsonl(
         prompt=(prompt_field, "messages"),
         answer=(answer_field, VERL_ANSWER) if answer_field == "answer" else (answer_field,),
         system_field=system_field,
-        needs_answer=not own_rewards(verifier),
+        needs_answer=needs_answer(verifier),
         keeps_columns=own_rewards(verifier),
     )
     example = f'{{"{prompt_field}": "47+85=", "{answer_field}": "132"}}'

@@ -93,6 +93,11 @@ def own_rewards(verifier: str | Sequence[str]) -> bool:
     return any(":" in name for name in ([verifier] if isinstance(verifier, str) else verifier))
 
 
+def needs_answer(verifier: str | Sequence[str]) -> bool:
+    """Whether a prompt must have an answer to compare with; functions of the user's may need none."""
+    return not all(":" in name for name in ([verifier] if isinstance(verifier, str) else verifier))
+
+
 def identity(prompt: Prompt) -> tuple[object, str]:
     """The question of a prompt, whatever system message stands before it: equal for prompts that are the same."""
     return prompt.turns, prompt.text.strip()
