@@ -24,6 +24,7 @@ from driftproof.verify.answers.intervals import is_infinite, merged
 from driftproof.verify.answers.numbers import Number, read_number, same_number
 from driftproof.verify.answers.reading import interval_of, normal_words
 from driftproof.verify.answers.tables import RATIOS
+from driftproof.verify.answers.units import in_short
 
 Expressions = Callable[[str, str], bool]
 """Whether two LaTeX expressions (the gold one first) are mathematically equal."""
@@ -236,6 +237,8 @@ def _intervals(gold: Interval, found: Interval, expressions: Expressions) -> boo
 
 
 def _scalars(gold: Scalar, found: Scalar, expressions: Expressions) -> bool:
+    if in_short(gold.whole) == in_short(found.whole) != "":
+        return True
     if (gold.whole or found.whole) and expressions(gold.whole or gold.latex, found.whole or found.latex):
         return True
     if gold.touching or (gold.measure and found.percent) or (gold.percent and found.measure):

@@ -15,7 +15,8 @@ _LONGEST_ANSWER = 2_000
 _LONGEST_CLAUSE = 400
 _MOST_STATEMENTS = 10
 """Statements and `####`, from the last one on, that are looked at."""
-_STRUCK_OUT = re.compile(r"~~[^~\n]{1,200}~~")
+_STRUCK_OUT = re.compile(r"~~[^~\n]{1,200}~~|<<[^<>\n]{0,200}>>")
+_TIMES = re.compile(r"(?<=\d) ?[xX] ?(?=\$?\d)")
 _WAY_TO_ANSWER = 25
 """Characters of words between "the answer is" and an expression that is still meant by it."""
 _NEAR = 60
@@ -58,6 +59,7 @@ _STATED = re.compile(
     re.I | re.M,
 )
 _ANSWERED = re.compile(r"\\boxed\s*\{|####|\banswer\b[^.\n]{0,40}?(?:\bis\b|:)|^A:", re.I | re.M)
+_SUPPOSED = re.compile(r"\b(?:suppose|assume|if|whether|doubt|unless|not\s+(?:true|the\s+case))\b(?!.*,)", re.I | re.S)
 _ROUNDED = re.compile(r"\s*(?:about|approximately|approx\.?|roughly|nearly|almost|around|close\s+to)\b", re.I)
 _CORRECTED = re.compile(
     r"\b(?:wait|oops|mistake|incorrect|wrong|sorry|scratch\s+that|correction|correcting|actually|hold\s+on|i\s+meant"
@@ -67,12 +69,16 @@ _CORRECTED = re.compile(
 _END_OF_SENTENCE = re.compile(r"\.(?<!\b[ie]\.[eg]\.)(?<!\b[ap]\.m\.)(?=\s|\**\s|$)|[!?](?=\s|\**\s|$)|\n")
 _LEADING = re.compile(r"^(?:[\s*_`\"':>#-]*(?:\*\*|[\s*_`\"':>#])|-\s+)+")
 _HEADING = re.compile(r"[\s*_#]*(?:[^\W\d_]{2,}|\d+[.)]\s+[^\W\d_]{2,})")
-_SCALE = re.compile(r"\s*(?:%|per\s?cent\b|percentage points\b|(?:hundred|thousand|million|billion|trillion)\b)", re.I)
+_SCALE = re.compile(
+    r"\s*(?:%|per\s?cent\b|percentage points\b|(?:dozen|hundred|thousand|million|billion|trillion)\b)", re.I
+)
 _CHOICE = re.compile(r"\W*\(?([A-J])\)?(?:[.):,;]|\s+(?:because|since|as|is|which|with|from|for|and not|-)\b|\s*$)")
 _CHOSEN = re.compile(
     r"(?:\b(?i:pick|choose|select|option|choice|so|thus|hence|therefore|only|but|is)\b[\s:*(]*|(?<![a-zA-Z])\()([A-J])"
     r"(?:\)?\W*$|[).,;:*]*\s+(?:since|because|as|is\s+(?:correct|right|the)|fits|works|matches)\b)"
 )
+_REMARK = re.compile(r"\n\s*\([^()\n]*[a-zA-Z]{2}[^()\n]*\)\s*$")
+_PART = re.compile(r"^\([a-h]\)\s+(?=[-$\\\d])")
 _YES_OR_NO = re.compile(r"\W*(yes|no|true|false)\b(?=[,.;:!]|\s*$|\s+because)", re.I)
 _NEXT_QUESTION = re.compile(r"^[ \t#*]*(?:Question|Problem|Q|Human|User|Instruction)[ \t]*\d*[ \t]*[:.]", re.M)
 """A line with which a model goes on to another question."""
@@ -100,8 +106,8 @@ def hashed(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """The text with LaTeX for what Unicode has signs for, without what is struck out."""
-    return as_latex(_STRUCK_OUT.sub("", text))
+    """The text with LaTeX for what Unicode has signs for, without what is struck out and GSM8K's `<<9*2=18>>`."""
+    return as_latex(_TIMES.sub(r" \\times ", _STRUCK_OUT.sub("", text)))
 
 
 def _in_part(part: str, parts: int) -> list[str]:
@@ -202,6 +208,9 @@ def _hashed(part: str, headings: bool = True) -> tuple[int, list[str]]:
 def _stated(text: str, strict: bool = False) -> list[str]:
     """The readings of the last statement of an answer; in the strict sense it must be one without doubt."""
     for statement in list(_STATED.finditer(text))[: -_MOST_STATEMENTS - 1 : -1]:
+        begin = max(text.rfind(mark, 0, statement.start()) for mark in (". ", "\n", "? ", "! "))
+        if _SUPPOSED.search(text[max(0, begin) : statement.start()]):
+            continue
         clause, end = _sentence(text, statement.end())
         readings = _clause(clause) if text[end : end + 1] != "?" else []
         if strict and (_ROUNDED.match(clause) or len(readings) < 2):
@@ -230,7 +239,7 @@ def _sentence(text: str, start: int) -> tuple[str, int]:
 
 def _clause(clause: str) -> list[str]:
     """The readings of what follows "the answer is": all of it, and the choice or expression that it begins with."""
-    clause = clause.strip()[:_LONGEST_ANSWER]
+    clause = _PART.sub("", clause.strip()[:_LONGEST_ANSWER])
     readings = [clause] if 0 < len(clause) <= _LONGEST_CLAUSE else []
     if choice := _CHOICE.match(clause) or _YES_OR_NO.match(clause):
         readings.append(choice[1])
@@ -253,6 +262,7 @@ def _scaled(text: str, one: Expression) -> str:
 def _last_expression(text: str) -> list[str]:
     """All of a short text, the choice that it ends with, or its last expression."""
     whole = text.strip()
+    text = _REMARK.sub("", text)
     readings = [whole] if 0 < len(whole) <= _LONGEST_CLAUSE and "\n" not in whole else []
     if choice := _last(_CHOSEN, text) or _YES_OR_NO.match(text):
         readings.append(choice[1])

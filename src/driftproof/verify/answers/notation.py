@@ -53,7 +53,7 @@ _ALIAS = (
     (re.compile(r">="), r"\\ge "),
     (re.compile(r"!="), r"\\ne "),
     (re.compile(r"\\(?:odot|oplus|bigstar|star)(?![a-zA-Z])"), "o"),
-    (re.compile(r"\\(?:vec|overrightarrow)\s*\{\s*([a-zA-Z]+)\s*\}|\\vec\s+([a-zA-Z])(?![a-zA-Z])"), r"\1\2"),
+    (re.compile(r"^\s*\\(?:vec|overrightarrow)\s*(?:\{\s*([a-zA-Z]+)\s*\}|([a-zA-Z]))\s*$"), r"\1\2"),
     (re.compile(r"\\bmod(?![a-zA-Z])"), r"\\mod "),
     (re.compile(r"\\overline\s*\{\s*([A-Z]{2})\s*\}"), r"\1"),
     (re.compile(r"\\(?:leq?slant|leq)(?![a-zA-Z])"), r"\\le "),
@@ -83,13 +83,14 @@ _ALIAS = (
     (re.compile(r"\\dots[cbmio]?(?![a-zA-Z])|\\ldots(?![a-zA-Z])"), r"\\ldots "),
 )
 _ONE_TOKEN = re.compile(r"\\[a-zA-Z]+|.")
+_BOLD_DIGITS = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*\d(?: \d)+(?=[ }\\])")
 _MOST_ROUNDS = 8
 
 
 @lru_cache(maxsize=1024)
 def clean(text: str) -> str:
     """The answer in one notation, without what only changes how it looks."""
-    text = _markup(as_latex(text.strip()))
+    text = _BOLD_DIGITS.sub(lambda found: found[0].replace(" ", ""), _markup(as_latex(text.strip())))
     for separator in _SEPARATORS:
         text = separator.sub("", text)
     for pattern, replacement in _ALIAS:

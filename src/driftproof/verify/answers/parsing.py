@@ -41,6 +41,8 @@ _PRIMED_INDEX = re.compile(r"_\s*(?:\{(\w+)\}|(\w))\s*(?:('+)|\^\s*\{?(?:\\prime
 _WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{4,}(?!\})")
 """A word that is no command, no environment and no index."""
 _ROOT_OF_NEGATIVE = re.compile(r"\\sqrt\s*\[")
+_UNREADABLE = re.compile(r"\\vec.*\\times|\d\s*'")
+"""Products of vectors, which the reader takes for products of numbers, and minutes of arc."""
 _HUGE = re.compile(r"\\(?:gcd|lcm|operatorname).*\^|\\[dt]?binom\s*\{[^{}]*(?:\d{5}|\^)")
 """Functions that the reader computes at once."""
 
@@ -50,7 +52,7 @@ def parsed(latex: str) -> Any | None:
     """The sympy object that an expression is; None where it cannot be read."""
     if len(latex) > _LONGEST or latex.count("|") > _MOST_BARS or _depth(latex) > _DEEPEST:
         return None
-    if _WORD.search(latex):
+    if _WORD.search(latex) or _UNREADABLE.search(latex):
         return None
     if _JUXTAPOSED.search(_LOGARITHM.sub("", _MIXED.sub("", latex))) or _HUGE.search(latex):
         return None

@@ -36,6 +36,14 @@ _TOKEN = re.compile(
 )
 _FEW = 250
 """Characters at the end of a text in which its last expression is looked for first, from the start of their line."""
+_FEW_EXPRESSIONS = 12
+_PHRASE = re.compile(r"\b(?:in|of|per|for\s+(?:each|every|all)|after|every|each)\s+(?:the\s+)?[$]?$", re.I)
+_NEW_CLAIM = re.compile(
+    r"[.!?\n](?:\s|$)|[,;:]|\b(?:so|thus|therefore|hence|then|which|leaves?|leaving|makes?|is|are|was|were|gives?|equals?"
+    r"|totals?|and|or|but|remain\w*|has|have|gets?|needs?|costs?|pays?)\b",
+    re.I,
+)
+"""Words that begin another claim, between two expressions of a sentence."""
 _WORDS_IN_MATHEMATICS = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{3,}\s+[a-zA-Z]{2,}|^\d[\d.,]*\s+[a-zA-Z]{2,}\s")
 _JOINS = re.compile(r"\s*(?:,|,?\s*(?:and|or)|;)\s*")
 _COMMANDS_OF_TEXT = frozenset(
@@ -71,11 +79,25 @@ def last_expression(text: str) -> Expression | None:
     lines = text.rfind("\n", 0, max(0, len(text) - _FEW)) + 1
     for start in (lines, 0) if lines else (0,):
         end = text[start:]
-        claimed = (one for one in reversed(_joined(end)) if is_claimed(end, one.start, one.end))
-        if last := next(claimed, None):
+        claimed = [one for one in _joined(end)[-_FEW_EXPRESSIONS:] if is_claimed(end, one.start, one.end)]
+        if claimed:
+            last = _result(end, claimed)
             one = _signed(end, last)
             return Expression(start + one.start, start + one.end, one.text)
     return None
+
+
+def _result(text: str, claimed: list[Expression]) -> Expression:
+    """The last expression, or that in front of it in its sentence: `9*2=18 dollars in 3 days` is 18."""
+    last = claimed[-1]
+    in_phrase = _PHRASE.search(text[max(0, last.start - 40) : last.start])
+    for one in reversed(claimed[:-1]):
+        between = text[one.end : last.start]
+        if "=" in last.text or _NEW_CLAIM.search(between):
+            break
+        if "=" in one.text or in_phrase:
+            return one
+    return last
 
 
 def _joined(text: str) -> list[Expression]:
@@ -120,6 +142,8 @@ def _runs(text: str) -> list[tuple[int, int]]:
         if kind == "group":
             finish()
             runs.append(token.span())
+            continue
+        if kind == "money" and start is not None and text[start : token.start()].rstrip()[-1:] in tuple("=+-*/"):
             continue
         if kind == "space" and "\n" not in token.group() and start is not None:
             continue

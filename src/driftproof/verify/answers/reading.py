@@ -28,6 +28,8 @@ from driftproof.verify.answers.splitting import ENVIRONMENT, rows, sides_of, spl
 from driftproof.verify.answers.tables import BASES, MATHEMATICAL_WORDS, NUMBER_WORDS
 from driftproof.verify.answers.units import quantity
 
+_GROUPS = re.compile(r"(?<!\\)\$[^$]+(?<!\\)\$")
+_JOINING = re.compile(r"\b(?:and|or)\b")
 _DEEPEST = 6
 _TEXT = r"(?:\\text\s*\{\s*)?"
 _STATEMENT = re.compile(
@@ -60,6 +62,7 @@ _CHOICE = re.compile(
 _LETTERS = frozenset("ABCDEFGHIJabcdefghij")
 _OPTION = re.compile(rf"{_TEXT}(?:option|choice)\s+\(?([A-Ja-j])\)?\s*\}}?", re.I)
 _COLON = re.compile(rf"(-?\d+(?:\.\d+)?)((?:\s*:\s*-?\d+(?:\.\d+)?)+)\s*{_TEXT}(?:([aApP])\s*\.?\s*[mM]\.?)?\s*\}}?")
+_RATIO_IN_WORDS = re.compile(r"(?<=\d)\s*\\text\s*\{\s*to\s*\}\s*(?=\d)")
 _DIGITS = rf"{_TEXT}\(?(\d[0-9A-Fa-f]*|[A-F]+\d[0-9A-F]*)\)?\s*\}}?\s*"
 _BASED = (
     re.compile(rf"{_DIGITS}_\s*(?:\{{\s*)?{_TEXT}(\d+|{'|'.join(BASES)})\s*\}}*"),
@@ -97,6 +100,9 @@ _ALL_REALS = re.compile(rf"{_TEXT}(?:all )?real(?:s| numbers?)\s*\}}?|\\mathbb\s
 
 def read(text: str) -> Form | None:
     """The form of an answer as it stands in a text; None where it says nothing."""
+    between = _GROUPS.split(text)[1:-1]
+    if any(re.search(r"[a-zA-Z]{2,}", _JOINING.sub("", part)) for part in between):
+        return Words("".join(clean(text).split()))  # formulas in a sentence, which is compared as a whole
     return _read(clean(text), _DEEPEST)
 
 
@@ -139,7 +145,7 @@ def _special(text: str, deep: int) -> Form | None:
         return Choice(found[1].upper())
     if found := _CHOICE.fullmatch(text):
         return Choice((found[1] or found[2]).upper(), _read(found["rest"], deep - 1))
-    if found := _COLON.fullmatch(text):
+    if found := _COLON.fullmatch(_RATIO_IN_WORDS.sub(":", text)):
         parts = (found[1], *(part.strip() for part in found[2].split(":")[1:]))
         return Colon(parts, f"{found[3].lower()}m" if found[3] else "")
     if found := next((found for form in _BASED if (found := form.fullmatch(text))), None):
@@ -156,6 +162,8 @@ def _compound(text: str, deep: int) -> Form | None:
     if len(parts := split_words(text)) > 1:
         decimal = text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text) else ""
         return _together("", "", parts, deep, joined_by_and=" and" in text, decimal=decimal)
+    if _ALL_REALS.fullmatch(text):
+        return Region("", (Interval("-\\infty", "\\infty", True, True),), "\\mathbb{R}")
     if _is_words(text):
         return None
     if len(parts := split(text, r"\cup")) > 1:
@@ -165,8 +173,6 @@ def _compound(text: str, deep: int) -> Form | None:
         return Named(_name(found[1]), value, text) if value else None
     if without := _REALS_WITHOUT.match(text):
         return _reals_without(_read(text[without.end() :], deep - 1), text)
-    if _ALL_REALS.fullmatch(text):
-        return Region("", (Interval("-\\infty", "\\infty", True, True),), "\\mathbb{R}")
     if bracketed := _bracketed(text, deep):
         return bracketed
     if _ORDER.search(text):

@@ -85,7 +85,8 @@ _MEASURES = """
     K: kelvin
     mol: mole mol
     eV: ev electronvolt
-    mph: mph
+    mi/h: mph
+    km/h: kph kmh kmph
 """
 MEASURES = {
     name: line.partition(":")[0].strip()

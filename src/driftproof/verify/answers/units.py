@@ -119,3 +119,9 @@ def measure(name: str, unit: str) -> str:
 def _kind(name: str) -> str:
     name = name.strip()
     return MEASURES.get(name) or MEASURES.get(name.removesuffix("s")) or MEASURES.get(name.removesuffix("es")) or ""
+
+
+def in_short(text: str) -> str:
+    """A quantity of several units with one name for each: `5 ft 6 in` for `5 feet 6 inches`."""
+    words = re.findall(r"[a-zA-Z]+|[^\sa-zA-Z]+", text.replace("\\text", " ").replace("{", " ").replace("}", " "))
+    return " ".join(_kind(word.lower()) or word for word in words)

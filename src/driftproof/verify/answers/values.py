@@ -24,7 +24,14 @@ _PLACES = (
     ("3", "7", "5", "2"),
     ("5.237", "-3.191", "0.811", "-1.439"),
 )
-_INTEGER_PLACES = (("3", "7", "5", "2"), ("6", "9", "4", "8"), ("2", "5", "9", "7"))
+_INTEGER_PLACES = (
+    ("3", "7", "5", "2"),
+    ("9", "4", "2", "6"),
+    ("6", "9", "4", "8"),
+    ("7", "3", "1", "5"),
+    ("2", "5", "9", "7"),
+    ("8", "6", "3", "1"),
+)
 """Values of the variables, in their order, at which two expressions are compared."""
 
 
@@ -39,13 +46,14 @@ def equal_values(a: Any, b: Any, numbers: tuple[Number | None, Number | None] = 
         return False
     if not (a.free_symbols or b.free_symbols):
         return _same(evaluated(a), evaluated(b), numbers)
-    agreed = 0
+    agreed = zeros = 0
     for x, y in at_places(a, b):
         if _same(x, y):
-            agreed += 1
+            zeros += bool(x == 0)
+            agreed += bool(x != 0)
         elif not agreed or (x.is_real and y.is_real):
             return False  # below zero a root has several values; complex ones are no proof
-    return agreed >= 2
+    return agreed >= 2 or zeros >= len(_PLACES)
 
 
 def at_places(*expressions: Any) -> Iterator[tuple[Any, ...]]:
@@ -64,7 +72,7 @@ def at_places(*expressions: Any) -> Iterator[tuple[Any, ...]]:
 def evaluated(one: Any) -> Any | None:
     """The value as an exact rational or to 30 digits; None where it has none or would be too large."""
     try:
-        if _digits(one) > _LARGEST or any(_terms(part) > _MOST_TERMS for part in one.atoms(sympy.Sum, sympy.Product)):
+        if _digits(one) > _LARGEST or math.prod(map(_terms, one.atoms(sympy.Sum, sympy.Product))) > _MOST_TERMS:
             return None
         value = one.doit()
         value = value if value.is_Rational else value.evalf(_DIGITS)
