@@ -11,6 +11,8 @@ from driftproof.types import Prompt
 Problem = Callable[[Prompt, Sequence[str]], str]
 """The reason why a prompt, with its recorded responses, is too long, or ""."""
 
+_MISSING = ("nan", "none", "null", "<na>")
+
 
 def limit_characters(task: Task, most: int, *, drop: bool) -> Task:
     """The task, of which no prompt or recorded response has more than `most` characters: they would cost the tokenizer
@@ -104,6 +106,12 @@ def warnings(task: Task) -> list[str]:
         said.append(
             f"{len(both):,} of {len(task.heldout):,} held-out prompts are trained on as well, so that they measure "
             f"nothing new, like {held.text[:60]!r}{places}; drop the duplicates, or hold out other prompts"
+        )
+    prompts = [*task.train, *task.heldout]
+    if missing := [prompt for prompt in prompts if prompt.answer.strip().lower() in _MISSING]:
+        said.append(
+            f"{len(missing):,} of {len(prompts):,} right answers are the text {missing[0].answer.strip()!r}, as tables "
+            f"write what is missing, like {_place(missing[0], task)}; drop such rows, unless it is meant"
         )
     if single := [group for group in task.recorded if len(group.texts) == 1]:
         said.append(
