@@ -161,7 +161,7 @@ def test_a_missing_model_is_named_as_it_must_be_given(tmp_path: Path):
     [
         (b"[run\n", "is not valid TOML: "),
         (b"[run]\nsteps = 1\nsteps = 2\n", "is not valid TOML: "),
-        (b"\xff\xfe", "is not valid TOML: "),
+        (b"\xff\xfe", "is not UTF-8 (its byte 0); save it as UTF-8"),
         (b"run = 3\n", "run = 3: input should be"),
     ],
 )

@@ -29,7 +29,7 @@ from driftproof.metrics.settings import TrackingSettings
 from driftproof.rollout.settings import RolloutSettings
 from driftproof.run import RunDirectory
 from driftproof.slips import meant_settings
-from driftproof.values import given, problems, shown, split_overrides
+from driftproof.values import expand_home, given, problems, shown, split_overrides
 from driftproof.verify.settings import VerifySettings
 from driftproof.weights.settings import ModelSettings
 
@@ -40,6 +40,8 @@ REMOVED = {
     "learner.row_tokens": "it is a 32nd of learner.token_budget",
 }
 """Settings of earlier versions, and what serves instead."""
+LARGEST_RECIPE = 2**20
+"""Bytes of a recipe."""
 LONGEST_NAME = 200
 """Bytes of a run's name, to which a number may be added."""
 
@@ -219,10 +221,13 @@ class Config(BaseModel):
             name, dot, inner = key.partition(".")
             if dot and get_origin(_kinds(cls).get(f"{section}.{name}")) is dict:
                 # A key of a setting that is a table of its own.
-                table = table[name] = {**table.get(name, {})}
-                key = inner
+                known = table.get(name)
+                table[name] = known if isinstance(known, dict) else {}
+                table, key = table[name], inner
             table[key] = given(text, hint)
-        wrong = dict(problems(tree, _kinds(cls)))
+        kinds = {**_kinds(cls), **_task_fields(tree.get("task"))}
+        expand_home(tree, kinds)
+        wrong = dict(problems(tree, kinds))
         try:
             config = cls.model_validate({"model": {}, **tree})
         except ValidationError as error:
@@ -247,8 +252,14 @@ def settings_of(kind: type[Config]) -> list[str]:
 
 def _read(recipe: Path) -> dict[str, Any]:
     try:
+        with recipe.open("rb") as file:
+            content = file.read(LARGEST_RECIPE)
+            if file.read(1):
+                raise ValueError(f"it is larger than {LARGEST_RECIPE:,} bytes")
         # TOML is UTF-8, whatever this machine writes.
-        return tomllib.loads(recipe.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {recipe} is not UTF-8 (its byte {error.start}); save it as UTF-8") from error
     except IsADirectoryError as error:
         is_run = RunDirectory(path=recipe).config.is_file()
         how = (
@@ -270,6 +281,12 @@ def _kinds(kind: type[Config]) -> Mapping[str, Any]:
         hints = get_type_hints(settings, include_extras=True) if is_dataclass(settings) else {"name": str}
         found |= {f"{section}.{key}": hint for key, hint in hints.items()}
     return found
+
+
+def _task_fields(table: object) -> dict[str, Any]:
+    """The types of the fields that a recipe's task is given, where they might be taken for others."""
+    fields = table if isinstance(table, dict) else {}
+    return {f"task.{key}": hint for key in fields if (hint := _task_field(fields.get("name"), key)) is not None}
 
 
 def _task_field(task: object, field: str) -> Any:
@@ -306,6 +323,8 @@ def _explain(problem: Any, key: str, kind: type[Config]) -> str:
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         table = problem["input"] if isinstance(problem["input"], dict) else {}
         return unknown_setting(key, kind, [f"{key}.{name}" for name in table])
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+        return f"{key.rpartition('.')[0]} = {shown(problem['input'])}: too few values"
     if problem["type"] == "missing":
         return f"setting {key!r} is missing; give it in the recipe or as --{key} VALUE"
     if problem["type"] in ("dataclass_type", "model_type") and key in kind.model_fields:

@@ -90,6 +90,15 @@ def problems(tree: Mapping[str, Any], kinds: Mapping[str, Any]) -> Iterator[tupl
                     break
 
 
+def expand_home(tree: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Write out the home directory in paths, which a shell does not do behind `=` and in recipes."""
+    for section, table in tree.items():
+        for key, value in table.items() if isinstance(table, dict) else ():
+            hint = kinds.get(f"{section}.{key}")
+            if isinstance(value, str) and value.startswith("~/") and hint is not None and Path in _plain(hint):
+                table[key] = str(Path(value).expanduser())
+
+
 def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, list | dict):
         for part in [*value, *value.values()] if isinstance(value, dict) else value:

@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
         usage="driftproof lab RECIPE [--dry-run] [--section.key value ...]\n       driftproof lab report DIRECTORY",
         allow_abbrev=False,
     )
-    actions = lab.add_subparsers(required=True, metavar="ACTION")
+    actions = lab.add_subparsers(prog="driftproof lab", required=True, metavar="ACTION")
     run = command(actions, "run", _run, "run a grid; this word may be left out", settings=True)
     run.add_argument("recipe", type=Path, metavar="RECIPE", help="a TOML recipe with a [lab] section")
     run.add_argument("--dry-run", action="store_true", help="check everything, list the runs to be made, stop")

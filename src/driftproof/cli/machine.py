@@ -90,7 +90,7 @@ def _check_recipe(console: Console, config: Config) -> int:
     title = f"memory, GiB; prompts of up to {prompt_tokens:,} tokens and responses of {response_tokens:,}"
     table = Table("process", "device", "needs", "has", "of that", title=title)
     for need in needs:
-        parts = ", ".join(f"{name} {size / 2**30:.2g}" for name, size in need.parts.items())
+        parts = ", ".join(f"{name} {_gibibytes(size)}" for name, size in need.parts.items())
         needed = Text(f"{need.needed / 2**30:.2f}", style="" if need.fits else "red")
         several = f"{need.process}, of {need.count}" if need.count > 1 else need.process
         table.add_row(several, need.device, needed, f"{need.available / 2**30:.2f}", Text(parts))
@@ -115,6 +115,11 @@ def _check_recipe(console: Console, config: Config) -> int:
         lacking.append(str(error))
     print_lines(console, *told, *lacking or ["this recipe can be run here"])
     return 1 if lacking else 0
+
+
+def _gibibytes(size: int) -> str:
+    gibibytes = size / 2**30
+    return f"{gibibytes:,.0f}" if gibibytes >= 100 else f"{gibibytes:.2g}"
 
 
 def _tiny_model(known: Namespace) -> None:

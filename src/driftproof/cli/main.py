@@ -130,11 +130,19 @@ def _unexpected(words: Sequence[str], parser: Parser, takes_settings: bool) -> s
     """The message for words that a command does not take, with the options or settings that were meant."""
     option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
     if option is None:
-        return f"unrecognized arguments: {' '.join(words)}\n{parser.format_usage().rstrip()}"
+        # Dashes that an editor has made of two hyphens, or a setting without them.
+        bare = words[0].lstrip("–—").partition("=")[0]
+        meant = [name for name in _settings(parser) if bare != words[0] or name == bare] if takes_settings else []
+        how = f"; did you mean --{bare}? Settings are typed with two hyphens" if meant else ""
+        return f"unrecognized arguments: {' '.join(words)}{how}\n{parser.format_usage().rstrip()}"
     options = [name for action in parser._actions for name in action.option_strings]
     if option in options:
         return f"{option} stands behind its command: {command_line(*parser.prog.split(), option)}"
-    meant = [f"--{name}" for name in meant_settings(option.lstrip("-"), _settings(parser))] if takes_settings else []
+    settings = _settings(parser) if takes_settings else []
+    within = [f"--{name}" for name in settings if name.startswith(f"{option.lstrip('-')}.")]
+    meant = [f"--{name}" for name in meant_settings(option.lstrip("-"), settings)]
+    if within and not meant:
+        return f"{option} is a section; its settings are {', '.join(within)}"
     near = difflib.get_close_matches("--" + option.lstrip("-").replace("_", "-"), options, n=1, cutoff=0.8)
     suggestion = f"; did you mean {' or '.join(near or meant)}?" if near or meant else ";"
     valid = " and settings, --section.key VALUE" if takes_settings else ""
@@ -145,7 +153,8 @@ def _settings(parser: Parser) -> list[str]:
     from driftproof.config import Config, settings_of
     from driftproof.lab.settings import LabConfig
 
-    return settings_of(LabConfig if " lab" in parser.prog else Config)
+    settings = settings_of(LabConfig if " lab" in parser.prog else Config)
+    return [name for name in settings if " tiny-model" not in parser.prog]
 
 
 def _parser() -> tuple[Parser, list[str]]:
