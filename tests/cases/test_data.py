@@ -239,6 +239,7 @@ def test_columns_reach_reward_functions_and_only_them(tmp_path: Path) -> None:
     (prompt,) = read(path, verifier="rewards:score")
     assert prompt.columns == {name: value for name, value in row.items() if name != "prompt"} | {"score": None}
     assert read(path, "math", verifier="rewards:score")[0].columns == prompt.columns
+    assert build("math500", path=str(path), verifier=["math", "rewards:score"]).heldout[0].columns == prompt.columns
     # A reward of the length alone needs no answer; one of other things gets them as they are.
     bare = save(tmp_path / "bare.jsonl", [{"prompt": "Write.", "n": 3}] * 2)
     assert [prompt.answer for prompt in read(bare, verifier="rewards:score")] == ["", ""]

@@ -65,7 +65,7 @@ def build(name: str, **fields: Any) -> Task:
 
 
 def _checked(name: str, task: Any) -> Task:
-    """What a function of the user's returned, if it is a task; its prompts are numbered here."""
+    """The task that a function of the user's returned, its prompts numbered; TaskError for anything else."""
     if not isinstance(task, Task):
         raise TaskError(f"task {name!r} returned a {type(task).__name__}, not a driftproof.tasks.Task")
     parts = (task.train, task.heldout)

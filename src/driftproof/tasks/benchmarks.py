@@ -37,23 +37,23 @@ EXAMPLES = (
 
 
 def benchmark(
-    name: str, path: str | Path | None = None, *, shots: int = 0, template: str = TEMPLATE, system: str = ""
+    name: str,
+    path: str | Path | None = None,
+    *,
+    shots: int = 0,
+    template: str = TEMPLATE,
+    system: str = "",
+    verifier: str | tuple[str, ...] = "math",
 ) -> Task:
     """A benchmark of `BENCHMARKS`: all its problems are held out, none is trained on.
 
     `path` is a local file of JSON lines or Parquet, or another dataset; by default it comes from Hugging Face. `shots`
     of the 4 worked examples stand before each problem, which takes the place of `{problem}` in `template`.
     """
-    form = _form(
-        ("problem", "question", "prompt", "messages"),
-        ("answer", "solution", VERL_ANSWER),
-        shots,
-        template,
-        system,
-        "math",
-    )
+    problems, answers = ("problem", "question", "prompt", "messages"), ("answer", "solution", VERL_ANSWER)
+    form = _form(problems, answers, shots, template, system, verifier)
     rows = read_rows(path or BENCHMARKS[name], _EXAMPLE)
-    return Task(name=name, train=(), heldout=numbered(map(form.read, rows)), verifier="math", wrap=form.wrap)
+    return Task(name=name, train=(), heldout=numbered(map(form.read, rows)), verifier=verifier, wrap=form.wrap)
 
 
 def math(
