@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,3 +85,18 @@ def test_without_the_library_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
         TaskError, match=r"datasets is missing .*pip install 'driftproof\[datasets\]'.*local JSON lines"
     ):
         build("math", path="hf:openai/gsm8k:main:test")
+
+
+def test_what_comes_up_in_the_middle_of_a_dataset_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        __version__ = "4.0.0"
+        exceptions = SimpleNamespace(DatasetsError=KeyError)
+
+        @staticmethod
+        def load_dataset(name: str, split: str) -> Iterator[dict[str, str]]:
+            yield {"problem": "1+1?", "answer": "2"}
+            raise ImportError("To support decoding images, please install 'Pillow'.")
+
+    monkeypatch.setitem(sys.modules, "datasets", Broken)
+    with pytest.raises(TaskError, match=r"^hf:a/b:train: the dataset cannot be loaded: To support decoding images"):
+        build("math", path="hf:a/b:train", heldout=0)

@@ -112,7 +112,7 @@ def _load_parquet(path: Path) -> Iterator[dict[str, Any]]:
         raise TaskError(f"{path}: no Parquet file that can be read: {error}") from error
 
 
-def _load_dataset(source: str) -> Iterable[dict[str, Any]]:
+def _load_dataset(source: str) -> Iterator[dict[str, Any]]:
     name, *configuration, split = source.split(":")[1:] if source.count(":") in (2, 3) else ("", "")
     if not (name and split):
         raise TaskError(f"{source}: a dataset is named hf:NAME:SPLIT or hf:NAME:CONFIGURATION:SPLIT")
@@ -128,12 +128,11 @@ def _load_dataset(source: str) -> Iterable[dict[str, Any]]:
             f"newer never do: pip install -U 'driftproof[datasets]', or {_LOCAL}"
         )
     try:
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(name, *configuration, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        # Of a file that cannot be read the cause alone says why.
+        yield from datasets.load_dataset(name, *configuration, split=split)
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        # Of a file that cannot be read the cause alone says why; of images it is a package that is missing.
         said = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise TaskError(f"{source}: the dataset cannot be loaded: {said}; correct the name, or {_LOCAL}") from error
-    return rows
 
 
 def _json_rows(path: Path, example: str, *, packed: bool) -> Iterator[Row]:
