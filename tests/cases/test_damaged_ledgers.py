@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,26 @@ def test_f20_rows_with_right_checksums_and_impossible_values(
             assert "driftproof" in said
     finally:
         shutil.rmtree(directory)
+
+
+def test_f20_numbers_that_are_possible_and_nonsense_are_told_soon(run: Path) -> None:
+    """Up to a hundred million steps may be planned; that many are not looked for where they never were."""
+    plan = replace(PLAN, steps=99_999_999, groups_per_step=99_999_999)
+    change(run, "UPDATE meta SET value = ? WHERE key = 'plan'", plan.to_json(), sealed=True)
+    change(run, "UPDATE meta SET value = '90000000' WHERE key IN ('step', 'furthest_step')", sealed=True)
+    change(run, "UPDATE groups SET dispatch = 123456789012 WHERE dispatch = 17")
+    found = check_run(run).findings
+    assert any("steps: 4, 5, 6, 7, 8 and 89,999,992 more not recorded" in finding for finding in found)
+    assert len(found) < 20
+
+
+@pytest.mark.parametrize("table", ["steps", "workers"])
+def test_f20_what_readers_refuse_is_found(table: str, run: Path) -> None:
+    column = {"steps": "metrics", "workers": "counters"}[table]
+    change(run, f'UPDATE {table} SET {column} = \'{{"reward": "high", "tokens": [1]}}\'', sealed=True)
+    with LedgerReader(run / "ledger.sqlite") as ledger, pytest.raises(LedgerError, match=r"its \w+ is no number"):
+        (ledger.steps if table == "steps" else ledger.workers)()
+    assert any("cannot be read" in finding for finding in check_run(run).findings)
 
 
 def look(ledger: LedgerReader, directory: Path) -> None:

@@ -387,6 +387,18 @@ def test_f7_a_ledger_is_shown_harmless(run: Path, capsys: pytest.CaptureFixture[
     assert harmless(said.err)
 
 
+def test_f7_a_chat_template_is_shown_harmless(
+    tmp_path: Path, run: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    (model / "chat_template.jinja").write_text("{{ raise_exception('" + ESCAPES + "') }}")
+    command = ["train", str(tmp_path / "recipe.toml"), "--task.verifier", "exact", "--model.path", str(model)]
+    assert main([*command, "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert "owned" in said.err
+    assert harmless(said.err)
+
+
 def sqlite(run: Path) -> Any:
     import sqlite3
 

@@ -97,7 +97,9 @@ class LedgerReader:
     def steps(self, after: int = 0) -> list[dict[str, Any]]:
         """The metrics of the steps after `after`, in order; each has its `step`."""
         question = "SELECT step, metrics, checksum FROM steps WHERE step > ? ORDER BY step"
-        return [{"step": step, **metrics} for step, metrics in self._store.sealed(question, "step", _metrics, after)]
+        return [
+            {"step": step, **metrics} for step, metrics in self._store.sealed(question, "step", read_metrics, after)
+        ]
 
     def evaluations(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Results by name, then step."""
@@ -213,7 +215,8 @@ class LedgerWriter(LedgerReader):
             self._store.add_event(kind, message)
 
 
-def _metrics(text: str) -> dict[str, Any]:
+def read_metrics(text: str) -> dict[str, Any]:
+    """The metrics of a step; ValueError where the text holds something else."""
     metrics = _object(text)
     if wrong := [name for name, value in metrics.items() if not isinstance(value, int | float | None)]:
         raise ValueError(f"its {wrong[0][:60]} is no number")

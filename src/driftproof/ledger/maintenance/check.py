@@ -11,12 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from driftproof.errors import DamageError, LedgerError, UnavailableError
 from driftproof.ledger.codec import figures_of, read_group, row_checksum
-from driftproof.ledger.records import STATES, Plan
+from driftproof.ledger.reader import read_metrics
+from driftproof.ledger.records import STATES, Counters, Plan
 from driftproof.ledger.schema import ROW, STATE, TRAINED_STEP
 from driftproof.ledger.store import UNREADABLE, Store, channel_problem, open_store
 from driftproof.run import LATEST, RunDirectory, step_directories
@@ -26,6 +28,10 @@ from driftproof.weights.files import WEIGHTS
 SHOWN = 5
 """Numbers that a finding names before it counts the rest."""
 DISPATCHED = "SELECT coalesce(max(dispatch), -1) + 1 FROM groups"
+MOST_MISSING = 10_000
+"""Groups that are looked for beyond the number of those that are there."""
+READERS = {"metrics": read_metrics, "counters": Counters.from_json, "workers": Counters.from_json}
+"""Readers of JSON objects of which more must be so."""
 UNSEALED = "its checksum does not agree"
 
 
@@ -119,10 +125,11 @@ def _file(store: Store, header: Header) -> Iterator[str]:
 
 
 def _groups(store: Store, header: Header) -> Iterator[str]:
-    size, under_way = header.plan.groups_per_step, header.step + 1
+    size, under_way, rows = header.plan.groups_per_step, header.step + 1, store.number("SELECT count(*) FROM groups")
     found: defaultdict[str, list[int]] = defaultdict(list)
     trained: Counter[int] = Counter()
-    for n in range(min(store.number(DISPATCHED), header.plan.steps * size)):
+    # Header and rows may claim more than could ever be looked at.
+    for n in range(min(store.number(DISPATCHED), header.plan.steps * size, rows + MOST_MISSING)):
         row, content = read(store.database, "groups", n), read(store.database, "contents", n)
         if problem := row_problem(row, store.order.prompt_of(n)) or content_problem(header, row, content):
             found[problem].append(n)
@@ -130,7 +137,8 @@ def _groups(store: Store, header: Header) -> Iterator[str]:
             trained[row[TRAINED_STEP]] += 1
     for problem, numbers in found.items():
         yield f"groups {_some(numbers)}: {problem}"
-    if wrong := [k for k in range(1, min(under_way, header.plan.steps + 1)) if trained[k] != size]:
+    done = range(1, min(under_way, header.plan.steps + 1, rows // size + 2))
+    if wrong := [k for k in done if trained[k] != size]:
         yield f"steps {_some(wrong)}: trained other than {size} groups (the first {trained[wrong[0]]})"
     if trained[under_way] not in (0, size):
         yield f"step {under_way}: under way with {trained[under_way]} groups, not {size}"
@@ -146,8 +154,8 @@ def _others(store: Store, header: Header) -> Iterator[str]:
         recorded.add(step)
         if problem := object_problem("metrics", (step, *row)):
             yield f"step {step}: {problem}"
-    if missing := [step for step in done if step not in recorded]:
-        yield f"steps: {_some(missing)} not recorded"
+    if missing := list(islice((step for step in done if step not in recorded), SHOWN + 1)):
+        yield f"steps: {_some(missing, len(done) - sum(step in done for step in recorded))} not recorded"
     if extra := sorted(recorded.difference(done)):
         yield f"steps: {_some(extra)} recorded, the ledger is at step {header.step}"
     for row in store.execute("SELECT name, step, result, checksum FROM evaluations"):
@@ -224,12 +232,12 @@ def object_problem(what: str, row: Sequence[Any]) -> str:
     """A sentence on a row whose last columns are a JSON object and the checksum of all before; empty where it is."""
     *values, checksum = row
     with suppress(ValueError, TypeError, IndexError, RecursionError):
-        if isinstance(json.loads(values[-1]), dict):
+        if isinstance(READERS.get(what, json.loads)(values[-1]), dict | Counters):
             return "" if row_checksum(*values) == checksum else UNSEALED
     return f"its {what} cannot be read"
 
 
-def _some(numbers: Sequence[int]) -> str:
-    """The first few of numbers, and how many more there are."""
-    shown = ", ".join(map(str, numbers[:SHOWN]))
-    return shown if len(numbers) <= SHOWN else f"{shown} and {len(numbers) - SHOWN:,} more"
+def _some(numbers: Sequence[int], count: int = 0) -> str:
+    """The first few of numbers, and how many more there are; `count` is their number where not all are given."""
+    shown, more = ", ".join(map(str, numbers[:SHOWN])), max(count, len(numbers)) - SHOWN
+    return f"{shown} and {more:,} more" if more > 0 else shown
