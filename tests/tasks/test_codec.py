@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from driftproof.errors import CodecError, ConfigError
@@ -149,3 +151,19 @@ def test_a_template_that_leaves_earlier_messages_out_is_refused(chat_model: Path
 def test_a_text_that_cannot_be_read_is_named_by_its_row(tiny_model_dir: Path) -> None:
     with pytest.raises(CodecError, match=r"^data\.jsonl:3: the tokenizer cannot read 'ß'"):
         Codec(tiny_model_dir).encode(replace(PROMPT, text="ß", source="data.jsonl:3"))
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_text_for_servers_begins_as_they_would_begin_it(chat_model: Path, adds: bool) -> None:
+    """A server puts the first token before a text where the tokenizer does; elsewhere it is the template's own."""
+    (chat_model / "chat_template.jinja").write_text("<bos>user: {{ messages[0].content }}")
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    if adds:
+        single = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = single
+    tokenizer.save_pretrained(chat_model)
+    config = json.loads((chat_model / "config.json").read_text())
+    (chat_model / "config.json").write_text(json.dumps(config | {"vocab_size": len(tokenizer)}))
+    expected = "user: 47+85=" if adds else "<bos>user: 47+85="
+    assert Codec(chat_model).render(PROMPT) == expected

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from driftproof.errors import CodecError, ConfigError
 from driftproof.tasks.chat import ChatTemplate
 from driftproof.types import Prompt, Tokens
-from driftproof.weights.models import is_panic, load_tokenizer, read_vocabulary, stop_ids
+from driftproof.weights.models import is_panic, load_tokenizer, read_vocabulary, readable, stop_ids
 
 REMEMBERED_TOKENS = 16 * 2**20
 """Tokens of prompts that a codec keeps, 64 MiB of them; prompts beyond are tokenized whenever they are asked for."""
@@ -51,6 +51,9 @@ class Codec:
         ends[str(self._tokenizer.eos_token)] = self.eos_id
         self._ends = dict(sorted(ends.items(), key=lambda end: -len(end[0])))
         """Tokens of their own that end a response, by their text, longest first."""
+        begin = self._tokenizer.bos_token_id
+        with readable(f"{model}: the tokenizer cannot be used"):
+            self._begins = begin is not None and self._tokenizer.encode("")[:1] == [begin]
         # A tokenizer must not be used by two threads at once.
         self._lock = threading.Lock()
         self._prompts: dict[tuple[object, ...], Tokens] = {}
@@ -80,7 +83,9 @@ class Codec:
         """The text that `encode` makes tokens of, without the token that every text begins with."""
         if self._chat is None:
             return _plain_text(prompt)
-        return self._chat.render(prompt).removeprefix(self._tokenizer.bos_token or "")
+        text = self._chat.render(prompt)
+        # Where the tokenizer begins no text by itself, the template's first token is its own.
+        return text.removeprefix(self._tokenizer.bos_token) if self._begins else text
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a response that is known as text, behind them one end-of-sequence token, which the text may end

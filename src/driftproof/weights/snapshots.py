@@ -8,8 +8,10 @@ weights have, so that what is opened is what was trained.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ from torch import Tensor
 from driftproof.faults import fault_points
 from driftproof.run import (
     LATEST,
-    fsync,
     partial_name,
     remove_at_once,
     rename_durably,
@@ -79,16 +80,14 @@ class Publisher:
         partial = partial_name(path)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        for name, source in other_files(self._model).items():
-            content = source.read_bytes()
-            if name == "config.json":
-                content = _with_dtype(content, state)
-            try:
-                _write_file(partial / name, content)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(path / name)) from error
-        with fault_points("snapshot write"):
-            write_tensors(partial / WEIGHTS, state)
+        files = other_files(self._model)
+        # All are forced to disk at once, which takes as long as one.
+        with ThreadPoolExecutor(len(files) or 1) as pool:
+            written = [pool.submit(_flush, _write_file(partial, path, name, files[name], state)) for name in files]
+            with fault_points("snapshot write"):
+                write_tensors(partial / WEIGHTS, state)
+            for flushed in written:
+                flushed.result()
         with fault_points("snapshot rename"):
             rename_durably(partial, path)
 
@@ -115,12 +114,25 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
     return [Snapshot(step=step, path=path) for step, path in step_directories(directory).items()]
 
 
-def _write_file(path: Path, content: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(content)
-    fsync(path)
-    if path.parent.name == TEMPLATES:
-        fsync(path.parent)
+def _write_file(partial: Path, path: Path, name: str, source: Path, state: Mapping[str, Tensor]) -> Path:
+    """Copy a file of the base model into the snapshot that will be `path`, which errors name."""
+    content, copy = source.read_bytes(), partial / name
+    try:
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(_with_dtype(content, state) if name == "config.json" else content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path / name)) from error
+    return copy
+
+
+def _flush(file: Path) -> None:
+    """Force a copied file, and its entry in a folder of its own, to disk."""
+    for path in (file, file.parent)[: 1 + (file.parent.name == TEMPLATES)]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _with_dtype(content: bytes, state: Mapping[str, Tensor]) -> bytes:
