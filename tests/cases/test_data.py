@@ -243,6 +243,8 @@ def test_columns_reach_reward_functions_and_only_them(tmp_path: Path) -> None:
     # A reward of the length alone needs no answer; one of other things gets them as they are.
     bare = save(tmp_path / "bare.jsonl", [{"prompt": "Write.", "n": 3}] * 2)
     assert [prompt.answer for prompt in read(bare, verifier="rewards:score")] == ["", ""]
+    trl = save(tmp_path / "trl.jsonl", [{"prompt": "1+1=", "solution": "2", "level": 3}])
+    assert [prompt.answer for prompt in read(trl, verifier="rewards:score")] == ["2"]
     lists = save(tmp_path / "lists.jsonl", [{"prompt": "Write.", "answer": ["a", 1]}])
     assert [prompt.answer for prompt in read(lists, verifier="rewards:score")] == ['["a", 1]']
     some = save(tmp_path / "some.jsonl", [*ROWS, {"prompt": "?", "answer": None}])

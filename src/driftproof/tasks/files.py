@@ -29,9 +29,11 @@ def jsonl(
     holds them; `verifier` is a name that `driftproof.verify.build` knows. A reward function of your own gets all
     columns, and needs no answer.
     """
+    # Functions of the user's look at columns themselves; theirs is then the answer that they are tried with.
+    others = (VERL_ANSWER, *(("solution", "ground_truth") if own_rewards(verifier) else ()))
     form = Form(
         prompt=(prompt_field, "messages"),
-        answer=(answer_field, VERL_ANSWER) if answer_field == "answer" else (answer_field,),
+        answer=(answer_field, *others) if answer_field == "answer" else (answer_field,),
         system_field=system_field,
         needs_answer=needs_answer(verifier),
         keeps_columns=own_rewards(verifier),
