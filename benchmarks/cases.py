@@ -1,6 +1,6 @@
 """Do the mathematical verifiers judge as a person would? Judged pairs of gold answer and response say it.
 
-    python -m benchmarks.cases ../shared/data/cases/verifier_pairs.jsonl
+    python -m benchmarks.cases tests/cases/answers.jsonl
 
 Each line is `{"verifier": "math", "gold": "18", "response": "so \\\\boxed{18}", "expected": 1}`. Prints the share of
 pairs judged as expected, the false acceptances, the median time of a verdict and every pair judged otherwise. The exit
@@ -20,7 +20,10 @@ from pathlib import Path
 
 from driftproof.verify import Item, Verifier, build
 
-PAIRS = Path(__file__).parents[2] / "shared" / "data" / "cases" / "verifier_pairs.jsonl"
+ROOT = Path(__file__).parent.parent
+OWN = ROOT / "tests" / "cases" / "answers.jsonl"
+BESIDE = ROOT.parent / "shared" / "data" / "cases" / "verifier_pairs.jsonl"
+"""More pairs, where they lie beside the repository."""
 LEAST_AGREEMENT, MOST_FALSE = 0.97, 0.01
 
 
@@ -56,10 +59,10 @@ def judge(rows: Sequence[dict[str, object]]) -> list[Judged]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=Path, nargs="*", default=[PAIRS], help="files of judged pairs, JSON lines")
+    parser.add_argument("pairs", type=Path, nargs="*", help="files of judged pairs, JSON lines")
     arguments = parser.parse_args()
     passed = True
-    for path in arguments.pairs:
+    for path in arguments.pairs or [OWN, *([BESIDE] if BESIDE.exists() else [])]:
         if not path.exists():
             print(f"{path} is missing; give a file of judged pairs", file=sys.stderr)
             return 2

@@ -77,6 +77,10 @@ _CHOSEN = re.compile(
     r"(?:\b(?i:pick|choose|select|option|choice|so|thus|hence|therefore|only|but|is)\b[\s:*(]*|(?<![a-zA-Z])\()([A-J])"
     r"(?:\)?\W*$|[).,;:*]*\s+(?:since|because|as|is\s+(?:correct|right|the)|fits|works|matches)\b)"
 )
+_SAID_LAST = re.compile(
+    r"(?:\b(no\s+(?:\w+\s+)?solutions?|does\s+not\s+exist)|\b(?:is|are|was)\s+([a-zA-Z][a-zA-Z -]{1,40}))\W*$", re.I
+)
+"""Words at the very end: `there is no solution`, `the number is even`."""
 _REMARK = re.compile(r"\n\s*\([^()\n]*[a-zA-Z]{2}[^()\n]*\)\s*$")
 _PART = re.compile(r"^\([a-h]\)\s+(?=[-$\\\d])")
 _YES_OR_NO = re.compile(r"\W*(yes|no|true|false)\b(?=[,.;:!]|\s*$|\s+because)", re.I)
@@ -264,6 +268,8 @@ def _last_expression(text: str) -> list[str]:
     whole = text.strip()
     text = _REMARK.sub("", text)
     readings = [whole] if 0 < len(whole) <= _LONGEST_CLAUSE and "\n" not in whole else []
+    if said := _SAID_LAST.search(text):
+        readings.append(said[1] or said[2])
     if choice := _last(_CHOSEN, text) or _YES_OR_NO.match(text):
         readings.append(choice[1])
     if last := last_expression(text):

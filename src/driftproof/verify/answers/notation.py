@@ -83,6 +83,7 @@ _ALIAS = (
     (re.compile(r"\\dots[cbmio]?(?![a-zA-Z])|\\ldots(?![a-zA-Z])"), r"\\ldots "),
 )
 _ONE_TOKEN = re.compile(r"\\[a-zA-Z]+|.")
+_BOLD_LETTER = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*([a-zA-Z])\s*\}")
 _BOLD_DIGITS = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*\d(?: \d)+(?=[ }\\])")
 _MOST_ROUNDS = 8
 
@@ -95,6 +96,8 @@ def clean(text: str) -> str:
         text = separator.sub("", text)
     for pattern, replacement in _ALIAS:
         text = pattern.sub(replacement, text)
+    if "\\times" in text or "\\cdot" in text:
+        text = _BOLD_LETTER.sub(r"\\vec{\1}", text)
     text = _unwrapped(text, _INVISIBLE, "")
     text = _OLD_UPRIGHT.sub(r"\\text{\1}", text)
     text = _GONE.sub(" ", _COLOR_SWITCH.sub(" ", _unwrapped(text, _WRAPPED, "{}")))

@@ -31,6 +31,8 @@ _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
 _LAST_POINT = re.compile(r"(?<=\d)\.(?!\d)")
 _IMAGINARY = re.compile(r"(?<![a-zA-Z\\_])(?<!_\{)i(?![a-zA-Z])")
 _MIXED = re.compile(r"(?<![\d.}^_])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)")
+_COEFFICIENT = re.compile(r"(?<![\w.}^/)])(\d+)\s*/\s*(\d+)\s*(?=[a-zA-Z](?![a-zA-Z]))")
+"""A fraction in front of a variable: `3/4 x` is three quarters of it."""
 _JUXTAPOSED = re.compile(r"\d\s+\d")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|[a-z]|\\[a-z]+)\s*\^\s*\{\\circ\}")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
@@ -73,6 +75,7 @@ def parsed(latex: str) -> Any | None:
 def _prepared(latex: str) -> str:
     text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", latex)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _COEFFICIENT.sub(r"\\frac{\1}{\2} ", text)
     text = _LAST_POINT.sub("", _DECIMAL.sub(_as_fraction, text))
     if _TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\\frac{\1 \\pi}{180})", text)

@@ -38,6 +38,8 @@ _FEW = 250
 """Characters at the end of a text in which its last expression is looked for first, from the start of their line."""
 _FEW_EXPRESSIONS = 12
 _PHRASE = re.compile(r"\b(?:in|of|per|for\s+(?:each|every|all)|after|every|each)\s+(?:the\s+)?[$]?$", re.I)
+_REASON = re.compile(r"^[^.!?\n]*\b(?:since|because)\b[^.!?\n]*$", re.I)
+"""A reason for what stands in front of it."""
 _NEW_CLAIM = re.compile(
     r"[.!?\n](?:\s|$)|[,;:]|\b(?:so|thus|therefore|hence|then|which|leaves?|leaving|makes?|is|are|was|were|gives?|equals?"
     r"|totals?|and|or|but|remain\w*|has|have|gets?|needs?|costs?|pays?)\b",
@@ -79,7 +81,9 @@ def last_expression(text: str) -> Expression | None:
     lines = text.rfind("\n", 0, max(0, len(text) - _FEW)) + 1
     for start in (lines, 0) if lines else (0,):
         end = text[start:]
-        claimed = [one for one in _joined(end)[-_FEW_EXPRESSIONS:] if is_claimed(end, one.start, one.end)]
+        found = _joined(end)[-_FEW_EXPRESSIONS:]
+        claimed = [one for one in found if is_claimed(end, one.start, one.end)]
+        claimed = claimed or [one for one in found if is_claimed(end, one.start, one.end, ordinals=True)]
         if claimed:
             last = _result(end, claimed)
             one = _signed(end, last)
@@ -93,6 +97,8 @@ def _result(text: str, claimed: list[Expression]) -> Expression:
     in_phrase = _PHRASE.search(text[max(0, last.start - 40) : last.start])
     for one in reversed(claimed[:-1]):
         between = text[one.end : last.start]
+        if _REASON.search(between):
+            return _result(text, claimed[: claimed.index(one) + 1])
         if "=" in last.text or _NEW_CLAIM.search(between):
             break
         if "=" in one.text or in_phrase:

@@ -69,7 +69,7 @@ _BASED = (
     re.compile(rf"{_DIGITS}\(?\s*{_TEXT}\(?\s*(?:in\s+)?base[\s-]+(\d+|{'|'.join(BASES)})\s*\)?\s*\}}?\s*\)?"),
 )
 _FIRST_WORD = re.compile(rf"{_TEXT}([a-zA-Z]{{3,}}|[A-Z]{{2}})(?![a-zA-Z]*\s*(?:[(^_=+*/]|\s-|-\s|-\d))")
-_SENTENCE = re.compile(r"[a-zA-Z]{1,2}\s+[a-zA-Z]{3,}\s+[a-zA-Z]")
+_SENTENCE = re.compile(r"[a-zA-Z]{1,2}\s+([a-zA-Z]{3,})(?:\s+[a-zA-Z]|\s*$)")
 _NAME = re.compile(
     r"(?:[a-zA-Z](?:\s*\([^()]*\))?|\\(?!text|frac|sqrt|sum|int|le|ge|ne|in|pm|pi(?![a-zA-Z]))[a-zA-Z]+"
     r"|(?<=[}\w'])\([a-zA-Z\\,\s]*\)|\\frac\{\s*d?[a-zA-Z]+\s*\}\{\s*d?[a-zA-Z]+\s*\}|\\text\s*\{[^{}\d]*\}|_\s*(?:\{[^{}]*\}|\w)"
@@ -343,7 +343,8 @@ def _is_words(text: str) -> bool:
     """Whether an answer is in words, which say more than the numbers in them."""
     if _EQUALS.search(text):
         return False
-    if _SENTENCE.match(text):
+    sentence = _SENTENCE.match(text)
+    if sentence and sentence[1].lower() not in MATHEMATICAL_WORDS:
         return True
     first = _FIRST_WORD.match(text)
     return text.startswith("\\text") or bool(first and first[1].lower() not in MATHEMATICAL_WORDS)

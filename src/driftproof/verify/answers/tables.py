@@ -115,7 +115,7 @@ RATIOS = {
 """Sizes of measures in the base of their kind."""
 LETTER_UNITS = frozenset(_words("m s g h l L N J W V A K C F T"))
 """Units of one letter: they count behind white space or in upright type alone."""
-PREPOSITIONS = frozenset(("to", "from", "of"))
+PREPOSITIONS = frozenset(("to", "from"))
 """Words that begin no unit: `7 to 8`, but `7 ways to go`."""
 NUMBER_WORDS = {
     word: str(number)
