@@ -450,6 +450,12 @@ def test_f18_a_size_that_takes_no_group_is_refused(size: str, run: Path, capsys:
     assert not (run / "inbox.json").exists()
 
 
+@pytest.mark.parametrize("size", [0, -1, 1025])
+def test_f18_so_it_is_by_whomever_an_inbox_is_served(size: int, run: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--max-megabytes is {size}; 1 to 1,024 are possible"):
+        serve(open_inbox(run), run, host="127.0.0.1", port=0, token_environment="", max_megabytes=size, say=print)
+
+
 # F23: more and more names, more and more refusals.
 
 

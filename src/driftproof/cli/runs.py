@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
     inbox.add_argument("--host", default="127.0.0.1")
     inbox.add_argument("--port", type=whole_number(0, 65535), default=0, help="0: any free one")
     inbox.add_argument("--token-env", default="", metavar="NAME", help="environment variable that holds the token")
-    inbox.add_argument("--max-megabytes", type=int, default=64, help="largest request")
+    inbox.add_argument("--max-megabytes", type=whole_number(1, 1024), default=64, help="largest request")
     ledger = commands.add_parser("ledger", help="verify, repair or prune a run's ledger", allow_abbrev=False)
     actions = ledger.add_subparsers(required=True, metavar="ACTION")
     checking = command(actions, "check", _check_ledger, "whether a run is what it says it is")
