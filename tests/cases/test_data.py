@@ -30,8 +30,8 @@ EXPECTED = [(row["prompt"], row["answer"]) for row in ROWS]
         ("bom.json", codecs.BOM_UTF8 + json.dumps(ROWS).encode()),
         ("array.jsonl", json.dumps(ROWS).encode()),
         ("array.json", b"\n " + json.dumps(ROWS, indent=2).encode() + b"\n"),
-        ("packed.jsonl.gz", gzip.compress(lines(ROWS))),
-        ("packed.jsonl", gzip.compress(codecs.BOM_UTF8 + json.dumps(ROWS).encode())),
+        ("packed.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)),
+        ("packed.jsonl", gzip.compress(codecs.BOM_UTF8 + json.dumps(ROWS).encode(), mtime=0)),
         ("windows.jsonl", lines(ROWS).replace(b"\n", b"\r\n")),
         ("noend.jsonl", lines(ROWS).rstrip()),
         ("table.parquet", ROWS),
@@ -68,8 +68,8 @@ def test_f09_parquet_under_another_name_is_read(tmp_path: Path) -> None:
         (b"ARROW1\x00\x00", "data: this is an Arrow file; save it as Parquet, or load its directory as hf:"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "data: this is a pointer of Git LFS in place of the file"),
         (b"<!DOCTYPE html><html>", "data: this is a page of HTML or XML"),
-        (gzip.compress(gzip.compress(lines(ROWS))), "data: this is a gzip file within gzip"),
-        (gzip.compress(lines(ROWS))[:-12], "data: the gzip file is damaged or cut off"),
+        (gzip.compress(gzip.compress(lines(ROWS), mtime=0), mtime=0), "data: this is a gzip file within gzip"),
+        (gzip.compress(lines(ROWS), mtime=0)[:-12], "data: the gzip file is damaged or cut off"),
         (
             b"prompt,answer\n1+1=,2\n",
             "data:1: no JSON: Expecting value at column 1; it looks like a table of text (CSV)",
@@ -80,7 +80,7 @@ def test_f09_parquet_under_another_name_is_read(tmp_path: Path) -> None:
         (b'[{"prompt": "a", "answer": "b"}, 3]', "data:2: no JSON object: 3"),
         (b'[{"prompt": "a", "answer": "b"},\n{"prompt" "a"}]', "data:2: no JSON: Expecting ':' delimiter at column 11"),
         (b"", "data:1: the file is empty"),
-        (gzip.compress(b"\n"), "data:1: the file is empty"),
+        (gzip.compress(b"\n", mtime=0), "data:1: the file is empty"),
     ],
 )
 def test_f09_another_kind_of_file_is_named(content: bytes, said: str, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_lines_and_unpacked_files_are_bounded(tmp_path: Path, monkeypatch: pytes
     long = [*ROWS, {"prompt": "x" * 2**20, "answer": "1"}]
     assert "data.jsonl:5: the line has more than 1 MiB" in refusal(lambda: read(save(tmp_path / "data.jsonl", long)))
     monkeypatch.setattr("driftproof.tasks.sources.MOST_UNPACKED_BYTES", 60)
-    packed = save(tmp_path / "data.gz", gzip.compress(lines(ROWS)))
+    packed = save(tmp_path / "data.gz", gzip.compress(lines(ROWS), mtime=0))
     assert "come out of the gzip file" in refusal(lambda: read(packed))
     monkeypatch.setattr("driftproof.tasks.sources.MOST_ARRAY_BYTES", 60)
     assert "a JSON array of more than" in refusal(lambda: read(save(tmp_path / "a.json", json.dumps(ROWS).encode())))
