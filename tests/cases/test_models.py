@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, normalizers, processors
+from tokenizers import Regex, Tokenizer, decoders, normalizers, processors
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -43,6 +43,8 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 TEXTS = 258
 """Ids of the byte tokenizer; those of the models above it only pad their vocabulary."""
+ZEROS = r"(0+)+(0+)+\1\2x"
+"""An expression that looks for ever through zeros."""
 SUM = Prompt(index=0, text="1+1=", answer="2")
 
 
@@ -160,7 +162,7 @@ def test_ids_that_only_pad_the_vocabulary_are_never_sampled_and_the_ratio_is_one
 
 def test_f6_a_tokenizer_that_gives_up_in_rust_is_a_sentence(model: Path) -> None:
     def normalize(tokenizer: Tokenizer) -> None:
-        tokenizer.normalizer = normalizers.Replace(Regex(r"(0+)+(0+)+\1\2x"), "")
+        tokenizer.normalizer = normalizers.Replace(Regex(ZEROS), "")
 
     edit_tokenizer(model, normalize)
     codec = Codec(model)
@@ -412,3 +414,30 @@ def test_what_is_no_whole_model_is_refused(model: Path, edit: Callable[[Path], N
     edit(model)
     with pytest.raises(ModelError, match=words):
         inspect_model(model)
+
+
+def test_variables_of_the_chat_template_are_settings_of_the_model(model: Path, tmp_path: Path) -> None:
+    (model / "chat_template.jinja").write_text(PLAIN + "{% if enable_thinking is false %}<no thoughts>{% endif %}")
+    thinking = "--model.chat_template_kwargs.enable_thinking"
+    done = train(recipe(tmp_path, model), "--run.directory", tmp_path / "run", "--run.steps", 1, thinking, "false")
+    assert done.code == 0, done.stderr
+    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+        prompts = {Codec(model).decode(record.group.prompt_tokens) for record in ledger.records()}
+    assert all(prompt.endswith("</u><no thoughts>") for prompt in prompts)
+    done = train("--resume", tmp_path / "run", "--dry-run")
+    assert "[model.chat_template_kwargs]\nenable_thinking = false" in done.stdout
+    done = train(recipe(tmp_path, model), "--dry-run", thinking.replace("thinking", "thnking"), "false")
+    assert done.code == 2
+    assert "did you mean 'enable_thinking'?" in done.stderr
+
+
+def test_f6_a_decoder_that_gives_up_in_rust_is_a_sentence(model: Path) -> None:
+    def decode(tokenizer: Tokenizer) -> None:
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.ByteLevel(), decoders.Fuse(), decoders.Replace(Regex(ZEROS), "")]
+        )
+
+    edit_tokenizer(model, decode)
+    codec = Codec(model)
+    with pytest.raises(CodecError, match="the tokenizer cannot write the text of some tokens"):
+        codec.decode(codec.encode(Prompt(index=0, text="0" * 40, answer="")))

@@ -62,9 +62,19 @@ def published(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_name_is_downloaded_once_and_found_without_a_network(published: Path, tmp_path: Path) -> None:
     directory = tmp_path / "hub" / "models--me--tiny" / "snapshots" / COMMIT
     with serve(published) as hub:
-        names = [(NAME, None), (NAME, "v1"), (f"{NAME}@v1", None), ("me/tyni", None), (NAME, "v9"), ("me/gated", None)]
+        page = f"https://huggingface.co/{NAME}/tree/v1"
+        names = [
+            (NAME, None),
+            (NAME, "v1"),
+            (f"{NAME}@v1", None),
+            (page, None),
+            (f"hf:{NAME}", "v1"),
+            ("me/tyni", None),
+            (NAME, "v9"),
+            ("me/gated", None),
+        ]
         *found, unknown, revision, gated = find(names, tmp_path, HF_ENDPOINT=hub.url)
-        assert found == [str(directory)] * 3
+        assert found == [str(directory)] * 5
         assert "me/tyni is no model directory here" in unknown
         assert "no such model" in unknown
         assert "driftproof tiny-model me/tyni" in unknown

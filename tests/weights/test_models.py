@@ -47,7 +47,7 @@ def test_the_fingerprint_is_of_configuration_and_tokenizer(model_copy: Path):
     [
         (
             shutil.rmtree,
-            "does not exist; give a Hugging Face model directory, or make a tiny one with `driftproof tiny",
+            "does not exist; give a Hugging Face model directory, a model of the hub by OWNER/NAME, or make a tiny one",
         ),
         (lambda d: (d / "config.json").unlink(), "has no config.json; it is not a Hugging Face model directory"),
         (lambda d: (d / "config.json").write_text("{"), "is not a configuration transformers can read"),

@@ -100,8 +100,8 @@ class Codec:
             return str(self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=False))
 
     def decode(self, tokens: ArrayLike) -> str:
-        """The text of response tokens, special tokens left out."""
-        with self._lock:
+        """The text of response tokens, special tokens left out; CodecError where the tokenizer gives up."""
+        with self._lock, _readable("the tokenizer cannot write the text of some tokens"):
             return str(self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True))
 
     def _encode(self, prompt: Prompt) -> list[int]:
@@ -119,7 +119,7 @@ class Codec:
 
     def _tokens(self, text: str, of: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; errors name the prompt or response `of` which it is made."""
-        with _readable(of):
+        with _readable(f"the tokenizer cannot read {of[:60]!r}"):
             tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         if tokens and max(tokens) >= self._vocabulary:
             raise CodecError(
@@ -142,7 +142,7 @@ class Codec:
 
 
 @contextmanager
-def _readable(text: str) -> Iterator[None]:
+def _readable(problem: str) -> Iterator[None]:
     try:
         yield
     except CodecError:
@@ -152,7 +152,7 @@ def _readable(text: str) -> Iterator[None]:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         raise CodecError(
-            f"the tokenizer cannot read {text[:60]!r}: {error}; use a model whose tokenizer covers this text "
+            f"{problem}: {error}; use a model whose tokenizer covers this text "
             "(`driftproof tiny-model DIR --tokenizer bytes` reads any)"
         ) from error
 

@@ -16,7 +16,8 @@ DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 LEFT_OUT = ("*/*.safetensors", "*/*.json", "consolidated*.safetensors")
 """Weights in the form of other programs, beside those that transformers opens."""
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-_NAME = re.compile(rf"({_PART}/{_PART})(?:@(.+))?")
+_NAME = re.compile(rf"(?:hf:/*|https?:/+huggingface\.co/)?({_PART}/{_PART})(?:(?:@|/tree/)(.+))?")
+"""A path makes one of several slashes."""
 _CACHED = re.compile(rf"models--({_PART}?)--({_PART})/snapshots/([0-9a-f]{{40}})/?")
 
 
@@ -32,7 +33,8 @@ def locate(settings: ModelSettings) -> ModelSettings:
 
 def find_model(path: Path, revision: str | None = None) -> Path:
     """The directory of a model: `path` itself where it is one or no hub name, else `OWNER/NAME` or
-    `OWNER/NAME@REVISION` as the hub has it, downloaded unless it is in the hub's cache.
+    `OWNER/NAME@REVISION` as the hub has it, downloaded unless it is in the hub's cache. The address of a model's page
+    names it, too.
 
     A directory of the cache that has been removed is downloaded again. Raises as `locate` does.
     """

@@ -44,7 +44,10 @@ def inspect_model(path: Path) -> ModelInfo:
     from transformers import AutoConfig
 
     if not path.is_dir():
-        how = f"give a Hugging Face model directory, or make a tiny one with `driftproof tiny-model {path}`"
+        how = (
+            "give a Hugging Face model directory, a model of the hub by OWNER/NAME, or make a tiny one with "
+            f"`driftproof tiny-model {path}`"
+        )
         raise ModelError(f"model directory {path} does not exist; {how}")
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} has no config.json; it is not a Hugging Face model directory")
@@ -170,6 +173,7 @@ _TOKENS = (
     "vocab.json",
     "merges.txt",
     "vocab.txt",
+    "tekken.json",
     "chat_template.jinja",
     "chat_template.json",
 )
