@@ -61,5 +61,18 @@ def _without_denominators(relation: Any) -> Any:
 
 
 def _same_solutions(gold: Any, found: Any) -> bool:
+    """Whether two relations of one variable are true for the same numbers, of which there must be one."""
     names = {symbol.name for symbol in gold.free_symbols | found.free_symbols}
-    return len(names) == 1 and bool(verify(gold, found, timeout_seconds=None))
+    if len(names) != 1 or max(gold.count_ops(), found.count_ops()) > _MOST_OPERATIONS:
+        return False
+    if isinstance(gold, sympy.Eq) and isinstance(found, sympy.Eq):
+        a, b = _solutions(gold), _solutions(found)
+        return len(a) == len(b) > 0 and all(any(equal_values(x, y) for y in b) for x in a)
+    return bool(verify(gold, found, timeout_seconds=None))
+
+
+def _solutions(equation: Any) -> list[Any]:
+    try:
+        return list(sympy.solve(equation, *equation.free_symbols))
+    except (NotImplementedError, TypeError, ValueError):
+        return []

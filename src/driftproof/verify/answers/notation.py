@@ -62,7 +62,10 @@ _ALIAS = (
     (re.compile(r"\\lt(?![a-zA-Z])"), "<"),
     (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
     (re.compile(r"\\(?:varnothing|emptyset)(?![a-zA-Z])|\\O(?![a-zA-Z])"), r"\\emptyset "),
-    (re.compile(r"\\(?:imath|jmath|i)(?![a-zA-Z])"), "i"),
+    (re.compile(r"\\(?:imath|i)(?![a-zA-Z])"), "i"),
+    (re.compile(r"\\jmath(?![a-zA-Z])"), "j"),
+    (re.compile(r"\\wedge(?![a-zA-Z])"), r"\\land "),
+    (re.compile(r"\\vee(?![a-zA-Z])"), r"\\lor "),
     (re.compile(r"\\(?:lbrace|lcurly)(?![a-zA-Z])"), r"\\{"),
     (re.compile(r"\\(?:rbrace|rcurly)(?![a-zA-Z])"), r"\\}"),
     (re.compile(r"\\(?:lbrack)(?![a-zA-Z])"), "["),
@@ -71,8 +74,6 @@ _ALIAS = (
     (re.compile(r"\^\s*\\circ(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}"), r"^{\\circ}"),
     (re.compile(r"\\(?:lvert|rvert|vert|mid)(?![a-zA-Z])"), "|"),
     (re.compile(r"\\(?:ne|not\s*=)(?![a-zA-Z])"), r"\\ne "),
-    (re.compile(r"\\(?:land|wedge)(?![a-zA-Z])"), r"\\text{ and }"),
-    (re.compile(r"\\(?:lor|vee)(?![a-zA-Z])"), r"\\text{ or }"),
     (re.compile(r"\\(?:colon|ratio)(?![a-zA-Z])"), ":"),
     (re.compile(r"\\begin\s*\{(?:array\}\s*\{[clr|\s]*|[bpB]?matrix|smallmatrix)\}"), r"\\begin{pmatrix}"),
     (re.compile(r"\\end\s*\{(?:array|[bpB]?matrix|smallmatrix)\}"), r"\\end{pmatrix}"),
@@ -83,6 +84,8 @@ _ALIAS = (
     (re.compile(r"\\dots[cbmio]?(?![a-zA-Z])|\\ldots(?![a-zA-Z])"), r"\\ldots "),
 )
 _ONE_TOKEN = re.compile(r"\\[a-zA-Z]+|.")
+_RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![a-zA-Z])")
+_LOGIC = re.compile(r"\\(?:land|wedge)(?![a-zA-Z])"), re.compile(r"\\(?:lor|vee)(?![a-zA-Z])")
 _BOLD_LETTER = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*([a-zA-Z])\s*\}")
 _BOLD_DIGITS = re.compile(r"\\(?:mathbf|boldsymbol|bm)\s*\{\s*\d(?: \d)+(?=[ }\\])")
 _MOST_ROUNDS = 8
@@ -96,6 +99,8 @@ def clean(text: str) -> str:
         text = separator.sub("", text)
     for pattern, replacement in _ALIAS:
         text = pattern.sub(replacement, text)
+    if _RELATION.search(text):
+        text = _LOGIC[1].sub(r"\\text{ or }", _LOGIC[0].sub(r"\\text{ and }", text))
     if "\\times" in text or "\\cdot" in text:
         text = _BOLD_LETTER.sub(r"\\vec{\1}", text)
     text = _unwrapped(text, _INVISIBLE, "")

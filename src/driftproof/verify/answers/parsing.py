@@ -37,14 +37,19 @@ _JUXTAPOSED = re.compile(r"\d\s+\d")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|[a-z]|\\[a-z]+)\s*\^\s*\{\\circ\}")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _LOGARITHM = re.compile(r"\\log\s*_\s*(\{[^{}]*\}|\w)\s*(\d+|[a-zA-Z])(?![\d.])")
-_DERIVATIVE = re.compile(r"\\frac\{\s*d\s*([a-zA-Z](?:_\{?\w+\}?)?)\s*\}\{\s*d\s*([a-zA-Z])\s*\}")
+_D = r"(?:d|\\partial)\s*(?:\^\s*\{?\d\}?)?\s*"
+_LETTER = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{?\w+\}?)?"
+_DERIVATIVE = re.compile(rf"\\frac\{{\s*{_D}{_LETTER}\s*\}}\{{\s*{_D}{_LETTER}\s*(?:\^\s*\{{?\d\}}?)?\s*\}}")
+_CAPITAL_I = re.compile(r"\\[a-zA-Z]+|I(?!_)")
 _PRIMES = re.compile(r"(?<=[a-zA-Z}])('+|\^\s*\{(?:\\prime\s*)+\}|\^\s*\\prime(?![a-zA-Z]))")
 _PRIMED_INDEX = re.compile(r"_\s*(?:\{(\w+)\}|(\w))\s*(?:('+)|\^\s*\{?(?:\\prime\s*)+\}?)")
 _WORD = re.compile(r"(?<![\\a-zA-Z{])[a-zA-Z]{4,}(?!\})")
 """A word that is no command, no environment and no index."""
 _ROOT_OF_NEGATIVE = re.compile(r"\\sqrt\s*\[")
-_UNREADABLE = re.compile(r"\\vec.*\\times|\d\s*'")
-"""Products of vectors, which the reader takes for products of numbers, and minutes of arc."""
+_UNREADABLE = re.compile(
+    r"\\vec.*\\times|[A-Z]\s*\\times\s*[A-Z]|\d\s*'|\\(?:angle|triangle|hat|widehat|land|lor|wedge|vee|neg)(?![a-zA-Z])"
+)
+"""What the reader takes for products of letters: those of vectors and sets, angles, logic, minutes of arc."""
 _HUGE = re.compile(r"\\(?:gcd|lcm|operatorname).*\^|\\[dt]?binom\s*\{[^{}]*(?:\d{5}|\^)")
 """Functions that the reader computes at once."""
 
@@ -80,7 +85,8 @@ def _prepared(latex: str) -> str:
     if _TRIGONOMETRY.search(text):
         text = _DEGREES.sub(r"(\\frac{\1 \\pi}{180})", text)
     text = _LOGARITHM.sub(r"\\log_\1{(\2)}", text)
-    text = _DERIVATIVE.sub(r"D_{\1\2}", text)
+    text = _DERIVATIVE.sub(lambda found: f"D_{{{re.sub('[^a-zA-Z0-9]', '', found[0])}}}", text)
+    text = _CAPITAL_I.sub(lambda found: "X_{I}" if found[0] == "I" else found[0], text)
     text = _PRIMED_INDEX.sub(r"_{\1\2p}", text)
     text = _PRIMES.sub(lambda found: f"_{{{'p' * (found[0].count(chr(39)) + found[0].count('prime'))}}}", text)
     return _IMAGINARY.sub(" i ", text)
