@@ -49,11 +49,12 @@ RESULTS = ("array", "booleans", "boolean_array", "tensor", "tensors", "generator
 
 
 def test_r1_whatever_a_function_returns_becomes_rewards_one_for_each_function() -> None:
-    with pool(*RESULTS, "judge") as verifier:
+    with pool(*RESULTS, "judge", "keywords_too") as verifier:
         verdicts = verifier.score([item("2"), item("3")])
     for verdict, reward in zip(verdicts, (1.0, 0.0), strict=True):
         assert verdict == Verdict(
-            reward=reward * (len(RESULTS) + 1), parts=tuple((name, reward) for name in (*RESULTS, "judge"))
+            reward=reward * (len(RESULTS) + 2),
+            parts=tuple((name, reward) for name in (*RESULTS, "judge", "keywords_too")),
         )
 
 
@@ -171,7 +172,7 @@ def test_r3_a_list_of_another_length_is_no_reward() -> None:
 
 # H-b: responses that break a verifier which otherwise works.
 
-BREAKING = ("loop", "raise", "recurse", "memory", "numbers", "nan", "text")
+BREAKING = ("loop", "raise", "recurse", "memory", "numbers", "killed", "nan", "text")
 
 
 def test_hb_a_response_that_breaks_its_verifier_gets_0_within_its_time() -> None:
@@ -231,6 +232,13 @@ def test_r2_right_and_wrong_answers_are_scored_in_the_writing_that_is_understood
         (f"\\boxed{{{n}}}", 1.0, f"\\boxed{{{n + 1}}}", 0.0) for n in (1, 3, 5, 7)
     ]
     assert trial.warnings == ()
+
+
+def test_r2_a_wrong_answer_is_found_where_all_prompts_have_one_answer() -> None:
+    with closing(build("exact")) as verifier:
+        for answer, wrong in [("19", "10"), ("x+3y", "x+4y"), ("blue", "not blue")]:
+            (trial,) = tried(verifier, answer, built_in=True).tried
+            assert (trial.wrong.response, trial.tells) == (wrong, True)
 
 
 @pytest.mark.parametrize(

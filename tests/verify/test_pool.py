@@ -180,7 +180,7 @@ def test_a_verifier_that_fails_while_it_is_imported_is_refused(
 ) -> None:
     monkeypatch.setenv("BAD_IMPORT", how)
     if how == "hang":
-        monkeypatch.setattr(processes, "_START_SECONDS", 1.0)
+        monkeypatch.setattr(processes, "START_SECONDS", 1.0)
     with pytest.raises(VerifierError) as refused:
         VerifierPool("bad_imports:verify", processes=2, timeout_seconds=5)
     assert problem in str(refused.value)

@@ -1,7 +1,9 @@
 """`driftproof lab`: a grid of runs, and the report on it."""
 
+import sys
 from argparse import Namespace
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -37,7 +39,8 @@ def _run(known: Namespace) -> None:
     check_store()
     config = located(LabConfig.load(known.recipe, known.settings))
     directory = config.lab.directory or Path("labs") / config.run.name
-    check_grid(config)
+    say = partial(print, file=sys.stderr)
+    check_grid(config, lambda text: say(f"warning: {text}"), say)
     found = read_results(config, directory)
     if known.dry_run:
         missing = missing_cells(config, found)

@@ -25,7 +25,7 @@ from driftproof.lab.settings import LabConfig
 from driftproof.lab.staleness import make_staleness
 from driftproof.run import written_whole
 from driftproof.runtime.build import make_task
-from driftproof.runtime.preflight import preflight
+from driftproof.runtime.preflight import Say, preflight
 from driftproof.runtime.resources import limit_threads, quiet_libraries
 from driftproof.weights.hub import origin_of
 from driftproof.weights.models import earlier_fingerprint, fingerprint_weights
@@ -85,13 +85,20 @@ def _earlier_base(config: LabConfig) -> str:
     return fingerprint_weights(config.model.path, earlier_fingerprint(config.model.path))
 
 
-def check_grid(config: LabConfig) -> None:
-    """Check everything that can be checked without starting."""
+def check_grid(config: LabConfig, warn: Say = lambda _: None, tell: Say = lambda _: None) -> None:
+    """Check everything that can be checked without starting; `warn` and `tell` as in `preflight`, each text once."""
+    said = set[str]()
+
+    def once(say: Say, text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
     if (engine := config.engine.name) != "embedded":
         raise ConfigError(f"the lab writes its own responses; engine.name must be 'embedded', got {engine!r}")
     # Runs of one objective are right or wrong together.
     for cell in {cell.label: cell for cell in planned_cells(config) if cell.lr}.values():
-        preflight(cell_config(config, cell))
+        preflight(cell_config(config, cell), lambda text: once(warn, text), lambda text: once(tell, text))
     if not config.evaluation.prompts or not make_task(config).heldout:
         needs = f"task {config.task.name!r} must have some, and evaluation.prompts must not be 0"
         raise ConfigError(f"the lab measures accuracy on held-out prompts: {needs}")

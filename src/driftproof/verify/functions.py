@@ -79,10 +79,10 @@ def load(name: str) -> RewardFunction:
     first, second = [*parameters, "", "-"][:2]
     if "solution_str" in parameters:
         found, never = _verls(name, function, parameters), needed - VERLS
-    elif "completions" in parameters or _takes_all(parameters):
-        found, never = _trls(name, function, parameters, needed), needed & NOBODY_GIVES
     elif first.strip("_") in RESPONSE and second.strip("_") in ANSWER:
         found, never = _ours(name, function), needed - {first, second}
+    elif "completions" in parameters or _takes_all(parameters):
+        found, never = _trls(name, function, parameters, needed), needed & NOBODY_GIVES
     else:
         shown_ = ", ".join(map(str, parameters.values()))[:MOST_SHOWN]
         raise TypeError(

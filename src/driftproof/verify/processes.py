@@ -27,11 +27,11 @@ from typing import Any, Self
 from driftproof.errors import VerifierError
 from driftproof.verify.protocol import Item
 
-_START_SECONDS = 60.0
+START_SECONDS = 60.0
 """How long a process may take to start and to import the functions."""
 _MOST_QUEUED = 4
 """Items handed to one process at a time: a process does not wait for its next item, and few wait behind a slow one."""
-_MOST_BYTES = 1 << 20
+MESSAGE_BYTES = 1 << 20
 """Longest message of a process; what ours write is far shorter."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -108,7 +108,7 @@ class _Child:
     def deadline(self, timeout_seconds: float) -> float:
         """When it must have reported again, monotonic seconds; infinite while idle."""
         if not self.ready:
-            return self.since + _START_SECONDS
+            return self.since + START_SECONDS
         return self.since + timeout_seconds - self.queue[0].spent if self.queue else math.inf
 
     def give(self, task: _Task, fields: Sequence[dict[str, Any]]) -> None:
@@ -138,7 +138,7 @@ class _Child:
             if not isinstance(message, dict):
                 return messages, False
             messages.append(message)
-        return messages, bool(data) and len(self.received) <= _MOST_BYTES
+        return messages, bool(data) and len(self.received) <= MESSAGE_BYTES
 
     def kill(self) -> str:
         """Kill the process and all it has started; returns how it ended ("exited with code 3")."""
@@ -291,7 +291,7 @@ class Processes:
         worked = time.monotonic() - child.since
         ending = child.kill()
         if not child.ready:
-            ending = f"did not finish within {_START_SECONDS:g} s" if timed_out else ending
+            ending = f"did not finish within {START_SECONDS:g} s" if timed_out else ending
             raise VerifierError(f"verifier {self.name} cannot be imported: its process {ending}")
         task = child.queue.popleft() if child.queue else None
         work.waiting.extendleft(reversed(child.queue))

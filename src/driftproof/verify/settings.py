@@ -18,7 +18,7 @@ class VerifySettings:
     """Time for one response; a verifier that needs longer is killed."""
     memory_gib: Annotated[float, Gt(0)] = DEFAULT_MEMORY_GIB
     """Memory that a verifier process may take beyond what it has with its functions imported, in GiB; Linux only."""
-    on_timeout: Literal["zero", "none"] | float = "zero"
+    on_timeout: Literal["zero", "none"] | Annotated[float, Ge(-1e9), Le(1e9)] = "zero"
     """Reward of a response that breaks a verifier which otherwise works, by time, memory, an exception or a value that
     is no number: `zero`, `none` (it is not trained on), or a number, where wrong answers get less than 0."""
     together: bool = False

@@ -4,6 +4,7 @@ Guarantees: functions that cannot score one gold answer, and a verifier of ours 
 refused.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -95,7 +96,13 @@ def _wrong(prompt: Prompt, prompts: Sequence[Prompt], gold: Callable[[Prompt], s
     """The right answer to another prompt, or what is none to any."""
     right = gold(prompt)
     near = (prompts[(prompt.index + distance) % len(prompts)] for distance in range(1, min(len(prompts), 50)))
-    return next((other for other in map(gold, near) if other.strip() not in ("", right.strip())), f"not {right}")
+    return next((other for other in map(gold, near) if other.strip() not in ("", right.strip())), _changed(right))
+
+
+def _changed(right: str) -> str:
+    """Another answer than the right one: a digit more or less, or its negation."""
+    start, digit, end = re.fullmatch(r"(.*?)(\d?)(\D*)", right, re.DOTALL).groups()  # type: ignore[union-attr]
+    return f"{start}{(int(digit) + 1) % 10}{end}" if digit else f"not {right}"
 
 
 def _refuse(name: str, tried: Sequence[Tried], built_in: bool) -> None:
