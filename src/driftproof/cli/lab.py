@@ -3,7 +3,6 @@
 import sys
 from argparse import Namespace
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -39,9 +38,11 @@ def _run(known: Namespace) -> None:
     check_store()
     config = located(LabConfig.load(known.recipe, known.settings))
     directory = config.lab.directory or Path("labs") / config.run.name
-    say = partial(print, file=sys.stderr)
-    check_grid(config, lambda text: say(f"warning: {text}"), say)
+    told: list[str] = []
+    check_grid(config, lambda text: told.append(f"warning: {text}"), told.append)
     found = read_results(config, directory)
+    for text in told:
+        print(text, file=sys.stderr)
     if known.dry_run:
         missing = missing_cells(config, found)
         for cell in missing:
