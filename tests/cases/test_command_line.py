@@ -22,6 +22,7 @@ from driftproof.errors import ConfigError
 from driftproof.lab.settings import LabConfig
 from driftproof.run import RunDirectory
 from driftproof.runtime.placement.local import LONGEST_DIRECTORY, _choose_directory_of_sockets
+from driftproof.runtime.resources import largest_micro_batch
 from driftproof.runtime.supervisor import resume_hint
 from tests.runtime.runs import LIMIT, end, launch
 
@@ -318,6 +319,51 @@ def test_groups_of_one_are_warned_of(recipe: Path, capsys: pytest.CaptureFixture
     assert "warning" not in capsys.readouterr().err
     assert main(["check", *lone[1:2], *lone[3:]]) == 0
     assert "warning: rollouts.group_size is 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "settings", "words"),
+    [
+        (1e-3, [], "learner needs more memory than cpu has; use a smaller model"),
+        (1.03, ["--learner.groups_per_step", "4096", "--learner.token_budget", "16384"],
+         "lower learner.token_budget, which is 16,384"),
+        (1.05, ["--sampling.max_tokens", "8000", "--engine.slots", "1", "--learner.token_budget", "1000"],
+         "set learner.gradient_checkpointing to true, or lower sampling.max_tokens, which is 8,000"),
+        (1.2, ["--engine.slots", "100000", "--learner.groups_per_step", "9999", "--learner.token_budget", "999"],
+         "each worker needs more memory than cpu has; lower engine.slots, which is 100,000, or sampling.max_tokens"),
+        (1.05, ["--rollouts.workers", "20"], "all processes on cpu together need"),
+    ],
+    ids=["model", "budget", "one long row", "slots", "together"],
+)  # fmt: skip
+def test_check_names_what_to_lower(
+    gibibytes: float,
+    settings: list[str],
+    words: str,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("driftproof.runtime.resources.memory_of", lambda _: int(gibibytes * 2**30))
+    assert main(["check", str(recipe), *settings]) == 1
+    said = capsys.readouterr().out
+    assert words in said
+    assert "prompts of up to 6 tokens and responses of" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompt", "rows"),
+    [
+        # Groups of 4 with responses of 6 tokens, the last of which is not read; 2 groups of them.
+        ([], 6, (2, 6 + 4 * 5)),
+        (["--learner.token_budget", "30"], 6, (2, 6 + 5)),
+        (["--learner.groups_per_step", "4000"], 6, (16384 // 26, 26)),
+        (["--learner.groups_per_step", "4", "--learner.updates_per_step", "2"], 6, (2, 26)),
+        (["--sampling.max_tokens", "1000"], 500, (8, 500 + 999)),
+    ],
+)
+def test_check_counts_real_positions(settings: list[str], prompt: int, rows: tuple[int, int], recipe: Path) -> None:
+    config = load_config(recipe, settings)
+    assert largest_micro_batch(config, prompt, config.sampling.max_tokens) == rows
 
 
 def test_U1_a_long_TMPDIR(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

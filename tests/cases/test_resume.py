@@ -235,6 +235,20 @@ def test_F13_a_run_whose_directory_is_gone_says_so(what: str, recipe: Path) -> N
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_a_snapshot_of_a_run_is_evaluated_on_its_task(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = finished / "snapshots" / "latest"
+    assert main(["eval", str(model), "--evaluation.prompts", "5", "--evaluation.samples", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith(f"task and sampling of {finished}")
+    assert "on arithmetic, 5 held-out prompts" in said
+    # A task that is named is not mixed with that of the run.
+    assert main(["eval", str(model), "--task.name", "gsm8k"]) == 2
+    assert "task 'gsm8k' needs the field 'path'" in capsys.readouterr().err
+
+
 def test_F24_a_finished_run_is_looked_at_where_nothing_can_be_written(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
