@@ -50,12 +50,14 @@ class Kind:
     """Class of transformers."""
     settings: dict[str, Any] = field(default_factory=dict)
     note: str = ""
-    rename: Callable[[str], str] | None = None
+    rename: Callable[[str], str] = str
     """Other names for the tensors of its file."""
+    masks: str = ""
+    """Where its file holds the masks of layer {}, as old ones do."""
 
 
-def _kind(config: str, note: str = "", rename: Callable[[str], str] | None = None, **settings: Any) -> Kind:
-    return Kind(config=config, settings=settings, note=note, rename=rename)
+def _kind(config: str, note: str = "", rename: Callable[[str], str] = str, masks: str = "", **settings: Any) -> Kind:
+    return Kind(config=config, settings=settings, note=note, rename=rename, masks=masks)
 
 
 KINDS: dict[str, Kind] = {
@@ -136,13 +138,20 @@ KINDS: dict[str, Kind] = {
     "starcoder2": _kind("Starcoder2Config", "windows", sliding_window=WINDOW),
     "gpt2": _kind("GPT2Config", "learned positions", n_inner=None),
     "gpt2 of the hub": _kind(
-        "GPT2Config", "names without a prefix", lambda name: name.removeprefix("transformer."), n_inner=None
+        "GPT2Config",
+        "names without a prefix, masks in the file",
+        lambda name: name.removeprefix("transformer."),
+        masks="h.{}.attn.bias",
+        n_inner=None,
     ),
     "gpt_bigcode": _kind("GPTBigCodeConfig", "learned positions", n_inner=None),
     "gpt_neo": _kind("GPTNeoConfig", attention_types=[[["global", "local"], 1]], window_size=WINDOW),
     "gptj": _kind("GPTJConfig", rotary_dim=8, n_inner=None),
     "codegen": _kind("CodeGenConfig", rotary_dim=8, n_inner=None),
     "gpt_neox": _kind("GPTNeoXConfig", "the head has another name in files"),
+    "pythia of the hub": _kind(
+        "GPTNeoXConfig", "masks in the file", masks="gpt_neox.layers.{}.attention.bias", attention_bias=True
+    ),
     "opt": _kind("OPTConfig", "learned positions", ffn_dim=128, word_embed_proj_dim=64),
     "qwen2_moe": _kind("Qwen2MoeConfig", "experts", shared_expert_intermediate_size=32, **_QWEN_MOE),
     "qwen3_moe": _kind("Qwen3MoeConfig", "experts", head_dim=16, **_QWEN_MOE),
@@ -210,10 +219,11 @@ def make(name: str, directory: Path, tokenizer: Path) -> Path:
     model = AutoModelForCausalLM.from_config(config_class(**_IDS | _SIZES | kind.settings), dtype=torch.float32)
     randomize(model)
     model.save_pretrained(path)
-    if kind.rename is not None:
-        tensors = load_file(path / WEIGHTS)
-        renamed = {kind.rename(key): tensor for key, tensor in tensors.items()}
-        save_file(renamed, path / WEIGHTS, metadata={"format": "pt"})
+    tensors = {kind.rename(key): tensor for key, tensor in load_file(path / WEIGHTS).items()}
+    if kind.masks:
+        mask = torch.ones(1, 1, CONTEXT, CONTEXT, dtype=torch.bool).tril()
+        tensors |= {kind.masks.format(layer): mask.clone() for layer in range(2)}
+    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / file, path / file)
     return path

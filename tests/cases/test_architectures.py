@@ -16,6 +16,7 @@ from benchmarks.architectures.measures import CLOSE, greedy_agreement, ratio_of_
 from benchmarks.architectures.models import KINDS, make, make_tokenizer
 from driftproof.cli.main import main
 from driftproof.engines.embedded.engine import EmbeddedEngine
+from driftproof.engines.vllm.plugin import check_snapshot, read_shapes
 from driftproof.errors import EngineError, ModelError
 from driftproof.learner.policy import Policy
 from driftproof.ledger.ledger import Ledger
@@ -28,7 +29,7 @@ FEW = (
     "gemma2",
     "gpt_oss",
     "qwen3_moe",
-    "gpt_neox",
+    "pythia of the hub",
     "gpt2 of the hub",
     "qwen2, head stored",
     "granite",
@@ -98,6 +99,9 @@ def test_the_first_snapshot_has_the_logits_of_the_base_model_in_a_new_process(
     }
     found = reopened({name: (model, snapshots[name]) for name, model in few.items()})
     assert found == dict.fromkeys(FEW, 0.0)
+    # A server that has opened the base model takes it, too.
+    for name, model in few.items():
+        check_snapshot(snapshots[name], model, read_shapes(model), tied=True)
 
 
 @pytest.mark.parametrize("name", FEW)

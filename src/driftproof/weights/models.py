@@ -213,8 +213,10 @@ def longest_context(config: Any) -> int | None:
     of_layers = getattr(config, "rope_parameters", None) or {}
     for rope in (of_layers, *of_layers.values()):
         if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
-            original = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
-            longest = min(original, longest or original)
+            original = rope.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            longest = min(filter(None, (original, longest)), default=None)
     return longest or None
 
 
