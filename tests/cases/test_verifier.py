@@ -321,6 +321,8 @@ def test_judged_answers_of_our_own() -> None:
         "\\boxed{" + "√" * 1_900 + "}",
         "\\sqrt(" * 5_000,
         "\\boxed{" + "\\pm 1" * 300 + "}",
+        "\\boxed{\\sin \\Rightarrow }",
+        "\\boxed{\\infty 9^{9^{9}} i}",
     ],
     ids=lambda response: repr(response[:24]),
 )

@@ -13,6 +13,8 @@ import sympy
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
+from driftproof.verify.answers.values import is_computable
+
 logging.getLogger("latex2sympy2_extended").setLevel(logging.ERROR)
 
 _LONGEST = 500
@@ -70,7 +72,7 @@ def parsed(latex: str) -> Any | None:
         )
     except Exception:  # noqa: BLE001 (the reader raises whatever its parser or sympy does)
         return None
-    if not isinstance(found, sympy.Basic | sympy.MatrixBase):
+    if not isinstance(found, sympy.Basic | sympy.MatrixBase) or not is_computable(found):
         return None
     if "i" in {symbol.name for symbol in found.free_symbols}:
         found = found.xreplace({symbol: sympy.I for symbol in found.free_symbols if symbol.name == "i"})

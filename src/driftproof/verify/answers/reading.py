@@ -120,7 +120,9 @@ def _read(text: str, deep: int) -> Form | None:
         return Group("{", "}", ())
     if ENVIRONMENT.match(text):
         return _together("", "", rows(text), deep)
-    text = trimmed(_ASIDE.sub("", _FOLLOWS.split(text)[-1]))
+    text = trimmed(_ASIDE.sub("", next((part for part in reversed(_FOLLOWS.split(text)) if part.strip()), "")))
+    if not text:
+        return None
     if modulus := _MODULUS.search(text):
         return _of_modulus(_read(text[: modulus.start()], deep - 1), modulus)
     return _special(text, deep) or _compound(text, deep) or _single(text)

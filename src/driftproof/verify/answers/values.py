@@ -40,6 +40,11 @@ def is_value(one: Any) -> bool:
     return isinstance(one, sympy.Expr) and not one.has(sympy.zoo, sympy.nan, sympy.oo, sympy.Integral)
 
 
+def is_computable(one: Any) -> bool:
+    """Whether every number in an object is small enough to be computed."""
+    return all(_digits(part) <= _LARGEST for part in one.atoms(sympy.Pow, sympy.exp, sympy.factorial, sympy.binomial))
+
+
 def equal_values(a: Any, b: Any, numbers: tuple[Number | None, Number | None] = (None, None)) -> bool:
     """Whether two values are equal wherever they are both defined; `numbers` are those that are plain decimals."""
     if _digits(a) > _LARGEST or _digits(b) > _LARGEST:
