@@ -51,7 +51,7 @@ _ROOT_OF_NEGATIVE = re.compile(r"\\sqrt\s*\[")
 _UNREADABLE = re.compile(
     r"\\vec.*\\times|[A-Z]\s*\\times\s*[A-Z]|\d\s*'|\\(?:angle|triangle|hat|widehat|land|lor|wedge|vee|neg)(?![a-zA-Z])"
 )
-"""What the reader takes for products of letters: those of vectors and sets, angles, logic, minutes of arc."""
+"""Symbols that the reader takes for products of letters: those of vectors and sets, angles, logic, minutes of arc."""
 _HUGE = re.compile(r"\\(?:gcd|lcm|operatorname).*\^|\\[dt]?binom\s*\{[^{}]*(?:\d{5}|\^)")
 """Functions that the reader computes at once."""
 
