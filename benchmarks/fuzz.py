@@ -34,7 +34,7 @@ BATCH = 250
 MORE_MEMORY = 2 << 30
 """Bytes of address space."""
 SLOW_SECONDS = 10.0
-"""That an input may take at most, its making included."""
+"""Computing time that an input may take at most."""
 SLOW_SHARE = 10
 """A parser that takes tens of milliseconds an input gets a tenth of the inputs."""
 
@@ -57,11 +57,12 @@ def all_parsers() -> list[Parser]:
 def fuzz(parser: Parser, inputs: int, first_seed: int) -> dict[str, Any]:
     """So many inputs; how they ended."""
     counts, crashes, messages = {"inputs": 0, "accepted": 0, "refused": 0}, _Crashes(), set()
+    # Computing time: others may be at work on the machine, and what only waits meets the time limit of its process.
     slowest = 0.0
 
     def meet(value: object) -> None:
         nonlocal slowest
-        started = time.perf_counter()
+        started = time.process_time()
         counts["inputs"] += 1
         try:
             outcome = parser(value)
@@ -72,7 +73,7 @@ def fuzz(parser: Parser, inputs: int, first_seed: int) -> dict[str, Any]:
         else:
             counts["accepted" if outcome.accepted else "refused"] += 1
             messages.add(outcome.message[:60])
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         slowest = max(slowest, seconds)
         if seconds > SLOW_SECONDS:
             crashes.add(f"took more than {SLOW_SECONDS:g} s", value)

@@ -49,6 +49,7 @@ INDEX_OF_NUMBERS = b'{"weight_map": {"lm_head.weight": true}}'
         ("index of shards", INDEX_OF_NUMBERS),
         ("index of shards", b"[" * 100_000),
         ("index of shards", b'{"weight_map": {"lm_head.weight": ""}}'),
+        ("index of shards", b'{"weight_map": {"lm_head.weight": "\\u0000"}}'),
         ("checkpoint", Changed("state.json", b"null")),
         ("checkpoint", Changed("state.json", b'{"format_version": 1, "step": null}')),
         ("model description", Changed("config.json", b'{"model_type": "llama", "attention_bias": null}')),

@@ -171,6 +171,8 @@ def weight_files(directory: Path) -> list[Path]:
         raise FileNotFoundError(f"{directory} has neither {WEIGHTS} nor {INDEX}; give a Hugging Face model directory")
     try:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if any("\0" in shard for shard in shards):
+            raise ValueError("a file's name has a NUL character")
         # Files of this directory, whatever the index says.
         return [directory / Path(shard).name for shard in shards]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
