@@ -62,8 +62,8 @@ def _without_denominators(relation: Any) -> Any:
 
 def _same_solutions(gold: Any, found: Any) -> bool:
     """Whether two relations of one variable are true for the same numbers, of which there must be one."""
-    names = {symbol.name for symbol in gold.free_symbols | found.free_symbols}
-    if len(names) != 1 or max(gold.count_ops(), found.count_ops()) > _MOST_OPERATIONS:
+    names = [{symbol.name for symbol in one.free_symbols} for one in (gold, found)]
+    if names[0] != names[1] or len(names[0]) != 1 or max(gold.count_ops(), found.count_ops()) > _MOST_OPERATIONS:
         return False
     if isinstance(gold, sympy.Eq) and isinstance(found, sympy.Eq):
         a, b = _solutions(gold), _solutions(found)
@@ -72,7 +72,8 @@ def _same_solutions(gold: Any, found: Any) -> bool:
 
 
 def _solutions(equation: Any) -> list[Any]:
+    (symbol,) = equation.free_symbols
     try:
-        return list(sympy.solve(equation, *equation.free_symbols))
+        return list(sympy.solve(equation, symbol))
     except (NotImplementedError, TypeError, ValueError):
         return []

@@ -83,7 +83,8 @@ def last_expression(text: str) -> Expression | None:
         end = text[start:]
         found = _joined(end)[-_FEW_EXPRESSIONS:]
         claimed = [one for one in found if is_claimed(end, one.start, one.end)]
-        claimed = claimed or [one for one in found if is_claimed(end, one.start, one.end, ordinals=True)]
+        if not claimed and len(found) == 1:
+            claimed = [one for one in found if is_claimed(end, one.start, one.end, ordinals=True)]
         if claimed:
             last = _result(end, claimed)
             one = _signed(end, last)
@@ -95,10 +96,11 @@ def _result(text: str, claimed: list[Expression]) -> Expression:
     """The last expression, or that in front of it in its sentence: `9*2=18 dollars in 3 days` is 18."""
     last = claimed[-1]
     in_phrase = _PHRASE.search(text[max(0, last.start - 40) : last.start])
+    for position in reversed(range(len(claimed) - 1)):
+        if _REASON.search(text[claimed[position].end : last.start]):
+            return _result(text, claimed[: position + 1])
     for one in reversed(claimed[:-1]):
         between = text[one.end : last.start]
-        if _REASON.search(between):
-            return _result(text, claimed[: claimed.index(one) + 1])
         if "=" in last.text or _NEW_CLAIM.search(between):
             break
         if "=" in one.text or in_phrase:

@@ -88,7 +88,10 @@ _BUILDER = re.compile(
     r"^\s*[a-zA-Z](?:\s*\\in\s*\\mathbb\s*\{?\s*[RQZ]\s*\}?)?\s*(?:\||:|\\text\{\s*such that\s*\})\s*"
     r"(?=.*[<>=]|.*\\(?:le|ge|ne|in)\b)"
 )
-_FOLLOWS = re.compile(r"\\(?:implies|(?:Long|long)?(?:R|r)ightarrow|iff|Leftrightarrow)(?![a-zA-Z])")
+_FOLLOWS = tuple(
+    f"\\{name}" for name in ("implies", "Rightarrow", "Longrightarrow", "iff", "Leftrightarrow", "rightarrow")
+)
+"""Arrows in front of what follows from the text before."""
 _APPROX = re.compile(r"\\(?:approx|simeq|doteq|sim)(?![a-zA-Z])")
 _THOUSANDS = re.compile(r"(?<![\d,.(\[{])([1-9]\d{0,2}(?:,\d{3})+)(?![\d,]*\d)")
 _OUTWARD = re.compile(r"(?=\]|.*\[$)([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
@@ -120,7 +123,7 @@ def _read(text: str, deep: int) -> Form | None:
         return Group("{", "}", ())
     if ENVIRONMENT.match(text):
         return _together("", "", rows(text), deep)
-    text = trimmed(_ASIDE.sub("", next((part for part in reversed(_FOLLOWS.split(text)) if part.strip()), "")))
+    text = trimmed(_ASIDE.sub("", next(reversed(split(text, *_FOLLOWS)), "")))
     if not text:
         return None
     if modulus := _MODULUS.search(text):
@@ -297,8 +300,10 @@ def _equation(text: str, deep: int) -> Form | None:
     first, last = sides[0], sides[-1]
     if any(_WORDED.search(side) for side in sides[1:-1]):
         return Words(normal_words(text))
-    if not first or not last:
-        return _read(last or first, deep - 1)
+    if not last:
+        return Words(text)  # nothing is said to be equal
+    if not first:
+        return _read(last, deep - 1)
     if len({number.value for side in sides if (number := read_number(side))}) > 1:
         return Words(text)
     return _assignment(first, last, text, len(sides), deep)
