@@ -409,6 +409,7 @@ def test_r1_and_r3_whole_rows_reach_functions_of_a_recipe(
     assert parts in said(capsys)
 
 
+@pytest.mark.slow
 def test_what_stands_beside_the_recipe_is_found_from_elsewhere(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ def test_objectives_and_advantages_import_torch_and_nothing_heavier():
     assert {name for name in own if not name.startswith("driftproof.objectives")} == {
         "driftproof",
         "driftproof.errors",
+        "driftproof.text",
         "driftproof.types",
     }
     assert {name.split(".")[0] for name in new - own} <= sys.stdlib_module_names | {"numpy"}
