@@ -108,9 +108,8 @@ def test_real_benchmarks_validate_themselves(name: str) -> None:
 
 @needs_data
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mistakes"), [("math500", 2), ("aime24", 0), ("amc23", 0), ("minerva", 1)])
+@pytest.mark.parametrize(("name", "mistakes"), [("math500", 0), ("aime24", 0), ("amc23", 0), ("minerva", 1)])
 def test_whole_benchmarks_validate_themselves(name: str, mistakes: int) -> None:
     found = validate(build(name, path=SHARED / name / "test.jsonl"), limit=None)
     assert found.answers == SIZES[name]
-    # Math-Verify takes -x=5 for x=5, and the last number of an unboxed polynomial for the answer.
     assert len(found.mistakes) <= mistakes, found.mistakes

@@ -34,6 +34,7 @@ _TOKEN = re.compile(
     r"|(?P<other>.)",
     re.DOTALL,
 )
+_MATRIX = re.compile(r"\\begin\{(?:[a-z]*matrix|array)\}")
 _FEW = 250
 """Characters at the end of a text in which its last expression is looked for first, from the start of their line."""
 _FEW_EXPRESSIONS = 12
@@ -147,6 +148,10 @@ def _runs(text: str) -> list[tuple[int, int]]:
             and _WORDS_IN_MATHEMATICS.search(token["group"].strip("$"))
         ):
             kind, position = "money", token.start() + 1
+        if kind == "group" and _MATRIX.match(token["group"]):
+            # With the sign or the factor in front of it.
+            start, end = token.start() if start is None else start, token.end()
+            continue
         if kind == "group":
             finish()
             runs.append(token.span())
