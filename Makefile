@@ -32,15 +32,13 @@ results: .venv/ready $(MODELS)/tiny-qwen3 $(MODELS)/tiny-sums
 	for recipe in studies/recipes/*.toml; do $(BIN)/driftproof lab $$recipe || exit 1; done
 	$(BIN)/python -m studies.page docs/results.md
 
-<<<<<<< HEAD
 # Tiny models of every architecture, three measures of each, and the tables of docs/architectures.md: minutes.
 architectures: .venv/ready
 	$(BIN)/python -m benchmarks.architectures
-=======
+
 # The mathematical verifiers on judged pairs: at least 97% as a person would, at most 1% falsely accepted.
 cases: .venv/ready
 	$(BIN)/python -m benchmarks.cases
->>>>>>> a0accfb (The verifier judges as a person would: the final answer behind thinking, tags, boxes and statements; units, separators, Unicode, lists, intervals and exact numbers around Math-Verify)
 
 # A seeded storm of 100 kills and as many faults as there are places: nothing is lost, nothing is trained twice.
 chaos: .venv/ready $(MODELS)/tiny-qwen3
