@@ -1,7 +1,7 @@
 r"""Answers as people and models write them: every kind of spelling, right and wrong, judged as a person would.
 
 The kinds K01 to K17 and P01 to P11 each have inputs of their own here; the judged pairs that name them lie beside the
-repository. docs/engines.md says for each kind what counts as equal.
+repository. docs/answers.md says for each kind what counts as equal.
 """
 
 from __future__ import annotations

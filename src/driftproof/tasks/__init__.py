@@ -53,7 +53,8 @@ def build(name: str, **fields: Any) -> Task:
     rewards = _checked_rewards(name, fields.pop("verifier", None), fields.pop("weights", ()))
     for field in fields:
         if field not in parameters and not takes_all:
-            raise TaskError(f"task {name!r}: {unknown_name('field', field, [*parameters, 'verifier', 'weights'])}")
+            valid = sorted({*parameters, "verifier", "weights"})
+            raise TaskError(f"task {name!r}: {unknown_name('field', field, valid)}")
     for field, parameter in parameters.items():
         if parameter.default is parameter.empty and field not in fields and parameter.kind is not parameter.VAR_KEYWORD:
             raise TaskError(f"task {name!r} needs the field {field!r}")

@@ -1,7 +1,7 @@
 r"""Mathematical equality through Math-Verify: `\frac{1}{2}`, `0.5` and `1/2` are one answer.
 
 Four verifiers, which differ in where they look for the final answer: `boxed` in the last complete `\boxed{}`, `hashes`
-behind the last `####`, `number` at the last number, and `math` wherever the response says it. docs/engines.md says what
+behind the last `####`, `number` at the last number, and `math` wherever the response says it. docs/answers.md says what
 counts as equal, `driftproof.verify.answers` how. Only to be used through the process pool: an answer can still make
 Math-Verify compute for long, and the pool's time limit is the only one.
 """
